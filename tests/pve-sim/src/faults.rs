@@ -1,0 +1,83 @@
+//! Faults that can be switched on for one simulated node. They stand in a file, so that the daemon and each task process see them alike.
+
+use std::{collections::BTreeMap, fs, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+/// What goes wrong on this node at present. Everything off is the default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Faults {
+    /// The local API (`pvedaemon`) does not listen.
+    pub daemon_down: bool,
+    /// A request whose body comes in a later segment than its header is answered `500 user name not set`, as a busy real daemon does.
+    pub split_request_bug: bool,
+    /// Faults by storage id.
+    pub storages: BTreeMap<String, StorageFault>,
+    /// Faults of the next tasks, taken from the front: the first entry whose `kind` fits is used up.
+    pub tasks: Vec<TaskFault>,
+    /// Seconds for which the clean-up after a stop or destroy holds the VM's lock.
+    pub cleanup_holds_lock_s: f64,
+}
+
+/// What is wrong with one storage.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StorageFault {
+    /// It cannot be activated, as a folder that should be a mount point and is none.
+    pub offline: bool,
+    /// Writing fails with "No space left on device" after this many bytes.
+    pub full_after_bytes: Option<u64>,
+    /// Copies run at this many KiB a second (`qemu-img convert -r`).
+    pub rate_kib: Option<u64>,
+    /// Anything that touches it blocks until the fault is removed, as a dead NFS mount does.
+    pub hung: bool,
+    /// An image on it cannot be removed (the task warns).
+    pub remove_fails: bool,
+}
+
+/// How a task ends that is hit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskFault {
+    /// The UPID's type, `qmclone`, `qmstart` ...; empty for any.
+    pub kind: String,
+    /// What happens to it.
+    pub effect: TaskEffect,
+}
+
+/// The effect of a [`TaskFault`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskEffect {
+    /// The worker gets SIGKILL once it has begun its real work: no end line, left-overs stay.
+    Killed,
+    /// The worker gets SIGTERM once it has begun its real work: it rolls back.
+    Terminated,
+    /// All is done, yet the log ends without an end line.
+    NoEndLine,
+    /// All is done, and the log ends in `TASK WARNINGS: n`.
+    Warnings(u32),
+    /// Nothing is done, and the log ends in `TASK ERROR: <text>`.
+    Error(String),
+    /// The real work begins only after this many milliseconds.
+    Delayed(u64),
+}
+
+impl Faults {
+    /// Reads the file; none is no fault.
+    pub fn load(path: &Path) -> io::Result<Self> {
+        match fs::read(path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(io::Error::other),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Replaces the file in one step.
+    pub fn store(&self, path: &Path) -> io::Result<()> {
+        let temporary = path.with_extension("json.tmp");
+        fs::write(&temporary, serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
+        fs::rename(temporary, path)
+    }
+}

@@ -1,0 +1,4 @@
+//! A simulated PVE 9 host: what an agent sees of one, made of real files, locks, processes and images.
+
+pub mod faults;
+pub mod layout;
