@@ -1,0 +1,163 @@
+//! The reasons of `google.rpc.ErrorInfo` in domain `pvelet`. They are part of the API: a reason is never renamed, and a client may decide by
+//! it. The list with code, meaning and remedy stands in `docs/api.md`.
+
+/// The domain of every `ErrorInfo` that an agent sends.
+pub const DOMAIN: &str = "pvelet";
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        $($(#[$doc])* pub const $name: &str = stringify!($name);)*
+        /// Every reason, for tests and documentation.
+        pub const ALL: &[&str] = &[$($name),*];
+    };
+}
+
+reasons! {
+    // INVALID_ARGUMENT, each with a google.rpc.BadRequest that names the field.
+    /// A field is malformed in a way that has no reason of its own.
+    INVALID_FIELD;
+    /// The VM's name is no DNS name.
+    INVALID_NAME;
+    /// The tenant's name is malformed.
+    INVALID_TENANT;
+    /// The request id is missing or malformed.
+    INVALID_REQUEST_ID;
+    /// The SMBIOS UUID is missing or malformed.
+    INVALID_UUID;
+    /// The VMID is outside the host's configured range, or outside PVE's.
+    VMID_OUT_OF_RANGE;
+    /// An IP address or subnet is malformed.
+    INVALID_ADDRESS;
+    /// The gateway is not inside the subnet.
+    INVALID_GATEWAY;
+    /// An SSH public key is malformed.
+    INVALID_SSH_KEY;
+    /// A MAC address is malformed, or another VM of the cluster has it.
+    INVALID_MAC;
+    /// A target storage was named for a linked clone.
+    LINKED_CLONE_STORAGE;
+    /// A disk would shrink.
+    DISK_SHRINK;
+
+    // NOT_FOUND
+    /// No such VM in the PVE cluster, or another tenant's.
+    VM_NOT_FOUND;
+    /// No template on this host has that VMID or those tags.
+    TEMPLATE_NOT_FOUND;
+    /// No such storage on this node.
+    STORAGE_NOT_FOUND;
+    /// No such bridge on this node.
+    BRIDGE_NOT_FOUND;
+    /// No such pool.
+    POOL_NOT_FOUND;
+    /// No such operation, or another tenant's.
+    OPERATION_NOT_FOUND;
+
+    // ALREADY_EXISTS
+    /// The VMID is in use in the PVE cluster.
+    VMID_IN_USE;
+    /// The request id was used with another body.
+    REQUEST_ID_REUSED;
+
+    // ABORTED: try again
+    /// PVE holds a lock on the VM (backup, migrate, clone ...).
+    VM_LOCKED;
+    /// Another operation works on the same VM.
+    OPERATION_IN_PROGRESS;
+    /// A lock of PVE was not had before the operation's deadline.
+    LOCK_TIMEOUT;
+    /// Somebody else changed the VM's config meanwhile.
+    CONFIG_CHANGED;
+
+    // UNAVAILABLE: try again
+    /// This node's part of the cluster has no quorum.
+    NO_QUORUM;
+    /// PVE's local daemon does not answer.
+    PVE_DOWN;
+    /// The cluster file system does not answer.
+    PVE_FS_HUNG;
+    /// The storage is offline, disabled, or does not answer.
+    STORAGE_OFFLINE;
+    /// The agent shuts down.
+    AGENT_DRAINING;
+
+    // RESOURCE_EXHAUSTED
+    /// The storage is full.
+    STORAGE_FULL;
+    /// No VMID of the configured range is free.
+    VMID_RANGE_EXHAUSTED;
+    /// A quota is used up.
+    QUOTA;
+    /// Too many calls of this kind are under way.
+    OVERLOADED;
+    /// The client reads its stream too slowly.
+    SLOW_CONSUMER;
+
+    // FAILED_PRECONDITION
+    /// The VM's `protection` is set.
+    VM_PROTECTED;
+    /// The VM runs.
+    VM_RUNNING;
+    /// The VM does not run.
+    VM_NOT_RUNNING;
+    /// The VM is a template.
+    VM_IS_TEMPLATE;
+    /// The source of a clone is no template.
+    NOT_A_TEMPLATE;
+    /// PVE's HA manager decides over the VM.
+    VM_HA_MANAGED;
+    /// A replication job copies the VM.
+    VM_REPLICATED;
+    /// Linked clones depend on the template.
+    TEMPLATE_IN_USE;
+    /// Another VM has that VMID now.
+    UUID_MISMATCH;
+    /// Several VMs of the cluster have that UUID.
+    AMBIGUOUS_UUID;
+    /// The VM is on another node; metadata `node`.
+    VM_ON_OTHER_HOST;
+    /// The agent only observes.
+    OBSERVE_ONLY;
+    /// A newer leader of this controller has announced itself.
+    STALE_EPOCH;
+    /// The controller comes with a lease UID that was not accepted.
+    UNKNOWN_LEASE;
+    /// The VM has no cloud-init drive.
+    NO_CLOUD_INIT_DRIVE;
+    /// A disk of a deleted VM could not be removed; metadata `volumes`.
+    DISK_LEFT;
+    /// The operation has ended, or is past the point where it can be undone.
+    NOT_CANCELLABLE;
+    /// The host shuts down or is in maintenance.
+    HOST_SHUTTING_DOWN;
+    /// The VM was not made by pvelet, or belongs to another owner.
+    NOT_OURS;
+
+    // PERMISSION_DENIED
+    /// The caller's role does not allow the call.
+    ROLE;
+    /// The caller may not act for this tenant.
+    SCOPE_TENANT;
+    /// The caller's scope does not hold this VM.
+    SCOPE_VM;
+    /// The caller's scope does not hold this storage.
+    SCOPE_STORAGE;
+    /// The caller's scope does not hold this bridge or VLAN.
+    SCOPE_NETWORK;
+
+    // DEADLINE_EXCEEDED
+    /// The guest did not shut down in time.
+    SHUTDOWN_TIMEOUT;
+    /// The operation did not end before its deadline.
+    OPERATION_TIMEOUT;
+
+    // CANCELLED
+    /// Stopped by CancelOperation.
+    CANCELLED;
+
+    // INTERNAL, UNKNOWN
+    /// PVE refused or failed in a way that has no reason of its own; metadata `upid` where there is a task.
+    PVE_FAILED;
+    /// A fault of the agent itself.
+    INTERNAL;
+}
