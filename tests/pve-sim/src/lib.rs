@@ -2,3 +2,6 @@
 
 pub mod faults;
 pub mod layout;
+pub mod ticket;
+pub mod task;
+pub mod api;
