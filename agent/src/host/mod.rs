@@ -1,0 +1,7 @@
+//! The host boundary: the only place that touches the operating system or PVE. It knows no protobuf.
+//!
+//! One trait per outside thing; the real implementation and a fake stand beside each other.
+
+pub mod clock;
+pub mod links;
+pub mod pve;
