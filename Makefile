@@ -1,0 +1,56 @@
+# What people and CI call. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+# Test builds have the named crash points, at which a test makes a process end itself. Release builds do not.
+TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/crash-points
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: help setup build demo test test-quick test-full check fmt clippy deny docs lint bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install what this machine lacks (Debian packages, Rust where there is none)
+	@tests/setup.sh
+
+build: setup ## Build all programs
+	@tests/with-rust.sh $(CARGO) build --workspace --bins --features $(TEST_FEATURES)
+
+demo: build ## Three simulated PVE hosts, a controller, three machines: the main path
+	@tests/with-rust.sh tests/demo.sh
+
+test-quick: build ## Unit tests only: the daily loop
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES) --lib --bins
+
+test: build ## All tests
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+
+test-full: build ## All tests, and the long matrices
+	@PVELET_TEST_FULL=1 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+
+check: setup fmt clippy deny docs lint ## Format, clippy, licences, docs, house rules
+
+fmt:
+	@tests/with-rust.sh $(CARGO) fmt --all --check
+
+clippy:
+	@tests/with-rust.sh $(CARGO) clippy --workspace --all-targets --features $(TEST_FEATURES) -- -D warnings
+
+deny:
+	@tests/with-rust.sh tests/deny.sh
+
+docs:
+	@RUSTDOCFLAGS="-D warnings" tests/with-rust.sh $(CARGO) doc --workspace --no-deps --quiet
+
+lint:
+	@tests/lint.sh
+
+bench: setup ## Benchmarks: a table, and target/bench.json
+	@tests/with-rust.sh $(CARGO) build --release --workspace --bins
+	@tests/with-rust.sh $(CARGO) run --release --package pvelet-tests --bin pvelet-bench
+
+clean: ## Remove what was built
+	@$(CARGO) clean

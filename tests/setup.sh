@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Installs what a fresh Debian machine lacks for building and testing. Does nothing, and says nothing, where all is there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# command or file that must exist -> Debian package
+need=(
+  "cc:build-essential"
+  "pkg-config:pkg-config"
+  "git:git"
+  "qemu-img:qemu-utils"
+  "fusermount3:fuse3"
+)
+missing=()
+for pair in "${need[@]}"; do
+  command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}")
+done
+pkg-config --exists libsystemd 2>/dev/null || missing+=("libsystemd-dev")
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+if [ "${#missing[@]}" -gt 0 ]; then
+  command -v apt-get >/dev/null 2>&1 || { echo "setup: install these yourself, this is no Debian: ${missing[*]}" >&2; exit 1; }
+  echo "setup: installing ${missing[*]}"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+[ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
+want=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+if ! command -v cargo >/dev/null 2>&1; then
+  echo "setup: installing Rust by Debian's rustup"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends rustup >/dev/null 2>&1 \
+    || { echo "setup: this Debian has no rustup package; install Rust $want or newer by rustup, then run again" >&2; exit 1; }
+  rustup toolchain install stable --profile minimal --component clippy,rustfmt
+fi
+have=$(rustc --version | cut -d' ' -f2)
+if [ "$(printf '%s\n' "$want" "$have" | sort -V | head -n1)" != "$want" ]; then
+  echo "setup: Rust $have is too old, $want is needed: rustup update stable" >&2
+  exit 1
+fi
+[ -c /dev/fuse ] || echo "setup: /dev/fuse is missing: the simulated host cannot mount its cluster file system here" >&2
