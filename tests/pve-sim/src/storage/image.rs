@@ -1,0 +1,295 @@
+//! Image files: made, copied, resized and snapshotted by the real qemu-img; their headers are read directly.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufReader, Read},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use super::lock::Log;
+use crate::{api::Failure, layout::NodeLayout};
+
+/// The program, as messages name it.
+pub const QEMU_IMG: &str = "/usr/bin/qemu-img";
+/// The largest file on a real host's ext4, and on one of 1 KiB blocks as a small file system has them.
+const MAX_FILE: u64 = (16 << 40) - 4096;
+const MAX_FILE_SMALL: u64 = (4 << 40) - 1024;
+
+/// What is known about an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Bytes that the guest sees.
+    pub size: u64,
+    /// Bytes that it takes.
+    pub used: u64,
+    /// `raw`, `qcow2`, `vmdk`.
+    pub format: String,
+    /// The backing file, as it stands in the image.
+    pub parent: Option<String>,
+    /// Seconds since 1970 of the last change.
+    pub ctime: i64,
+}
+
+/// Reads an image's size, use and backing file.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn info(path: &Path, format: &str) -> io::Result<Info> {
+    let meta = fs::metadata(path)?;
+    let mut info = Info { size: meta.len(), used: meta.blocks() * 512, format: format.to_owned(), parent: None, ctime: meta.ctime() };
+    let mut head = Vec::new();
+    match format {
+        "qcow2" => {
+            File::open(path)?.take(64 << 10).read_to_end(&mut head)?;
+            let number = |at: usize, length: usize| head.get(at..at + length).map(|b| b.iter().fold(0u64, |n, b| (n << 8) | u64::from(*b)));
+            if head.starts_with(b"QFI\xfb") {
+                info.size = number(24, 8).unwrap_or(0);
+                let (at, length) = (number(8, 8).unwrap_or(0), number(16, 4).unwrap_or(0));
+                let range = usize::try_from(at).unwrap_or(0)..usize::try_from(at + length).unwrap_or(0);
+                if let (false, Some(name)) = (range.is_empty(), head.get(range)) {
+                    info.parent = Some(String::from_utf8_lossy(name).into_owned());
+                }
+            }
+        }
+        "vmdk" => {
+            // A sparse extent tells its capacity in sectors of 512 bytes at offset 12.
+            File::open(path)?.take(20).read_to_end(&mut head)?;
+            if let (true, Some(sectors)) = (head.starts_with(b"KDMV"), head.get(12..20)) {
+                info.size = sectors.iter().rev().fold(0u64, |n, b| (n << 8) | u64::from(*b)) * 512;
+            }
+        }
+        _ => {}
+    }
+    Ok(info)
+}
+
+/// Where images are made: the node, and whether the storage is a small file system.
+pub(super) struct Place<'a> {
+    pub(super) layout: &'a NodeLayout,
+    pub(super) small: bool,
+}
+
+impl Place<'_> {
+    fn too_large(&self, format: &str, bytes: u64) -> bool {
+        format == "raw" && bytes > if self.small { MAX_FILE_SMALL } else { MAX_FILE }
+    }
+
+    /// The path of a real host.
+    fn shown(&self, path: &Path) -> String {
+        format!("/{}", path.strip_prefix(self.layout.root()).unwrap_or(path).display())
+    }
+
+    /// Makes an image; `backing` is path and format of a base, relative to the image's folder.
+    pub(super) fn create(&self, path: &Path, format: &str, bytes: u64, backing: Option<(&str, &str)>, log: Log<'_>) -> Result<(), Failure> {
+        let shown = self.shown(path);
+        let preallocation = if format == "qcow2" && backing.is_none_or(|(_, f)| f == "qcow2") { "metadata" } else { "off" };
+        let mut command = Command::new(QEMU_IMG);
+        command.args(["create", "-q"]);
+        if let Some((file, file_format)) = backing {
+            command.args(["-b", file, "-F", file_format]);
+        }
+        command.args(["-f", format]);
+        let details = match (format, backing) {
+            ("qcow2", Some((file, file_format))) => {
+                command.args(["-o", &format!("cluster_size=128k,extended_l2=on,preallocation={preallocation}")]);
+                format!(
+                    "cluster_size=131072 extended_l2=on preallocation={preallocation} compression_type=zlib size={bytes} \
+                     backing_file={file} backing_fmt={file_format} lazy_refcounts=off refcount_bits=16"
+                )
+            }
+            ("qcow2", None) => {
+                command.args(["-o", "preallocation=metadata"]);
+                format!("cluster_size=65536 extended_l2=off preallocation=metadata compression_type=zlib size={bytes} lazy_refcounts=off refcount_bits=16")
+            }
+            ("vmdk", _) => format!("size={bytes} compat6=off hwversion=undefined"),
+            _ => format!("size={bytes} preallocation=off"),
+        };
+        command.arg(path);
+        if backing.is_none() {
+            command.arg(bytes.to_string());
+        }
+        log(&format!("Formatting '{shown}', fmt={format} {details}"));
+        if self.too_large(format, bytes) {
+            return Err(Failure::die(format!("unable to create image: qemu-img: {shown}: The image size is too large for file format 'raw'")));
+        }
+        match self.run(&mut command) {
+            Ok(()) => Ok(()),
+            Err(lines) => Err(Failure::die(format!("unable to create image: {}", lines.last().cloned().unwrap_or_default()))),
+        }
+    }
+
+    /// Grows an image to `bytes`.
+    pub(super) fn resize(&self, path: &Path, format: &str, bytes: u64, log: Log<'_>) -> Result<(), Failure> {
+        let shown = self.shown(path);
+        let preallocation = if format == "qcow2" { "metadata" } else { "off" };
+        let failed = format!("command '{QEMU_IMG} resize '--preallocation={preallocation}' -f {format} {shown} {bytes}' failed: exit code 1");
+        if self.too_large(format, bytes) {
+            log("qemu-img: Could not resize file: File too large");
+            return Err(Failure::die(failed));
+        }
+        if fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o200 == 0) {
+            // A base image is immutable on a real host; here its mode stands for that.
+            log(&format!("qemu-img: Could not open '{shown}': Could not open '{shown}': Operation not permitted"));
+            return Err(Failure::die(failed));
+        }
+        let mut command = Command::new(QEMU_IMG);
+        command.args(["resize", "-q", &format!("--preallocation={preallocation}"), "-f", format]).arg(path).arg(bytes.to_string());
+        match self.run(&mut command) {
+            Ok(()) => {
+                log("Image resized.");
+                Ok(())
+            }
+            Err(lines) => {
+                lines.iter().for_each(|line| log(line));
+                Err(Failure::die(failed))
+            }
+        }
+    }
+
+    /// `qemu-img snapshot <action> <name>` (`-c` make, `-a` roll back, `-d` delete).
+    pub(super) fn snapshot(&self, path: &Path, action: &str, name: &str) -> Result<(), Failure> {
+        let mut command = Command::new(QEMU_IMG);
+        command.args(["snapshot", action, name]).arg(path);
+        self.run(&mut command).map_err(|lines| {
+            let shown = self.shown(path);
+            let last = lines.last().cloned().unwrap_or_default();
+            Failure::die(format!("command '{QEMU_IMG} snapshot {action} {name} {shown}' failed: {last}"))
+        })
+    }
+
+    /// Copies an image into one that exists, with progress in the log.
+    pub(super) fn copy(&self, copy: &Copy<'_>, log: Log<'_>) -> Result<(), Failure> {
+        let (from_shown, to_shown) = (self.shown(copy.from), self.shown(copy.to));
+        let snapshot = copy.snapshot.map(|name| format!("-l snapshot.name={name} ")).unwrap_or_default();
+        let failed = Failure::die(format!(
+            "copy failed: command '{QEMU_IMG} convert -p -n {snapshot}-f {} -O {} {from_shown} zeroinit:{to_shown}' failed: exit code 1",
+            copy.from_format, copy.to_format
+        ));
+        let total = info(copy.from, copy.from_format)?.size;
+        log(&progress(0.0, total));
+        if let Some(room) = copy.room
+            && room < fs::metadata(copy.from)?.blocks() * 512
+        {
+            log(&progress(room as f64 / total.max(1) as f64, total));
+            log(&format!("qemu-img: error while writing at byte {room}: No space left on device"));
+            return Err(failed);
+        }
+        let mut command = Command::new(QEMU_IMG);
+        command.args(["convert", "-p", "-n", "-f", copy.from_format, "-O", copy.to_format]);
+        if let Some(name) = copy.snapshot {
+            command.arg("-l").arg(format!("snapshot.name={name}"));
+        }
+        if let Some(rate) = copy.rate_kib {
+            command.args(["-r", &format!("{rate}K")]);
+        }
+        let mut target = std::ffi::OsString::from("zeroinit:");
+        target.push(copy.to);
+        command.arg(copy.from).arg(target).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        if let Some(output) = child.stdout.take() {
+            follow(output, total, log)?;
+        }
+        let done = child.wait_with_output()?;
+        if done.status.success() {
+            return Ok(());
+        }
+        self.lines(&done.stderr).iter().for_each(|line| log(line));
+        Err(failed)
+    }
+
+    fn run(&self, command: &mut Command) -> Result<(), Vec<String>> {
+        match command.stdin(Stdio::null()).output() {
+            Ok(done) if done.status.success() => Ok(()),
+            Ok(done) => Err(self.lines(&done.stderr)),
+            Err(error) => Err(vec![format!("qemu-img: {error}")]),
+        }
+    }
+
+    fn lines(&self, output: &[u8]) -> Vec<String> {
+        let root = self.layout.root().display().to_string();
+        String::from_utf8_lossy(output).replace(&root, "").lines().map(str::to_owned).collect()
+    }
+}
+
+/// A copy to be made.
+pub(super) struct Copy<'a> {
+    pub(super) from: &'a Path,
+    pub(super) from_format: &'a str,
+    pub(super) snapshot: Option<&'a str>,
+    pub(super) to: &'a Path,
+    pub(super) to_format: &'a str,
+    /// KiB a second.
+    pub(super) rate_kib: Option<u64>,
+    /// Bytes left on the target; none: enough.
+    pub(super) room: Option<u64>,
+}
+
+/// Turns qemu-img's `(12.34/100%)` into lines of the log, one for each whole percent.
+fn follow(output: impl Read, total: u64, log: Log<'_>) -> io::Result<()> {
+    let mut text = String::new();
+    let mut told = 0.0;
+    for byte in BufReader::new(output).bytes() {
+        let byte = byte?;
+        if byte != b'\r' && byte != b'\n' {
+            text.push(char::from(byte));
+            continue;
+        }
+        let percent = text.trim().strip_prefix('(').and_then(|t| t.split_once('/')).and_then(|(p, _)| p.parse::<f64>().ok());
+        if let Some(percent) = percent
+            && percent >= told + 1.0
+        {
+            log(&progress(percent / 100.0, total));
+            told = percent;
+        }
+        text.clear();
+    }
+    if told < 100.0 {
+        log(&progress(1.0, total));
+    }
+    Ok(())
+}
+
+fn progress(part: f64, total: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+    let total = total as f64;
+    format!("transferred {} of {} ({:.2}%)", human(total * part), human(total), part * 100.0)
+}
+
+fn human(bytes: f64) -> String {
+    let mut value = bytes;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return format!("{value:.1} {unit}");
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn progress_is_told_once_for_each_percent() {
+        let mut lines = Vec::new();
+        follow(&b"    (0.00/100%)\r    (50.00/100%)\r    (50.10/100%)\r    (100.00/100%)\n"[..], 64 << 20, &mut |l| lines.push(l.to_owned())).unwrap();
+        assert_eq!(lines, ["transferred 32.0 MiB of 64.0 MiB (50.00%)", "transferred 64.0 MiB of 64.0 MiB (100.00%)"]);
+    }
+
+    #[test]
+    fn a_header_tells_size_and_backing_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = NodeLayout::new(folder.path(), "n");
+        let place = Place { layout: &layout, small: false };
+        let (base, clone) = (folder.path().join("base.qcow2"), folder.path().join("clone.qcow2"));
+        place.create(&base, "qcow2", 64 << 20, None, &mut |_| {}).unwrap();
+        place.create(&clone, "qcow2", 64 << 20, Some(("base.qcow2", "qcow2")), &mut |_| {}).unwrap();
+        let found = info(&clone, "qcow2").unwrap();
+        assert_eq!((found.size, found.parent.as_deref()), (64 << 20, Some("base.qcow2")));
+        assert_eq!(info(&base, "qcow2").unwrap().parent, None);
+    }
+}
