@@ -8,11 +8,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::lock::Log;
+use super::Log;
 use crate::{api::Failure, layout::NodeLayout};
 
 /// The program, as messages name it.
-pub const QEMU_IMG: &str = "/usr/bin/qemu-img";
+const QEMU_IMG: &str = "/usr/bin/qemu-img";
 /// The largest file on a real host's ext4, and on one of 1 KiB blocks as a small file system has them.
 const MAX_FILE: u64 = (16 << 40) - 4096;
 const MAX_FILE_SMALL: u64 = (4 << 40) - 1024;
@@ -36,7 +36,7 @@ pub struct Info {
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn info(path: &Path, format: &str) -> io::Result<Info> {
+pub(super) fn info(path: &Path, format: &str) -> io::Result<Info> {
     let meta = fs::metadata(path)?;
     let mut info = Info { size: meta.len(), used: meta.blocks() * 512, format: format.to_owned(), parent: None, ctime: meta.ctime() };
     let mut head = Vec::new();
@@ -275,9 +275,9 @@ mod tests {
 
     #[test]
     fn progress_is_told_once_for_each_percent() {
-        let mut lines = Vec::new();
-        follow(&b"    (0.00/100%)\r    (50.00/100%)\r    (50.10/100%)\r    (100.00/100%)\n"[..], 64 << 20, &mut |l| lines.push(l.to_owned())).unwrap();
-        assert_eq!(lines, ["transferred 32.0 MiB of 64.0 MiB (50.00%)", "transferred 64.0 MiB of 64.0 MiB (100.00%)"]);
+        let lines = std::cell::RefCell::new(Vec::new());
+        follow(&b"    (0.00/100%)\r    (50.00/100%)\r    (50.10/100%)\r    (100.00/100%)\n"[..], 64 << 20, &|l| lines.borrow_mut().push(l.to_owned())).unwrap();
+        assert_eq!(lines.into_inner(), ["transferred 32.0 MiB of 64.0 MiB (50.00%)", "transferred 64.0 MiB of 64.0 MiB (100.00%)"]);
     }
 
     #[test]
@@ -286,8 +286,8 @@ mod tests {
         let layout = NodeLayout::new(folder.path(), "n");
         let place = Place { layout: &layout, small: false };
         let (base, clone) = (folder.path().join("base.qcow2"), folder.path().join("clone.qcow2"));
-        place.create(&base, "qcow2", 64 << 20, None, &mut |_| {}).unwrap();
-        place.create(&clone, "qcow2", 64 << 20, Some(("base.qcow2", "qcow2")), &mut |_| {}).unwrap();
+        place.create(&base, "qcow2", 64 << 20, None, &|_| {}).unwrap();
+        place.create(&clone, "qcow2", 64 << 20, Some(("base.qcow2", "qcow2")), &|_| {}).unwrap();
         let found = info(&clone, "qcow2").unwrap();
         assert_eq!((found.size, found.parent.as_deref()), (64 << 20, Some("base.qcow2")));
         assert_eq!(info(&base, "qcow2").unwrap().parent, None);

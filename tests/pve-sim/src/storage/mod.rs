@@ -3,11 +3,11 @@
 mod config;
 mod image;
 mod list;
-pub mod lock;
 mod volume;
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     thread,
@@ -17,15 +17,17 @@ use std::{
 pub use config::{Config, Storage};
 pub use image::Info;
 pub use list::{Entry, Status};
-pub use lock::Log;
-use lock::{Held, Wait};
-pub use volume::{Volume, image_name, split};
+pub use volume::{Volume, image_name, is_storage_id, split};
 
 use crate::{
     api::{Failure, failure::os_text},
     faults::{Faults, StorageFault},
     layout::NodeLayout,
+    lock,
 };
+
+/// Takes the lines of a task's log.
+pub type Log<'a> = &'a dyn Fn(&str);
 
 const HUNG_POLL: Duration = Duration::from_millis(50);
 
@@ -142,13 +144,13 @@ impl Storages {
         Ok(self.layout.host_path(&self.shown_path(volume)?))
     }
 
-    /// Takes a storage's lock: a file's for a local one, a folder's in `/etc/pve/priv/lock` for a shared one.
+    /// Takes a storage's lock.
     ///
     /// # Errors
     /// When it is not had in time.
-    pub fn lock(&self, id: &str, log: Log<'_>) -> Result<Held, Failure> {
+    pub fn lock(&self, id: &str, log: Log<'_>) -> Result<File, Failure> {
         let shown = format!("/var/lock/pve-manager/pve-storage-{id}");
-        lock::take(&self.layout.storage_lock(id), &shown, Wait::exclusive(self.lock_factor), log)
+        lock::take(&self.layout.storage_lock(id), &shown, false, lock::WAIT.mul_f64(self.lock_factor), log)
     }
 
     /// The next free disk name of a VM on a storage.
@@ -193,7 +195,7 @@ impl Storages {
         self.make_room(&volume, &path)?;
         let quiet = storage.kind == "btrfs" && format == "raw";
         let made = if quiet {
-            self.place(new.storage).create(&path, format, new.bytes, None, &mut |_| {})
+            self.place(new.storage).create(&path, format, new.bytes, None, &|_| {})
         } else {
             self.place(new.storage).create(&path, format, new.bytes, None, log)
         };

@@ -1,167 +1,136 @@
-//! Volume ids (`local:101/vm-101-disk-0.qcow2`) and the names of volumes on a directory.
-
-use std::{fmt, str::FromStr};
+//! Volume ids, `storage:name`, and what the name says.
 
 use crate::api::Failure;
 
-/// `<storage>:<name>`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Volid {
-    /// The storage.
+/// A volume of a file-based storage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// The storage's id.
     pub storage: String,
-    /// The volume's name on it.
-    pub volume: String,
+    /// `images`, `iso`, `vztmpl`, `snippets`, `import` or `backup`.
+    pub content: &'static str,
+    /// The VM that an image belongs to by its folder; 0 for other content.
+    pub owner: u32,
+    /// The file's name.
+    pub name: String,
+    /// For a linked clone: owner and name of its base image.
+    pub base: Option<(u32, String)>,
 }
 
-impl Volid {
-    /// What the name means on a directory.
-    ///
-    /// # Errors
-    /// When a directory has no such names.
-    pub fn name(&self) -> Result<Name, Failure> {
-        Name::parse(&self.volume)
-    }
-}
+const IMAGE_FORMATS: [&str; 4] = ["raw", "qcow2", "vmdk", "subvol"];
+const OTHER_CONTENT: [&str; 5] = ["iso", "vztmpl", "snippets", "import", "backup"];
 
-impl fmt::Display for Volid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.storage, self.volume)
-    }
-}
-
-impl FromStr for Volid {
-    type Err = Failure;
-
-    fn from_str(text: &str) -> Result<Self, Failure> {
-        match text.split_once(':') {
-            Some((storage, volume)) if is_storage_id(storage) && !volume.is_empty() && !volume.contains(char::is_whitespace) => {
-                Ok(Self { storage: storage.to_owned(), volume: volume.to_owned() })
-            }
-            _ => Err(Failure::die(format!("unable to parse volume ID '{text}'"))),
-        }
-    }
+/// Splits a volume id into the storage's id and the name.
+///
+/// # Errors
+/// With PVE's text when it has no storage or no name.
+pub fn split(volid: &str) -> Result<(&str, &str), Failure> {
+    let error = || Failure::die(format!("unable to parse volume ID '{volid}'"));
+    let (storage, name) = volid.split_once(':').ok_or_else(error)?;
+    if is_storage_id(storage) && !name.is_empty() && !name.contains(char::is_whitespace) { Ok((storage, name)) } else { Err(error()) }
 }
 
 /// Whether a text can be the id of a storage.
-fn is_storage_id(text: &str) -> bool {
-    let mut bytes = text.bytes();
-    bytes.next().is_some_and(|b| b.is_ascii_alphabetic())
-        && text.len() >= 2
+pub fn is_storage_id(text: &str) -> bool {
+    text.len() >= 2
+        && text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.ends_with(|c: char| c.is_ascii_alphanumeric())
-        && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
-/// The format of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// The plain bytes.
-    Raw,
-    /// QEMU's own.
-    Qcow2,
-    /// VMware's.
-    Vmdk,
-}
-
-impl Format {
-    /// The format of this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "raw" => Some(Self::Raw),
-            "qcow2" => Some(Self::Qcow2),
-            "vmdk" => Some(Self::Vmdk),
-            _ => None,
-        }
+impl Volume {
+    /// Parses `storage:name`.
+    ///
+    /// # Errors
+    /// With PVE's text when the id or the name cannot be understood.
+    pub fn parse(volid: &str) -> Result<Self, Failure> {
+        let (storage, name) = split(volid)?;
+        Self::of(storage, name)
     }
 
-    /// Its name, and the end of its files' names.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-            Self::Vmdk => "vmdk",
-        }
-    }
-}
-
-/// A volume's name on a directory, taken apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Name {
-    /// A disk image.
-    Image {
-        /// Whose it is.
-        vmid: u32,
-        /// The file's name.
-        file: String,
-        /// Owner and file name of the base image that it is a linked clone of.
-        base: Option<(u32, String)>,
-        /// Its format.
-        format: Format,
-    },
-    /// Anything else: content type and file name.
-    Other(&'static str, String),
-}
-
-impl Name {
-    fn parse(text: &str) -> Result<Self, Failure> {
-        let refused = || Failure::die(format!("unable to parse directory volume name '{text}'"));
-        let parts: Vec<&str> = text.split('/').collect();
-        let vmid = |text: &str| text.parse::<u32>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+    /// Parses the name of a volume of `storage`.
+    ///
+    /// # Errors
+    /// With PVE's text when the name cannot be understood.
+    pub fn of(storage: &str, name: &str) -> Result<Self, Failure> {
+        let error = || Failure::die(format!("unable to parse directory volume name '{name}'"));
+        let parts: Vec<&str> = name.split('/').collect();
+        let number = |text: &str| text.parse::<u32>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        let image = |owner: u32, file: &str, base| {
+            image_name(file)?;
+            Ok(Self { storage: storage.to_owned(), content: "images", owner, name: file.to_owned(), base })
+        };
         match parts[..] {
-            [kind @ ("iso" | "vztmpl" | "snippets" | "backup" | "import"), file] if !file.is_empty() => {
-                let kind = ["iso", "vztmpl", "snippets", "backup", "import"].into_iter().find(|k| *k == kind);
-                let fits = match kind {
-                    Some("iso") => file.to_ascii_lowercase().ends_with(".iso") || file.to_ascii_lowercase().ends_with(".img"),
-                    Some("backup") => file.contains('.'),
+            [kind, file] if !file.is_empty() => {
+                if let Some(owner) = number(kind) {
+                    return image(owner, file, None);
+                }
+                let content = OTHER_CONTENT.into_iter().find(|content| *content == kind).ok_or_else(error)?;
+                let end = file.rsplit_once('.').map(|(_, end)| end.to_ascii_lowercase());
+                let fits = match content {
+                    "iso" => matches!(end.as_deref(), Some("iso" | "img")),
+                    "backup" => end.is_some(),
                     _ => true,
                 };
-                kind.filter(|_| fits).map(|kind| Self::Other(kind, file.to_owned())).ok_or_else(refused)
+                if !fits {
+                    return Err(error());
+                }
+                Ok(Self { storage: storage.to_owned(), content, owner: 0, name: file.to_owned(), base: None })
             }
-            [owner, file] => {
-                let vmid = vmid(owner).ok_or_else(refused)?;
-                Ok(Self::Image { vmid, file: file.to_owned(), base: None, format: format_of(file)? })
-            }
-            [base_owner, base, owner, file] => {
-                let (base_owner, vmid) = (vmid(base_owner).ok_or_else(refused)?, vmid(owner).ok_or_else(refused)?);
-                format_of(base)?;
-                Ok(Self::Image { vmid, file: file.to_owned(), base: Some((base_owner, base.to_owned())), format: format_of(file)? })
-            }
-            _ => Err(refused()),
+            [base_owner, base, owner, file] => match (number(base_owner), number(owner)) {
+                (Some(base_owner), Some(owner)) => {
+                    image_name(base)?;
+                    image(owner, file, Some((base_owner, base.to_owned())))
+                }
+                _ => Err(error()),
+            },
+            _ => Err(error()),
         }
     }
 
-    /// Its path below the storage's folder.
-    pub fn relative_path(&self) -> String {
-        match self {
-            Self::Image { vmid, file, .. } => format!("images/{vmid}/{file}"),
-            Self::Other("iso", file) => format!("template/iso/{file}"),
-            Self::Other("vztmpl", file) => format!("template/cache/{file}"),
-            Self::Other("backup", file) => format!("dump/{file}"),
-            Self::Other(kind, file) => format!("{kind}/{file}"),
+    /// The id, `storage:name`.
+    pub fn volid(&self) -> String {
+        format!("{}:{}", self.storage, self.path_in_storage())
+    }
+
+    /// The name behind the storage's id.
+    pub fn path_in_storage(&self) -> String {
+        match (&self.base, self.content) {
+            (Some((owner, base)), _) => format!("{owner}/{base}/{}/{}", self.owner, self.name),
+            (None, "images") => format!("{}/{}", self.owner, self.name),
+            (None, content) => format!("{content}/{}", self.name),
         }
     }
 
-    /// Whose image it is.
-    pub fn owner(&self) -> Option<u32> {
-        match self {
-            Self::Image { vmid, .. } => Some(*vmid),
-            Self::Other(..) => None,
-        }
+    /// `raw`, `qcow2`, `vmdk`, `subvol`, by the name's end; for other content the end itself.
+    pub fn format(&self) -> &str {
+        self.name.rsplit_once('.').map_or("raw", |(_, end)| end)
     }
 
-    /// Whether it is a base image.
+    /// Whether it is a base image, which clones may be linked to.
     pub fn is_base(&self) -> bool {
-        matches!(self, Self::Image { file, .. } if file.starts_with("base-"))
+        self.content == "images" && self.name.starts_with("base-")
     }
 }
 
-/// The format that a file's name tells.
+/// Checks the file name of an image, `[base-]<name>.<format>`, and gives its format.
 ///
 /// # Errors
-/// When the name is none that PVE gives an image.
-pub(super) fn format_of(file: &str) -> Result<Format, Failure> {
-    let fits = !file.is_empty() && !file.starts_with('.') && !file.contains(['/', ' ', '\t', '\n']);
-    let format = file.rsplit_once('.').filter(|(stem, _)| !stem.is_empty()).and_then(|(_, end)| Format::from_name(end));
-    format.filter(|_| fits).ok_or_else(|| Failure::die(format!("unable to parse volume filename '{file}'")))
+/// With PVE's text when it is none.
+pub fn image_name(name: &str) -> Result<&'static str, Failure> {
+    let error = || Failure::die(format!("unable to parse volume filename '{name}'"));
+    if name.contains('/') || name.contains(char::is_whitespace) {
+        return Err(error());
+    }
+    let (stem, end) = name.rsplit_once('.').ok_or_else(error)?;
+    IMAGE_FORMATS.into_iter().find(|format| *format == end && !stem.is_empty()).ok_or_else(error)
+}
+
+/// The number of a disk named `vm-<vmid>-disk-<n>` or `base-<vmid>-disk-<n>`.
+pub(super) fn disk_number(name: &str, vmid: u32) -> Option<u32> {
+    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+    let rest = ["vm-", "base-", "subvol-", "basevol-"].into_iter().find_map(|prefix| stem.strip_prefix(prefix))?;
+    rest.strip_prefix(&format!("{vmid}-disk-"))?.parse().ok()
 }
 
 #[cfg(test)]
@@ -170,23 +139,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_taken_apart() {
-        let linked: Volid = "local:9010/base-9010-disk-0.qcow2/500/vm-500-disk-0.qcow2".parse().unwrap();
-        let base = Some((9010, String::from("base-9010-disk-0.qcow2")));
-        assert_eq!(linked.name().unwrap(), Name::Image { vmid: 500, file: "vm-500-disk-0.qcow2".into(), base, format: Format::Qcow2 });
-        let iso: Volid = "local:iso/x.iso".parse().unwrap();
-        assert_eq!(iso.name().unwrap().relative_path(), "template/iso/x.iso");
+    fn ids_read_back_the_same() {
+        for id in ["local:100/vm-100-disk-0.raw", "local:9000/base-9000-disk-0.qcow2/100/vm-100-disk-0.qcow2", "local:iso/x.iso", "a-b.c:snippets/u.yaml"] {
+            assert_eq!(Volume::parse(id).unwrap().volid(), id);
+        }
     }
 
     #[test]
     fn what_is_no_volume_is_refused_with_the_text_of_pve() {
-        assert_eq!("unused2".parse::<Volid>().unwrap_err().to_string(), "unable to parse volume ID 'unused2'");
-        for (text, message) in [
+        for (id, text) in [
             ("local:foo", "unable to parse directory volume name 'foo'"),
-            ("local:101/vm-101-a.vhd", "unable to parse volume filename 'vm-101-a.vhd'"),
+            ("local:601/vm-601-e-1", "unable to parse volume filename 'vm-601-e-1'"),
             ("local:backup/x", "unable to parse directory volume name 'backup/x'"),
+            ("unused2", "unable to parse volume ID 'unused2'"),
         ] {
-            assert_eq!(text.parse::<Volid>().unwrap().name().unwrap_err().to_string(), message);
+            assert_eq!(Volume::parse(id).unwrap_err().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn disks_are_numbered_by_their_names() {
+        for (name, number) in [("vm-1-disk-3.raw", Some(3)), ("base-1-disk-0.qcow2", Some(0)), ("vm-1-x.raw", None), ("vm-12-disk-1.raw", None)] {
+            assert_eq!(disk_number(name, 1), number, "{name}");
         }
     }
 }
