@@ -1,0 +1,70 @@
+//! Files that must never be half-written, too open, or overwritten by mistake.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{ErrorKind, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
+
+use super::PkiError;
+
+/// Makes a folder for keys, mode 0700, where it is missing.
+pub(super) fn make_dir(dir: &Path) -> Result<(), PkiError> {
+    if dir.as_os_str().is_empty() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(PkiError::io(dir))
+}
+
+/// Makes the folder of a CA, or refuses one that others may enter.
+pub(super) fn make_private_dir(dir: &Path) -> Result<(), PkiError> {
+    make_dir(dir)?;
+    let mode = fs::metadata(dir).map_err(PkiError::io(dir))?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(PkiError::OpenFolder { path: dir.to_owned(), mode });
+    }
+    Ok(())
+}
+
+/// Writes a file that only its owner may read (mode 0600 from its first byte on). An existing one is kept and refused, unless `replace`.
+pub fn write_private(path: &Path, content: &[u8], replace: bool) -> Result<(), PkiError> {
+    write(path, content, 0o600, replace)
+}
+
+/// Writes a file that everybody may read (mode 0644), as a whole or not at all. An existing one is kept and refused, unless `replace`.
+pub fn write_public(path: &Path, content: &[u8], replace: bool) -> Result<(), PkiError> {
+    write(path, content, 0o644, replace)
+}
+
+fn write(path: &Path, content: &[u8], mode: u32, replace: bool) -> Result<(), PkiError> {
+    let dir = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let temp = dir.join(format!(".{name}.{:016x}", rand::random::<u64>()));
+    let placed = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temp)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        if replace {
+            fs::rename(&temp, path)
+        } else {
+            // A hard link refuses an existing name, whoever made it meanwhile; a rename would take its place.
+            fs::hard_link(&temp, path).and_then(|()| fs::remove_file(&temp))
+        }
+    })();
+    match placed {
+        Ok(()) => File::open(dir).and_then(|d| d.sync_all()).map_err(PkiError::io(dir)),
+        Err(e) => {
+            let _ = fs::remove_file(&temp);
+            Err(if e.kind() == ErrorKind::AlreadyExists { PkiError::Exists { path: path.to_owned() } } else { PkiError::io(path)(e) })
+        }
+    }
+}
+
+/// Reads a text file.
+pub(super) fn read(path: &Path) -> Result<String, PkiError> {
+    fs::read_to_string(path).map_err(PkiError::io(path))
+}
