@@ -1,0 +1,156 @@
+//! One agent's client.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use pvelet_proto::v1::{
+    self, host_service_client::HostServiceClient, operation_service_client::OperationServiceClient, vm_service_client::VmServiceClient,
+};
+use tokio::sync::Semaphore;
+use tonic::{Response, Status, transport::Endpoint};
+
+use super::{
+    AgentError, Shared, Target,
+    guard::{Guarded, Live},
+};
+use crate::tls;
+
+/// How often a connection is asked whether it lives, used or not: a host that vanished is noticed within this and the next.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How long an answer to that may take.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest answer: 10,000 VMs with room to spare.
+const MAX_MESSAGE: usize = 64 << 20;
+/// VMs and operations to ask for at once.
+const PAGE: u32 = 1000;
+
+/// A client of one agent. Cheap to clone; clones share the channel and its bounds.
+#[derive(Clone)]
+pub struct AgentClient {
+    target: Arc<Target>,
+    guarded: Guarded,
+}
+
+impl AgentClient {
+    pub(super) fn new(target: Target, shared: &Arc<Shared>) -> Self {
+        let target = Arc::new(target);
+        let live = Live::default();
+        let connector = {
+            let (target, shared, live) = (Arc::clone(&target), Arc::clone(shared), live.clone());
+            tower::service_fn(move |_| {
+                let (target, shared, live) = (Arc::clone(&target), Arc::clone(&shared), live.clone());
+                async move {
+                    let expected = shared.expected(&target);
+                    let tls = tls::connect(&target.address, expected, &shared.credentials).await?;
+                    Ok::<_, tls::TlsError>(TokioIo::new(live.track(tls)))
+                }
+            })
+        };
+        // The URI only fills the request's :authority; the connector goes to the target's address.
+        let channel = Endpoint::from_static("http://pvelet-agent")
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .connect_with_connector_lazy(connector);
+        let own = Arc::new(Semaphore::new(shared.limits.per_agent));
+        let guarded = Guarded::new(channel, target.name.clone(), live, own, shared);
+        Self { target, guarded }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.target.name
+    }
+
+    /// Where and what it is.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Whether a connection is open.
+    pub fn is_connected(&self) -> bool {
+        self.guarded.is_connected()
+    }
+
+    /// The same client with another deadline for unary calls, such as for one with `RequestMeta.wait`.
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self { target: Arc::clone(&self.target), guarded: self.guarded.with_deadline(deadline) }
+    }
+
+    /// Calls of HostService.
+    pub fn host(&self) -> HostServiceClient<Guarded> {
+        HostServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Calls of VmService.
+    pub fn vm(&self) -> VmServiceClient<Guarded> {
+        VmServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Calls of OperationService.
+    pub fn operation(&self) -> OperationServiceClient<Guarded> {
+        OperationServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Turns what a typed client returned into the answer, or an error that names this host.
+    pub fn answer<T>(&self, result: Result<Response<T>, Status>) -> Result<T, AgentError> {
+        result.map(Response::into_inner).map_err(|s| self.error(&s))
+    }
+
+    /// A status as an error that names this host.
+    pub fn error(&self, status: &Status) -> AgentError {
+        AgentError::from_status(self.name(), status)
+    }
+
+    /// The host's facts.
+    pub async fn get_host(&self) -> Result<v1::Host, AgentError> {
+        self.answer(self.host().get_host(v1::GetHostRequest {}).await)?.host.ok_or_else(|| self.incomplete("GetHost", "host"))
+    }
+
+    /// All VMs that fit, over all pages.
+    pub async fn list_vms(&self, all_nodes: bool, tenant: &str, tags: &[String]) -> Result<Vec<v1::Vm>, AgentError> {
+        let mut request =
+            v1::ListVmsRequest { all_nodes, tenant: tenant.to_owned(), tags: tags.to_vec(), page_size: PAGE, page_token: String::new() };
+        let mut all = Vec::new();
+        loop {
+            let page = self.answer(self.vm().list_vms(request.clone()).await)?;
+            all.extend(page.vms);
+            if page.next_page_token.is_empty() {
+                return Ok(all);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// All operations that fit, newest first, over all pages but at most `limit`.
+    pub async fn list_operations(&self, tenant: &str, active_only: bool, limit: usize) -> Result<Vec<v1::Operation>, AgentError> {
+        let mut request = v1::ListOperationsRequest {
+            tenant: tenant.to_owned(),
+            active_only,
+            request_id: String::new(),
+            page_size: u32::try_from(limit).unwrap_or(PAGE).clamp(1, PAGE),
+            page_token: String::new(),
+        };
+        let mut all = Vec::new();
+        loop {
+            let page = self.answer(self.operation().list_operations(request.clone()).await)?;
+            all.extend(page.operations);
+            if page.next_page_token.is_empty() || all.len() >= limit {
+                all.truncate(limit);
+                return Ok(all);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// An answer without a field that it must have.
+    pub fn incomplete(&self, call: &str, field: &str) -> AgentError {
+        self.error(&Status::internal(format!("the agent's answer to {call} has no {field}; are the versions compatible?")))
+    }
+}
+
+impl std::fmt::Debug for AgentClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentClient").field("target", &self.target).finish_non_exhaustive()
+    }
+}

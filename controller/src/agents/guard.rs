@@ -1,0 +1,192 @@
+//! What stands between a typed client and the channel: places, deadlines, and errors that keep their cause.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Semaphore,
+    time::timeout,
+};
+use tonic::{Status, body::Body, transport::Channel};
+use tower::{Service, ServiceExt};
+
+use super::Shared;
+use crate::tls::TlsError;
+
+/// The methods that stream: their answer has no end, so it holds no place and has no deadline beyond its beginning.
+pub(super) const STREAMING: [&str; 2] = ["/pvelet.v1.HostService/WatchHost", "/pvelet.v1.OperationService/WatchOperations"];
+
+/// A channel whose calls hold places and have deadlines. The transport under the typed clients; not used by itself.
+#[derive(Clone)]
+pub struct Guarded {
+    channel: Channel,
+    host: Arc<str>,
+    live: Live,
+    own: Arc<Semaphore>,
+    connected: Arc<Semaphore>,
+    unconnected: Arc<Semaphore>,
+    deadline: Duration,
+}
+
+impl Guarded {
+    pub(super) fn new(channel: Channel, host: String, live: Live, own: Arc<Semaphore>, shared: &Shared) -> Self {
+        Self {
+            channel,
+            host: host.into(),
+            live,
+            own,
+            connected: Arc::clone(&shared.connected),
+            unconnected: Arc::clone(&shared.unconnected),
+            deadline: shared.limits.deadline,
+        }
+    }
+
+    pub(super) fn with_deadline(&self, deadline: Duration) -> Self {
+        Self { deadline, ..self.clone() }
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.live.is_connected()
+    }
+
+    async fn begin(mut self, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let channel = self.channel.ready().await.map_err(|e| lost(&e))?;
+        channel.call(request).await.map(|r| r.map(Body::new)).map_err(|e| lost(&e))
+    }
+
+    async fn unary(self, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let closed = |_| Status::unavailable("this client is shutting down");
+        let _own = Arc::clone(&self.own).acquire_owned().await.map_err(closed)?;
+        let pool = if self.live.is_connected() { &self.connected } else { &self.unconnected };
+        let _in_all = Arc::clone(pool).acquire_owned().await.map_err(closed)?;
+        // The whole answer is awaited here, trailers included: until then the place is held and the deadline counts.
+        let (parts, body) = self.begin(request).await?.into_parts();
+        let body = body.collect().await?;
+        Ok(Response::from_parts(parts, Body::new(body)))
+    }
+}
+
+impl Service<Request<Body>> for Guarded {
+    type Response = Response<Body>;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        // Whether the channel is ready is waited for within the deadline of each call.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let this = self.clone();
+        let streaming = STREAMING.contains(&request.uri().path());
+        Box::pin(async move {
+            let (host, deadline) = (Arc::clone(&this.host), this.deadline);
+            let call = async { if streaming { this.begin(request).await } else { this.unary(request).await } };
+            timeout(deadline, call).await.unwrap_or_else(|_| Err(expired(&host, deadline)))
+        })
+    }
+}
+
+/// The answer did not come in time.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {} s", .0.as_secs_f32())]
+pub(super) struct DeadlineExpired(pub(super) Duration);
+
+pub(super) fn expired(_host: &str, deadline: Duration) -> Status {
+    let cause = DeadlineExpired(deadline);
+    let mut status = Status::deadline_exceeded(cause.to_string());
+    status.set_source(Arc::new(cause));
+    status
+}
+
+/// A call broke off, or never got out.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection was lost: {0}")]
+pub(super) struct ConnectionLost(String);
+
+fn lost(error: &tonic::transport::Error) -> Status {
+    if let Some(tls) = TlsError::find(error) {
+        let mut status = Status::unavailable(tls.to_string());
+        status.set_source(Arc::new(tls.clone()));
+        return status;
+    }
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(e) = next {
+        let more = e.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = e.source();
+    }
+    let cause = ConnectionLost(text);
+    let mut status = Status::unavailable(cause.to_string());
+    status.set_source(Arc::new(cause));
+    status
+}
+
+/// How many connections of an agent are open: none or one, two for a moment.
+#[derive(Clone, Default)]
+pub(super) struct Live(Arc<AtomicUsize>);
+
+impl Live {
+    fn is_connected(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
+    pub(super) fn track<T>(&self, io: T) -> Tracked<T> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Tracked { io, live: self.clone() }
+    }
+}
+
+/// A connection that is counted until it is dropped.
+pub(super) struct Tracked<T> {
+    io: T,
+    live: Live,
+}
+
+impl<T> Drop for Tracked<T> {
+    fn drop(&mut self) {
+        self.live.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Tracked<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Tracked<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+}
