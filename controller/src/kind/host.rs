@@ -1,0 +1,110 @@
+//! `PveHost`: an agent and the host it runs on.
+
+use pvelet_proto::id;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Condition, FieldError, Kind, Metadata, Object, Quantity, check::Checker};
+
+/// Memory kept for the host itself where the manifest does not say: PVE's daemons and the page cache want about a GiB.
+const DEFAULT_RESERVED: Quantity = Quantity(1 << 30);
+/// How many cores of VMs one processor of the host carries where the manifest does not say: a usual figure for mixed loads.
+const DEFAULT_CPU_OVERCOMMIT: u32 = 4;
+
+/// The kind `PveHost`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Host;
+
+/// A PVE host with its agent.
+pub type PveHost = Object<Host>;
+
+/// Where the agent is and what may be placed there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HostSpec {
+    /// Address of the agent, `host:port`.
+    pub address: String,
+    /// Name of the PVE cluster; the node's name where it stands alone. The agent's certificate must say the same.
+    pub cluster: String,
+    /// Name of the PVE node. The agent's certificate must say the same.
+    pub node: String,
+    /// No new VM is placed here by itself; those that name this host still are.
+    #[serde(default)]
+    pub cordon: bool,
+    /// No new VM is made here, and no VM here is started or stopped by a run policy.
+    #[serde(default)]
+    pub maintenance: bool,
+    /// Memory kept for the host itself.
+    #[serde(default = "default_reserved")]
+    pub reserved_memory: Quantity,
+    /// How many cores of VMs one processor carries, 1 to 100.
+    #[serde(default = "default_cpu_overcommit")]
+    pub cpu_overcommit: u32,
+}
+
+fn default_reserved() -> Quantity {
+    DEFAULT_RESERVED
+}
+
+fn default_cpu_overcommit() -> u32 {
+    DEFAULT_CPU_OVERCOMMIT
+}
+
+/// What is known of the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HostStatus {
+    /// The generation of the spec this was found for.
+    pub observed_generation: i64,
+    /// `Reachable`, `VersionSupported`, `Quorate`, `Managed`, `Ready`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// The agent's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+    /// The version of the API it speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_version: Option<String>,
+    /// `observe` or `manage`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// PVE's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pve_version: Option<String>,
+    /// Whether the node's part of the PVE cluster may write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quorate: Option<bool>,
+    /// What it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
+}
+
+/// What a host has and what its running VMs were given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Capacity {
+    /// Logical processors.
+    pub cpu: u32,
+    /// Memory installed.
+    pub memory: Option<Quantity>,
+    /// Cores given to running VMs.
+    pub allocated_cpu: u32,
+    /// Memory given to running VMs.
+    pub allocated_memory: Option<Quantity>,
+}
+
+impl Kind for Host {
+    const KIND: &'static str = "PveHost";
+    type Spec = HostSpec;
+    type Status = HostStatus;
+
+    fn check(_: &Metadata, spec: &HostSpec) -> Vec<FieldError> {
+        let mut c = Checker::default();
+        let port = spec.address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+        c.require(port.is_some_and(|p| p > 0), "spec.address", &spec.address, "use host:port, such as pve1.example:7443 or [2001:db8::1]:7443");
+        c.id("spec.cluster", id::dns_name(&spec.cluster));
+        c.id("spec.node", id::node(&spec.node));
+        c.require((1..=100).contains(&spec.cpu_overcommit), "spec.cpuOvercommit", spec.cpu_overcommit, "use 1 to 100");
+        c.done()
+    }
+}

@@ -1,0 +1,177 @@
+//! What the controller knows of a machine. Everything needed to go on after a crash stands here, written before the step it is about.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Condition;
+
+/// What is known of the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MachineStatus {
+    /// The generation of the spec this was found for.
+    #[serde(default)]
+    pub observed_generation: i64,
+    /// For people.
+    #[serde(default)]
+    pub phase: Phase,
+    /// The `PveHost` that has the machine: the one chosen, later the one whose node holds the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The PVE cluster of that host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// The PVE node that holds the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The VM's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmid: Option<u32>,
+    /// The VM's SMBIOS UUID: what it is known by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// Whether the VM was made. Once true, none is made again unless its absence is proven and `recreatePolicy` says so.
+    #[serde(default)]
+    pub created: bool,
+    /// The number of the last attempt at anything; part of each request id, and stored before the call.
+    #[serde(default)]
+    pub attempt: u64,
+    /// What is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<Attempt>,
+    /// The last thing that worked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_success: Option<Success>,
+    /// What failed and is tried again; absent when nothing is in the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// The generation whose settings the VM was given.
+    #[serde(default)]
+    pub configured_generation: i64,
+    /// Digest of the VM's config after that; a difference seen at this same digest is one that PVE does not take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured_digest: Option<String>,
+    /// When the VM's present or last run began, by its host's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub last_start: Option<Timestamp>,
+    /// The operation by which somebody stopped the VM through pvelet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_by: Option<String>,
+    /// The guest's fixed addresses as ordered by `cloudInit`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    /// `Placed`, `Created`, `Configured`, `Running`, `Ready`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// For people: where a machine stands. Programs look at the conditions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Phase {
+    /// Not placed.
+    #[default]
+    Pending,
+    /// Being made.
+    Creating,
+    /// Being configured.
+    Configuring,
+    /// Being started.
+    Starting,
+    /// It runs.
+    Running,
+    /// Being shut down.
+    Stopping,
+    /// It does not run.
+    Stopped,
+    /// Being removed.
+    Deleting,
+    /// The VM was made and is proven gone.
+    Gone,
+    /// Nothing can be told, because no agent that could is reachable.
+    Unknown,
+    /// Something is wrong that an attempt or a person must mend; see the conditions.
+    Failed,
+}
+
+/// What an attempt does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum ActionKind {
+    /// Makes the VM.
+    Clone,
+    /// Changes settings.
+    Configure,
+    /// Starts it.
+    Start,
+    /// Shuts it down.
+    Shutdown,
+    /// Removes it.
+    Delete,
+}
+
+impl ActionKind {
+    /// As it stands in request ids.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Clone => "clone",
+            Self::Configure => "configure",
+            Self::Start => "start",
+            Self::Shutdown => "shutdown",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// An attempt under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Attempt {
+    /// What it does.
+    pub action: ActionKind,
+    /// Its number.
+    pub attempt: u64,
+    /// The `PveHost` it is sent to.
+    pub host: String,
+    /// The request id: the same after a crash, so that the agent answers with the same operation.
+    pub request_id: String,
+    /// The generation of the spec it works for.
+    pub generation: i64,
+    /// The agent's name of the operation, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// The last thing that worked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Success {
+    /// What was done.
+    pub action: ActionKind,
+    /// When the controller learned of it.
+    #[schemars(with = "String")]
+    pub time: Timestamp,
+}
+
+/// What failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Failure {
+    /// What was tried.
+    pub action: ActionKind,
+    /// On which `PveHost`.
+    pub host: String,
+    /// The agent's reason.
+    pub reason: String,
+    /// The agent's message.
+    pub message: String,
+    /// Whether trying again may help by itself.
+    pub retryable: bool,
+    /// How often in a row.
+    pub count: u32,
+    /// When last.
+    #[schemars(with = "String")]
+    pub time: Timestamp,
+    /// The generation that was tried; a new one is tried at once.
+    pub generation: i64,
+}

@@ -1,0 +1,160 @@
+//! The kinds of `pvelet.dev/v1alpha1`: what a manifest says, and what the controller writes beside it.
+
+mod check;
+mod condition;
+mod host;
+mod machine;
+mod machine_check;
+mod machine_status;
+mod manifest;
+mod quantity;
+
+use std::{collections::BTreeMap, fmt, fmt::Debug};
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use check::FieldError;
+pub use condition::{Condition, ConditionStatus, set_condition};
+pub use host::{Capacity, Host, HostSpec, HostStatus, PveHost};
+pub use machine::{
+    CloneMode, CloudInitSpec, DeletionPolicy, IpConfigSpec, Machine, MachineSpec, NicSpec, PveMachine, RecreatePolicy, RunPolicy, SourceSpec,
+};
+pub use machine_status::{ActionKind, Attempt, Failure, MachineStatus, Phase, Success};
+pub use manifest::{Manifest, Problem, parse};
+pub use quantity::Quantity;
+
+/// The value of `apiVersion` in every manifest.
+pub const API_VERSION: &str = "pvelet.dev/v1alpha1";
+/// The namespace of an object that names none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+/// Annotation that, set to `"true"`, stops every action on the object.
+pub const PAUSED: &str = "pvelet.dev/paused";
+/// Annotation on an object being deleted that, set to `"true"`, lets go of a VM that can no longer be reached.
+pub const ABANDON: &str = "pvelet.dev/abandon";
+/// Annotation that names the SMBIOS UUID of an existing VM, made by this controller, that the object takes over.
+pub const ADOPT: &str = "pvelet.dev/adopt";
+/// The finalizer that keeps a machine's record until its VM has been dealt with.
+pub const MACHINE_FINALIZER: &str = "pvelet.dev/machine";
+
+/// A kind: its name, the shape of its spec and of its status.
+pub trait Kind: Clone + Debug + PartialEq + Send + Sync + 'static {
+    /// The value of `kind` in a manifest.
+    const KIND: &'static str;
+    /// What a manifest says.
+    type Spec: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static;
+    /// What the controller writes.
+    type Status: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static;
+    /// What the shape alone cannot rule out: every mistake, with its path below the document.
+    fn check(metadata: &Metadata, spec: &Self::Spec) -> Vec<FieldError>;
+}
+
+/// An object: metadata, spec, status.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Object<K: Kind> {
+    /// Name, uid, versions.
+    pub metadata: Metadata,
+    /// What is wanted.
+    pub spec: K::Spec,
+    /// What is.
+    pub status: K::Status,
+}
+
+impl<K: Kind> Object<K> {
+    /// The object's name as the store knows it.
+    pub fn key(&self) -> ObjectKey {
+        self.metadata.key()
+    }
+
+    /// Whether the object is to go.
+    pub fn is_deleting(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Whether an annotation is `"true"`.
+    pub fn has_flag(&self, annotation: &str) -> bool {
+        self.metadata.annotations.get(annotation).is_some_and(|v| v == "true")
+    }
+}
+
+/// Namespace and name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// The namespace; [`DEFAULT_NAMESPACE`] where the manifest names none.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl ObjectKey {
+    /// A key in the default namespace.
+    pub fn named(name: &str) -> Self {
+        Self { namespace: DEFAULT_NAMESPACE.to_owned(), name: name.to_owned() }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace == DEFAULT_NAMESPACE { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// Kind and key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    /// `PveHost` or `PveMachine`.
+    pub kind: String,
+    /// Which one.
+    pub key: ObjectKey,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.key)
+    }
+}
+
+/// Kubernetes' object metadata, as far as it is used. A manifest sets name, namespace, labels and annotations; the rest is the store's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Metadata {
+    /// A DNS name.
+    pub name: String,
+    /// A DNS label; absent for `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// A UUID given once, when the object is first seen.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// Grows by one with each change of the spec, from 1.
+    #[serde(default)]
+    pub generation: i64,
+    /// Changes with each change of the object; a write that carries an older one is refused.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub resource_version: String,
+    /// When the object was first seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub creation_timestamp: Option<Timestamp>,
+    /// When its removal was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub deletion_timestamp: Option<Timestamp>,
+    /// Who must agree before it goes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub finalizers: Vec<String>,
+    /// For selectors.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// For people and tools.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Metadata {
+    /// The object's name as the store knows it.
+    pub fn key(&self) -> ObjectKey {
+        ObjectKey { namespace: self.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()), name: self.name.clone() }
+    }
+}
