@@ -53,7 +53,7 @@ impl AgentClient {
             .keep_alive_while_idle(true)
             .connect_with_connector_lazy(connector);
         let own = Arc::new(Semaphore::new(shared.limits.per_agent));
-        let guarded = Guarded::new(channel, target.name.clone(), live, own, shared);
+        let guarded = Guarded::new(channel, live, own, shared);
         Self { target, guarded }
     }
 

@@ -1,6 +1,6 @@
 //! Why a call to an agent, or an operation of it, failed.
 
-use std::{collections::BTreeMap, error::Error as _, fmt, time::Duration};
+use std::{collections::BTreeMap, error::Error as _, fmt, ops::Deref, time::Duration};
 
 use pvelet_proto::reason;
 use thiserror::Error;
@@ -36,7 +36,19 @@ pub enum Cause {
 
 /// Why a call or an operation failed. `Display` is one line for people that names host, field, value and remedy.
 #[derive(Debug, Clone, Error)]
-pub struct AgentError {
+pub struct AgentError(Box<Failure>);
+
+impl Deref for AgentError {
+    type Target = Failure;
+
+    fn deref(&self) -> &Failure {
+        &self.0
+    }
+}
+
+/// What an [`AgentError`] holds.
+#[derive(Debug, Clone)]
+pub struct Failure {
     /// The host's name.
     pub host: String,
     /// Where it comes from.
@@ -76,13 +88,13 @@ impl AgentError {
 
     /// No answer within the time given to a host.
     pub fn deadline(host: &str, after: Duration) -> Self {
-        Self::from_status(host, &expired(host, after))
+        Self::from_status(host, &expired(after))
     }
 
     fn new(host: &str, cause: Cause, code: Code, message: &str, details: &ErrorDetails) -> Self {
         let info = details.error_info().filter(|i| i.domain == reason::DOMAIN);
         let violations = details.bad_request().map(|b| b.field_violations.as_slice()).unwrap_or_default();
-        Self {
+        Self(Box::new(Failure {
             host: host.to_owned(),
             cause,
             code,
@@ -90,7 +102,7 @@ impl AgentError {
             metadata: info.map(|i| i.metadata.clone().into_iter().collect()).unwrap_or_default(),
             fields: violations.iter().map(|v| FieldError { field: v.field.clone(), description: v.description.clone() }).collect(),
             message: message.to_owned(),
-        }
+        }))
     }
 
     /// Whether the reason is this one.

@@ -31,7 +31,6 @@ pub(super) const STREAMING: [&str; 2] = ["/pvelet.v1.HostService/WatchHost", "/p
 #[derive(Clone)]
 pub struct Guarded {
     channel: Channel,
-    host: Arc<str>,
     live: Live,
     own: Arc<Semaphore>,
     connected: Arc<Semaphore>,
@@ -40,10 +39,9 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    pub(super) fn new(channel: Channel, host: String, live: Live, own: Arc<Semaphore>, shared: &Shared) -> Self {
+    pub(super) fn new(channel: Channel, live: Live, own: Arc<Semaphore>, shared: &Shared) -> Self {
         Self {
             channel,
-            host: host.into(),
             live,
             own,
             connected: Arc::clone(&shared.connected),
@@ -91,9 +89,9 @@ impl Service<Request<Body>> for Guarded {
         let this = self.clone();
         let streaming = STREAMING.contains(&request.uri().path());
         Box::pin(async move {
-            let (host, deadline) = (Arc::clone(&this.host), this.deadline);
+            let deadline = this.deadline;
             let call = async { if streaming { this.begin(request).await } else { this.unary(request).await } };
-            timeout(deadline, call).await.unwrap_or_else(|_| Err(expired(&host, deadline)))
+            timeout(deadline, call).await.unwrap_or_else(|_| Err(expired(deadline)))
         })
     }
 }
@@ -103,7 +101,7 @@ impl Service<Request<Body>> for Guarded {
 #[error("no answer within {} s", .0.as_secs_f32())]
 pub(super) struct DeadlineExpired(pub(super) Duration);
 
-pub(super) fn expired(_host: &str, deadline: Duration) -> Status {
+pub(super) fn expired(deadline: Duration) -> Status {
     let cause = DeadlineExpired(deadline);
     let mut status = Status::deadline_exceeded(cause.to_string());
     status.set_source(Arc::new(cause));

@@ -18,7 +18,7 @@ use std::{
 use tokio::sync::Semaphore;
 
 pub use client::AgentClient;
-pub use error::{AgentError, Cause, FieldError, code_name};
+pub use error::{AgentError, Cause, Failure, FieldError, code_name};
 pub use fan_out::{HostResult, fan_out};
 pub use guard::Guarded;
 
@@ -116,5 +116,7 @@ impl Shared {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;

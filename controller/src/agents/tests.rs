@@ -1,1 +1,248 @@
+#![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use pvelet_proto::{identity::Role, reason, v1};
+use tonic::{Code, Status};
+
+use super::{
+    fake::{FakeAgent, refusal, vm},
+    *,
+};
+use crate::pki::{Ca, Lifetime};
+
+fn ca() -> Ca {
+    Ca::create("pvelet.example", Lifetime::days(10)).unwrap()
+}
+
+fn agents(ca: &Ca, limits: Limits) -> Agents {
+    let own = ca.issue_role(Role::Operator, "ann", Lifetime::days(1)).unwrap();
+    Agents::new(Credentials::from_pem(ca.cert_pem(), &own.cert_pem, &own.key_pem).unwrap(), limits)
+}
+
+fn target(name: &str, address: &str) -> Target {
+    Target { name: name.to_owned(), address: address.parse().unwrap(), cluster: None, node: Some(name.to_owned()) }
+}
+
+/// An address where nobody listens.
+async fn nobody() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_dead_and_a_hanging_host_cost_their_own_rows_only() {
+    let ca = ca();
+    let agents = agents(&ca, Limits::default());
+    let (one, three, four) = (
+        FakeAgent::start(&ca, "pve1", vec![]).await,
+        FakeAgent::start(&ca, "pve3", vec![]).await,
+        FakeAgent::start(&ca, "pve4", vec![]).await,
+    );
+    three.hang.send_replace(true);
+    agents.set(target("pve1", &one.address.to_string()));
+    agents.set(target("pve2", &nobody().await));
+    agents.set(target("pve3", &three.address.to_string()));
+    // A host that answers with another's certificate.
+    agents.set(Target { node: Some("pve5".to_owned()), ..target("pve4", &four.address.to_string()) });
+
+    let results = fan_out(&agents.all(), Duration::from_millis(500), |a| async move { a.get_host().await }).await;
+    let hosts: Vec<&str> = results.iter().map(|r| r.host.as_str()).collect();
+    assert_eq!(hosts, ["pve1", "pve2", "pve3", "pve4"]);
+    assert_eq!(results[0].result.as_ref().unwrap().node, "pve1");
+    let error = |i: usize| results[i].result.as_ref().unwrap_err();
+    assert!(error(1).to_string().starts_with("pve2: cannot connect to 127.0.0.1:"), "{}", error(1));
+    assert!(matches!(error(2).cause, Cause::Deadline), "{}", error(2));
+    assert_eq!(error(2).to_string(), "pve3: no answer within 0.5 s");
+    assert!(error(3).to_string().contains("the certificate is for host pve4, expected pve5"), "{}", error(3));
+    assert!((1..=3).all(|i| error(i).unreachable()));
+    assert!(error(1).retryable() && error(2).retryable() && !error(3).retryable());
+}
+
+#[tokio::test]
+async fn dead_hosts_do_not_hold_the_places_of_the_living() {
+    let ca = ca();
+    // One place in all for connected agents, one for those that are not.
+    let agents = agents(&ca, Limits { in_all: 1, per_agent: 1, deadline: LONG });
+    let agent = FakeAgent::start(&ca, "pve1", vec![]).await;
+    let alive = agents.set(target("pve1", &agent.address.to_string()));
+    alive.get_host().await.unwrap();
+    assert!(alive.is_connected());
+
+    // It takes connections and never says a word.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dead = agents.set(target("pve2", &silent.local_addr().unwrap().to_string()));
+    let waiting = tokio::spawn(async move { dead.get_host().await });
+    let _open = silent.accept().await.unwrap();
+    alive.get_host().await.unwrap();
+    assert!(!waiting.is_finished());
+    waiting.abort();
+}
+
+#[tokio::test]
+async fn calls_to_one_agent_are_bounded() {
+    let ca = ca();
+    let agents = agents(&ca, Limits { in_all: 8, per_agent: 2, deadline: LONG });
+    let agent = FakeAgent::start(&ca, "pve1", vec![]).await;
+    let client = agents.set(target("pve1", &agent.address.to_string()));
+    client.get_host().await.unwrap();
+    agent.hang.send_replace(true);
+    let stuck: Vec<_> = (0..2)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.get_host().await })
+        })
+        .collect();
+    // Both places are taken as soon as both calls have begun; a third one waits in vain for its own deadline.
+    while agent.hang.receiver_count() < 3 {
+        tokio::task::yield_now().await;
+    }
+    let third = client.with_deadline(Duration::from_millis(100)).get_host().await.unwrap_err();
+    assert!(matches!(third.cause, Cause::Deadline));
+    agent.hang.send_replace(false);
+    for call in stuck {
+        call.await.unwrap().unwrap();
+    }
+    client.get_host().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_broken_connection_is_made_again_by_the_next_call() {
+    let ca = ca();
+    let agents = agents(&ca, Limits::default());
+    let agent = FakeAgent::start(&ca, "pve1", vec![]).await;
+    let relay = Relay::start(agent.address).await;
+    let client = agents.set(target("pve1", &relay.address));
+    client.get_host().await.unwrap();
+    agent.hang.send_replace(true);
+    let under_way = tokio::spawn({
+        let client = client.clone();
+        async move { client.get_host().await }
+    });
+    while agent.hang.receiver_count() < 2 {
+        tokio::task::yield_now().await;
+    }
+    relay.cut.notify_waiters();
+    let error = under_way.await.unwrap().unwrap_err();
+    assert!(matches!(error.cause, Cause::Lost) && error.retryable(), "{error:?}");
+    agent.hang.send_replace(false);
+    // The channel may learn of the loss only by the first call after it; the second has a connection.
+    let mut answer = client.get_host().await;
+    if answer.is_err() {
+        answer = client.get_host().await;
+    }
+    assert_eq!(answer.unwrap().node, "pve1");
+}
+
+/// Passes bytes on and can cut what it carries.
+struct Relay {
+    address: String,
+    cut: std::sync::Arc<tokio::sync::Notify>,
+}
+
+impl Relay {
+    async fn start(to: std::net::SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let cut = std::sync::Arc::new(tokio::sync::Notify::new());
+        let notify = std::sync::Arc::clone(&cut);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let notify = std::sync::Arc::clone(&notify);
+                tokio::spawn(async move {
+                    let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        () = notify.notified() => {}
+                    }
+                });
+            }
+        });
+        Self { address, cut }
+    }
+}
+
+#[tokio::test]
+async fn lists_are_read_to_the_last_page() {
+    let ca = ca();
+    let agents = agents(&ca, Limits::default());
+    let agent = FakeAgent::start(&ca, "pve1", (100..105).map(|i| vm(i, "a", "pve1")).collect()).await;
+    let client = agents.set(target("pve1", &agent.address.to_string()));
+    let vmids: Vec<u32> = client.list_vms(false, "", &[]).await.unwrap().iter().map(|v| v.vmid).collect();
+    assert_eq!(vmids, [100, 101, 102, 103, 104]);
+}
+
+#[tokio::test]
+async fn an_agent_that_has_not_changed_keeps_its_channel() {
+    let ca = ca();
+    let agents = agents(&ca, Limits::default());
+    let agent = FakeAgent::start(&ca, "pve1", vec![]).await;
+    let first = agents.set(target("pve1", &agent.address.to_string()));
+    first.get_host().await.unwrap();
+    assert!(agents.set(target("pve1", &agent.address.to_string())).is_connected());
+    assert!(!agents.set(target("pve1", "192.0.2.1:1")).is_connected());
+    agents.remove("pve1");
+    assert!(agents.get("pve1").is_none());
+}
+
+#[test]
+fn an_error_keeps_everything_and_reads_in_one_line() {
+    let field = ("config.name", "'a_b' is not a DNS name: use letters, digits and '-'");
+    let status = refusal(Code::InvalidArgument, "the request is malformed", reason::INVALID_NAME, Some(field));
+    let error = AgentError::from_status("pve1", &status);
+    assert_eq!(
+        error.to_string(),
+        "pve1: config.name: the request is malformed: 'a_b' is not a DNS name: use letters, digits and '-' [INVALID_ARGUMENT INVALID_NAME]"
+    );
+    assert!(error.is(reason::INVALID_NAME) && !error.retryable() && !error.unreachable());
+    assert_eq!(error.metadata["node"], "pve9");
+    assert_eq!(error.fields[0].field, "config.name");
+
+    let multi = AgentError::from_status("pve1", &Status::internal("first\n second\u{1b}[31m\r\n"));
+    assert_eq!(multi.to_string(), "pve1: first; second[31m [INTERNAL]");
+}
+
+#[test]
+fn what_may_succeed_later_is_retryable() {
+    for (code, why, retryable) in [
+        (Code::Aborted, reason::VM_LOCKED, true),
+        (Code::Unavailable, reason::NO_QUORUM, true),
+        (Code::ResourceExhausted, reason::OVERLOADED, true),
+        (Code::ResourceExhausted, reason::STORAGE_FULL, false),
+        (Code::FailedPrecondition, reason::VM_PROTECTED, false),
+        (Code::AlreadyExists, reason::VMID_IN_USE, false),
+        (Code::PermissionDenied, reason::ROLE, false),
+    ] {
+        assert_eq!(AgentError::from_status("pve1", &refusal(code, "x", why, None)).retryable(), retryable, "{why}");
+    }
+}
+
+#[test]
+fn the_end_of_an_operation_reads_like_a_call() {
+    let status = refusal(Code::Aborted, "VM 100 is locked (backup); try again when the backup has ended", reason::VM_LOCKED, None);
+    let wire = tonic_types::pb::Status::decode(status.details()).unwrap();
+    let error = AgentError::from_operation("pve1", &wire);
+    assert_eq!(error.to_string(), "pve1: VM 100 is locked (backup); try again when the backup has ended [ABORTED VM_LOCKED]");
+    assert!(error.retryable());
+}
+
+#[test]
+fn every_streaming_method_is_known() {
+    let set = FileDescriptorSet::decode(pvelet_proto::FILE_DESCRIPTOR_SET).unwrap();
+    let mut streaming: Vec<String> = set
+        .file
+        .iter()
+        .filter(|f| f.package() == "pvelet.v1")
+        .flat_map(|f| f.service.iter())
+        .flat_map(|s| s.method.iter().filter(|m| m.server_streaming()).map(|m| format!("/pvelet.v1.{}/{}", s.name(), m.name())))
+        .collect();
+    streaming.sort();
+    let mut known = guard::STREAMING.map(str::to_owned).to_vec();
+    known.sort();
+    assert_eq!(streaming, known);
+    let _ = v1::Host::default();
+}

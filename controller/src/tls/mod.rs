@@ -9,7 +9,7 @@ mod connect;
 mod credentials;
 mod verify;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use rustls::{AlertDescription, CertificateError, Error as RustlsError};
 use thiserror::Error;
@@ -115,9 +115,6 @@ impl TlsError {
             if let Some(found) = e.downcast_ref::<Self>() {
                 return Some(found);
             }
-            if let Some(shared) = e.downcast_ref::<Arc<Self>>() {
-                return Some(shared);
-            }
             next = e.source();
         }
         None
@@ -141,3 +138,6 @@ fn refusal(alert: AlertDescription) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests;
