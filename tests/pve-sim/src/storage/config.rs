@@ -64,7 +64,8 @@ impl Storage {
 
     /// What it may hold, in alphabetical order.
     pub fn content(&self) -> Vec<&str> {
-        let mut list: Vec<&str> = self.option("content").unwrap_or(DEFAULT_CONTENT).split(',').map(str::trim).filter(|c| !c.is_empty()).collect();
+        let mut list: Vec<&str> =
+            self.option("content").unwrap_or(DEFAULT_CONTENT).split(',').map(str::trim).filter(|c| !c.is_empty()).collect();
         list.sort_unstable();
         list
     }
@@ -220,7 +221,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const TEXT: &str = "dir: local\n\tpath /var/lib/vz\n\tcontent iso,images\n\tnodes other\n\ndir: off\n\tdisable\n\tpath /srv/raw\n\tcontent images\n\n";
+    const TEXT: &str =
+        "dir: local\n\tpath /var/lib/vz\n\tcontent iso,images\n\tnodes other\n\ndir: off\n\tdisable\n\tpath /srv/raw\n\tcontent images\n\n";
 
     #[test]
     fn local_is_for_every_node() {

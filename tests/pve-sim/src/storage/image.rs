@@ -101,7 +101,9 @@ impl Place<'_> {
             }
             ("qcow2", None) => {
                 command.args(["-o", "preallocation=metadata"]);
-                format!("cluster_size=65536 extended_l2=off preallocation=metadata compression_type=zlib size={bytes} lazy_refcounts=off refcount_bits=16")
+                format!(
+                    "cluster_size=65536 extended_l2=off preallocation=metadata compression_type=zlib size={bytes} lazy_refcounts=off refcount_bits=16"
+                )
             }
             ("vmdk", _) => format!("size={bytes} compat6=off hwversion=undefined"),
             _ => format!("size={bytes} preallocation=off"),
@@ -112,7 +114,9 @@ impl Place<'_> {
         }
         log(&format!("Formatting '{shown}', fmt={format} {details}"));
         if self.too_large(format, bytes) {
-            return Err(Failure::die(format!("unable to create image: qemu-img: {shown}: The image size is too large for file format 'raw'")));
+            return Err(Failure::die(format!(
+                "unable to create image: qemu-img: {shown}: The image size is too large for file format 'raw'"
+            )));
         }
         match self.run(&mut command) {
             Ok(()) => Ok(()),
@@ -124,7 +128,8 @@ impl Place<'_> {
     pub(super) fn resize(&self, path: &Path, format: &str, bytes: u64, log: Log<'_>) -> Result<(), Failure> {
         let shown = self.shown(path);
         let preallocation = if format == "qcow2" { "metadata" } else { "off" };
-        let failed = format!("command '{QEMU_IMG} resize '--preallocation={preallocation}' -f {format} {shown} {bytes}' failed: exit code 1");
+        let failed =
+            format!("command '{QEMU_IMG} resize '--preallocation={preallocation}' -f {format} {shown} {bytes}' failed: exit code 1");
         if self.too_large(format, bytes) {
             log("qemu-img: Could not resize file: File too large");
             return Err(Failure::die(failed));
@@ -276,7 +281,10 @@ mod tests {
     #[test]
     fn progress_is_told_once_for_each_percent() {
         let lines = std::cell::RefCell::new(Vec::new());
-        follow(&b"    (0.00/100%)\r    (50.00/100%)\r    (50.10/100%)\r    (100.00/100%)\n"[..], 64 << 20, &|l| lines.borrow_mut().push(l.to_owned())).unwrap();
+        follow(&b"    (0.00/100%)\r    (50.00/100%)\r    (50.10/100%)\r    (100.00/100%)\n"[..], 64 << 20, &|l| {
+            lines.borrow_mut().push(l.to_owned())
+        })
+        .unwrap();
         assert_eq!(lines.into_inner(), ["transferred 32.0 MiB of 64.0 MiB (50.00%)", "transferred 64.0 MiB of 64.0 MiB (100.00%)"]);
     }
 

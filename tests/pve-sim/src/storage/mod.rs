@@ -3,11 +3,11 @@
 mod config;
 mod image;
 mod list;
+pub mod lock;
 mod volume;
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     thread,
@@ -17,17 +17,15 @@ use std::{
 pub use config::{Config, Storage};
 pub use image::Info;
 pub use list::{Entry, Status};
+pub use lock::Log;
+use lock::{Held, Wait};
 pub use volume::{Volume, image_name, is_storage_id, split};
 
 use crate::{
     api::{Failure, failure::os_text},
     faults::{Faults, StorageFault},
     layout::NodeLayout,
-    lock,
 };
-
-/// Takes the lines of a task's log.
-pub type Log<'a> = &'a dyn Fn(&str);
 
 const HUNG_POLL: Duration = Duration::from_millis(50);
 
@@ -148,9 +146,9 @@ impl Storages {
     ///
     /// # Errors
     /// When it is not had in time.
-    pub fn lock(&self, id: &str, log: Log<'_>) -> Result<File, Failure> {
+    pub fn lock(&self, id: &str, log: Log<'_>) -> Result<Held, Failure> {
         let shown = format!("/var/lock/pve-manager/pve-storage-{id}");
-        lock::take(&self.layout.storage_lock(id), &shown, false, lock::WAIT.mul_f64(self.lock_factor), log)
+        lock::take(&self.layout.storage_lock(id), &shown, Wait::exclusive(self.lock_factor), log)
     }
 
     /// The next free disk name of a VM on a storage.
@@ -312,13 +310,16 @@ impl Storages {
     /// # Errors
     /// `volume_size_info on '...' failed - no format` when there is none.
     pub fn info(&self, volume: &Volume) -> Result<Info, Failure> {
+        if self.fault(&volume.storage).offline {
+            return Err(Failure::die(format!("volume_size_info on '{}' failed - no format", volume.volid())));
+        }
         let path = self.path(volume)?;
         image::info(&path, volume.format()).map_err(|_| Failure::die(format!("volume_size_info on '{}' failed - no format", volume.volid())))
     }
 
     /// Whether the volume's file is there.
     pub fn exists(&self, volume: &Volume) -> bool {
-        self.path(volume).is_ok_and(|path| path.exists())
+        !self.fault(&volume.storage).offline && self.path(volume).is_ok_and(|path| path.exists())
     }
 
     /// Copies a volume, or a snapshot of it, into one that exists.

@@ -140,7 +140,12 @@ mod tests {
 
     #[test]
     fn ids_read_back_the_same() {
-        for id in ["local:100/vm-100-disk-0.raw", "local:9000/base-9000-disk-0.qcow2/100/vm-100-disk-0.qcow2", "local:iso/x.iso", "a-b.c:snippets/u.yaml"] {
+        for id in [
+            "local:100/vm-100-disk-0.raw",
+            "local:9000/base-9000-disk-0.qcow2/100/vm-100-disk-0.qcow2",
+            "local:iso/x.iso",
+            "a-b.c:snippets/u.yaml",
+        ] {
             assert_eq!(Volume::parse(id).unwrap().volid(), id);
         }
     }
@@ -159,7 +164,9 @@ mod tests {
 
     #[test]
     fn disks_are_numbered_by_their_names() {
-        for (name, number) in [("vm-1-disk-3.raw", Some(3)), ("base-1-disk-0.qcow2", Some(0)), ("vm-1-x.raw", None), ("vm-12-disk-1.raw", None)] {
+        for (name, number) in
+            [("vm-1-disk-3.raw", Some(3)), ("base-1-disk-0.qcow2", Some(0)), ("vm-1-x.raw", None), ("vm-12-disk-1.raw", None)]
+        {
             assert_eq!(disk_number(name, 1), number, "{name}");
         }
     }
