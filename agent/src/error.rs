@@ -51,6 +51,8 @@ pub enum Error {
 
     #[error("VMID {vmid} is in use{}; choose another, or 0 to let the agent choose", .node.as_ref().map(|n| format!(" on node {n}")).unwrap_or_default())]
     VmidInUse { vmid: u32, node: Option<String> },
+    #[error("machine {machine_uid} has VM {vmid} on node {node} already; a machine has one VM at most")]
+    MachineHasVm { machine_uid: String, vmid: u32, node: String },
     #[error("request_id '{request_id}' of tenant '{tenant}' was used for another request ({operation}); use a new id for a new request")]
     RequestIdReused { tenant: String, request_id: String, operation: String },
 
@@ -67,12 +69,16 @@ pub enum Error {
     NoQuorum { node: String },
     #[error("PVE's local daemon does not answer ({detail}); check `systemctl status pvedaemon`")]
     PveDown { detail: String },
+    #[error("PVE's local daemon took the call and gave no answer ({detail}); whether it was carried out is not known yet")]
+    PveAnswerLost { detail: String },
     #[error("the cluster file system does not answer ({detail}); check `systemctl status pve-cluster`")]
     PveFsHung { detail: String },
     #[error("storage '{storage}' is offline: {detail}")]
     StorageOffline { storage: String, detail: String },
     #[error("the agent is shutting down; try again")]
     AgentDraining,
+    #[error("the agent was restarted before PVE was asked, so nothing was done; try again")]
+    AgentRestarted,
 
     #[error("storage '{storage}' is full: {detail}")]
     StorageFull { storage: String, detail: String },
@@ -142,6 +148,12 @@ pub enum Error {
 
     #[error("PVE failed: {message}")]
     PveFailed { message: String, upid: Option<String> },
+    #[error("journal {path}: {detail}")]
+    Journal { path: String, detail: String },
+    #[error("{file} {why}")]
+    Credentials { file: String, why: String },
+    #[error("{0}")]
+    Start(String),
     #[error("internal: {0}")]
     Internal(String),
 }
@@ -178,6 +190,7 @@ impl Error {
             Self::PoolNotFound { .. } => (C::NotFound, reason::POOL_NOT_FOUND),
             Self::OperationNotFound { .. } => (C::NotFound, reason::OPERATION_NOT_FOUND),
             Self::VmidInUse { .. } => (C::AlreadyExists, reason::VMID_IN_USE),
+            Self::MachineHasVm { .. } => (C::AlreadyExists, reason::MACHINE_HAS_VM),
             Self::RequestIdReused { .. } => (C::AlreadyExists, reason::REQUEST_ID_REUSED),
             Self::VmLocked { .. } => (C::Aborted, reason::VM_LOCKED),
             Self::OperationInProgress { .. } => (C::Aborted, reason::OPERATION_IN_PROGRESS),
@@ -185,8 +198,10 @@ impl Error {
             Self::ConfigChanged { .. } => (C::Aborted, reason::CONFIG_CHANGED),
             Self::NoQuorum { .. } => (C::Unavailable, reason::NO_QUORUM),
             Self::PveDown { .. } => (C::Unavailable, reason::PVE_DOWN),
+            Self::PveAnswerLost { .. } => (C::Unavailable, reason::PVE_DOWN),
             Self::PveFsHung { .. } => (C::Unavailable, reason::PVE_FS_HUNG),
             Self::StorageOffline { .. } => (C::Unavailable, reason::STORAGE_OFFLINE),
+            Self::AgentRestarted => (C::Unavailable, reason::AGENT_DRAINING),
             Self::AgentDraining => (C::Unavailable, reason::AGENT_DRAINING),
             Self::StorageFull { .. } => (C::ResourceExhausted, reason::STORAGE_FULL),
             Self::VmidRangeExhausted { .. } => (C::ResourceExhausted, reason::VMID_RANGE_EXHAUSTED),
@@ -219,7 +234,8 @@ impl Error {
             Self::OperationTimeout { .. } => (C::DeadlineExceeded, reason::OPERATION_TIMEOUT),
             Self::Cancelled { .. } => (C::Cancelled, reason::CANCELLED),
             Self::PveFailed { .. } => (C::Unknown, reason::PVE_FAILED),
-            Self::Internal(_) => (C::Internal, reason::INTERNAL),
+            Self::Journal { .. } => (C::Internal, reason::INTERNAL),
+            Self::Credentials { .. } | Self::Start(_) | Self::Internal(_) => (C::Internal, reason::INTERNAL),
         }
     }
 
@@ -232,6 +248,7 @@ impl Error {
                 m.extend(node.as_ref().map(|n| ("node", n.clone())));
                 m
             }
+            Self::MachineHasVm { vmid, node, .. } => vec![("vmid", vmid.to_string()), ("node", node.clone())],
             Self::VmLocked { vmid, lock } => vec![("vmid", vmid.to_string()), ("lock", lock.clone())],
             Self::OperationInProgress { holder, age, .. } => {
                 vec![("operation", holder.clone()), ("age_seconds", age.as_secs().to_string())]
@@ -259,6 +276,16 @@ impl Error {
             }
         }
         Status::with_error_details(code, self.to_string(), details)
+    }
+
+    /// The error as it stands in `Operation.error`: the same code, message and details.
+    pub fn to_rpc_status(&self) -> tonic_types::pb::Status {
+        let status = self.to_status();
+        prost::Message::decode(status.details()).unwrap_or_else(|_| tonic_types::pb::Status {
+            code: self.code().into(),
+            message: self.to_string(),
+            details: Vec::new(),
+        })
     }
 }
 

@@ -56,6 +56,8 @@ reasons! {
     // ALREADY_EXISTS
     /// The VMID is in use in the PVE cluster.
     VMID_IN_USE;
+    /// The machine for which a clone is asked has a VM already; metadata `vmid`, `node`.
+    MACHINE_HAS_VM;
     /// The request id was used with another body.
     REQUEST_ID_REUSED;
 

@@ -12,6 +12,9 @@ use crate::error::Error;
 pub use types::*;
 
 /// PVE on this host. Every call has a deadline of its own and never blocks the runtime's threads.
+///
+/// A mutating call that was not carried out for sure (connection refused, no ticket) fails with `PveDown`; one that was sent and got no
+/// answer fails with `PveAnswerLost`: it may have been carried out, and only the task list and the configs tell.
 #[tonic::async_trait]
 pub trait Pve: Send + Sync + 'static {
     /// What was last seen of the cluster. Cheap: an `Arc` from memory. Stale for at most 250 ms while the cluster file system answers;
@@ -64,8 +67,8 @@ pub trait Pve: Send + Sync + 'static {
     /// Follows a task to its end. The receiver yields log lines as they come, then `End`; it is closed after that.
     fn follow_task(&self, upid: &Upid) -> tokio::sync::mpsc::Receiver<TaskUpdate>;
 
-    /// Tasks of this node that were started at or after `since` (seconds since the Unix epoch) and whose UPID has this type and id: for
-    /// finding the task of a call whose answer was lost.
+    /// Tasks of this node that were started at or after `since` (seconds since the Unix epoch) and whose UPID has this type and id (an
+    /// empty `id`: any), ended ones included: for finding the task of a call whose answer was lost.
     async fn find_tasks(&self, kind: &str, id: &str, since: u64) -> Result<Vec<Upid>, Error>;
 
     /// Processes of this host that write to a volume of this VMID though no task owns them (a `qemu-img` whose worker was killed).

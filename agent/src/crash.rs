@@ -1,0 +1,108 @@
+//! Named points at which a test makes the process end itself with SIGKILL: between every two steps of an operation.
+//!
+//! `PVELET_CRASH_AT=<name>[:n]` ends the process when the point is reached for the n-th time (from 1). Compiled in under the feature
+//! `crash-points` only; a release build has nothing of it.
+
+/// Every crash point, in the order in which an operation passes them. A test checks that each stands in the code exactly once.
+pub const NAMES: &[&str] = &[
+    "clone.leased",
+    "clone.intent_written",
+    "clone.lane_held",
+    "clone.called",
+    "clone.upid_written",
+    "clone.task_ended",
+    "clone.checked",
+    "clone.bound",
+    "clone.resize_called",
+    "clone.resized",
+    "clone.before_end",
+    "clone.end_written",
+    "configure.intent_written",
+    "configure.written",
+    "configure.resize_called",
+    "configure.before_end",
+    "configure.end_written",
+    "power.intent_written",
+    "power.called",
+    "power.upid_written",
+    "power.task_ended",
+    "power.before_end",
+    "power.end_written",
+    "delete.intent_written",
+    "delete.stopped",
+    "delete.called",
+    "delete.upid_written",
+    "delete.task_ended",
+    "delete.volumes_checked",
+    "delete.end_written",
+    "rollback.begun",
+    "rollback.task_stopped",
+    "rollback.orphans_ended",
+    "rollback.destroyed",
+    "rollback.volumes_freed",
+];
+
+/// A named crash point.
+#[macro_export]
+macro_rules! crash_point {
+    ($name:literal) => {
+        #[cfg(feature = "crash-points")]
+        $crate::crash::reached($name);
+    };
+}
+
+/// Ends the process when this is the point, and the pass, that `PVELET_CRASH_AT` names.
+#[cfg(feature = "crash-points")]
+pub fn reached(name: &str) {
+    use std::sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    };
+    static WANTED: LazyLock<Option<(String, u64)>> = LazyLock::new(|| {
+        let value = std::env::var("PVELET_CRASH_AT").ok()?;
+        Some(match value.split_once(':') {
+            Some((name, nth)) => (name.to_owned(), nth.parse().unwrap_or(1)),
+            None => (value, 1),
+        })
+    });
+    static PASSES: AtomicU64 = AtomicU64::new(0);
+    let Some((wanted, nth)) = &*WANTED else { return };
+    if wanted == name && PASSES.fetch_add(1, Ordering::Relaxed) + 1 == *nth {
+        // SIGKILL cannot be caught, so nothing is flushed or undone: as when the power goes.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{collections::BTreeMap, fs, path::Path};
+
+    use super::NAMES;
+
+    fn points(dir: &Path, found: &mut BTreeMap<String, usize>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                points(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                for part in fs::read_to_string(&path).unwrap().split("crash_point!(\"").skip(1) {
+                    *found.entry(part.split('"').next().unwrap().to_owned()).or_default() += 1;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_name_stands_in_the_code_exactly_once() {
+        let mut found = BTreeMap::new();
+        points(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+        let listed: BTreeMap<String, usize> = NAMES.iter().map(|n| ((*n).to_owned(), 1)).collect();
+        found.remove(&["split", ""].concat());
+        found.retain(|name, _| name.contains('.') || listed.contains_key(name));
+        assert_eq!(found, listed);
+    }
+}

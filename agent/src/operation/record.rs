@@ -1,0 +1,148 @@
+//! What an operation is in the registry and in the journal.
+
+use std::{sync::Arc, time::Instant};
+
+use prost::Message;
+use pvelet_proto::v1;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    guard::Guards,
+    journal::{Stored, Write},
+};
+use crate::error::Error;
+
+/// A task of PVE and what it was started for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRef {
+    /// The step: "clone", "resize", "start", "destroy", ...
+    pub purpose: String,
+    /// PVE's task id.
+    pub upid: String,
+    /// Whether its answer was lost and it was found in the task list: then its log alone proves nothing.
+    #[serde(default)]
+    pub found: bool,
+}
+
+/// What an operation decided and did, beyond what the API shows: written before the first side effect, and enough to go on or to undo after
+/// a crash.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// The VM it works on.
+    pub vmid: u32,
+    /// The VMID is leased by this operation.
+    pub leased: bool,
+    /// The template of a clone.
+    pub template: u32,
+    /// The name of the new VM.
+    pub name: String,
+    /// Where new volumes are put: the lane, and where left-overs are looked for.
+    pub storages: Vec<String>,
+    /// The VM's own volumes before it was destroyed.
+    pub volumes: Vec<String>,
+    /// The config's digest before it was changed.
+    pub digest: String,
+    /// The VM's UUID.
+    pub uuid: String,
+    /// PVE's tasks.
+    pub tasks: Vec<TaskRef>,
+    /// What it holds.
+    pub guards: Guards,
+    /// Undoing has begun: there is no way forward any more. The reason is the operation's error.
+    pub undoing: bool,
+    /// The operation's number, for listing in the order of creation.
+    pub number: u64,
+}
+
+impl State {
+    /// The latest task with this purpose.
+    pub fn task(&self, purpose: &str) -> Option<&TaskRef> {
+        self.tasks.iter().rev().find(|t| t.purpose == purpose)
+    }
+}
+
+/// An operation in memory.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) shown: Arc<v1::Operation>,
+    /// Canonical request.
+    pub(super) request: Arc<[u8]>,
+    pub(super) state: State,
+    pub(super) cancel: CancellationToken,
+    pub(super) cancelled_by: Option<String>,
+    /// Why it cannot be cancelled (any more).
+    pub(super) committed: Option<&'static str>,
+    pub(super) done: CancellationToken,
+    /// How the writing of its intent went.
+    pub(super) intent: watch::Receiver<Option<Result<(), Error>>>,
+    pub(super) since: Instant,
+}
+
+pub(super) fn ended(operation: &v1::Operation) -> bool {
+    matches!(operation.state(), v1::OperationState::Succeeded | v1::OperationState::Failed | v1::OperationState::Cancelled)
+}
+
+impl Entry {
+    /// The journal's form.
+    pub(super) fn write(&self) -> Write {
+        Write::Operation {
+            name: self.shown.name.clone(),
+            shown: self.shown.encode_to_vec(),
+            request: Arc::clone(&self.request),
+            state: serde_json::to_vec(&self.state).unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn read(stored: &Stored, now: Instant) -> Result<Self, String> {
+        let shown = v1::Operation::decode(stored.shown.as_slice()).map_err(|e| e.to_string())?;
+        let state: State = serde_json::from_slice(&stored.state).map_err(|e| e.to_string())?;
+        let done = CancellationToken::new();
+        if ended(&shown) {
+            done.cancel();
+        }
+        Ok(Self {
+            shown: Arc::new(shown),
+            request: stored.request.as_slice().into(),
+            state,
+            cancel: CancellationToken::new(),
+            cancelled_by: None,
+            committed: None,
+            done,
+            intent: watch::channel(Some(Ok(()))).1,
+            since: now,
+        })
+    }
+}
+
+/// A request in canonical form: what makes two calls with the same key the same request. `wait` is no part of it, and neither is the
+/// controller's epoch: a new leader repeats its predecessor's call.
+#[derive(Debug, Clone)]
+pub struct Body {
+    pub(super) request: Arc<[u8]>,
+    pub(super) digest: [u8; 32],
+}
+
+impl Body {
+    /// The canonical form of `request`, from which [`canonical_meta`] has removed what does not count.
+    pub fn new(kind: v1::OperationKind, request: &impl Message) -> Self {
+        let request: Arc<[u8]> = request.encode_to_vec().into();
+        let digest = digest(kind, &request);
+        Self { request, digest }
+    }
+}
+
+pub(super) fn digest(kind: v1::OperationKind, request: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update((kind as i32).to_be_bytes());
+    hash.update(request);
+    hash.finalize().into()
+}
+
+/// `meta` without what is no part of the compared body.
+pub fn canonical_meta(meta: &v1::RequestMeta) -> v1::RequestMeta {
+    v1::RequestMeta { tenant: meta.tenant.clone(), request_id: meta.request_id.clone(), controller_epoch: None, wait: None }
+}

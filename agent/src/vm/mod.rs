@@ -1,0 +1,3 @@
+//! VMs.
+
+pub mod mark;
