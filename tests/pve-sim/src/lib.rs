@@ -2,10 +2,14 @@
 
 pub mod layout;
 pub mod vmconf;
-pub mod lock;
 pub mod faults;
 
+pub mod cluster;
+pub mod fuse;
 pub mod guest;
+pub mod ha;
+pub mod control;
+pub mod run;
 
 pub mod storage;
 pub mod ticket;
@@ -13,4 +17,6 @@ pub mod task;
 pub mod api;
 
 mod binary;
+mod harness;
 pub use binary::binary;
+pub use harness::{Cluster, Options};

@@ -45,6 +45,26 @@ pub struct Options {
     pub paused: bool,
 }
 
+impl Options {
+    /// The options that follow from a VM's config (its current part, without snapshots).
+    pub fn of_config(text: &str) -> Self {
+        let mut options = Self { cores: 1, memory_mib: 512, ..Self::default() };
+        for line in text.lines().take_while(|line| !line.starts_with('[')) {
+            let Some((key, value)) = line.split_once(": ") else { continue };
+            let value = value.trim();
+            match key {
+                "name" => value.clone_into(&mut options.name),
+                "agent" => options.agent = value.split(',').any(|part| part == "1" || part == "enabled=1"),
+                "cores" => options.cores = value.parse().unwrap_or(1),
+                "memory" => options.memory_mib = value.trim_start_matches("current=").parse().unwrap_or(512),
+                "smbios1" => options.uuid = value.split(',').find_map(|part| part.strip_prefix("uuid=")).map(str::to_owned),
+                _ => {}
+            }
+        }
+        options
+    }
+}
+
 /// What the guest process is told about itself, in its environment: its arguments are those of a real `kvm`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Orders {
@@ -201,6 +221,13 @@ mod tests {
         assert!(shown.starts_with("-id 100 -name web,debug-threads=on -no-shutdown -chardev socket,id=qmp,path=/var/run/qemu-server/100.qmp,"), "{shown}");
         assert!(shown.contains(" -pidfile /var/run/qemu-server/100.pid -daemonize "), "{shown}");
         assert!(shown.ends_with("-smbios type=1,uuid=u -smp 2,sockets=1,cores=2,maxcpus=2 -m 512"), "{shown}");
+    }
+
+    #[test]
+    fn the_options_follow_from_the_config() {
+        let config = "#hello\nagent: 1\ncores: 2\nmemory: 256\nname: web\nsmbios1: uuid=17cff2cc,serial=x\n\n[snap]\nname: old\n";
+        let expected = Options { name: "web".into(), uuid: Some("17cff2cc".into()), agent: true, cores: 2, memory_mib: 256, paused: false };
+        assert_eq!(Options::of_config(config), expected);
     }
 
     #[test]
