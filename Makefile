@@ -20,7 +20,7 @@ build: setup ## Build all programs
 	@tests/with-rust.sh $(CARGO) build --workspace --bins --features $(TEST_FEATURES)
 
 demo: build ## Three simulated PVE hosts, a controller, three machines: the main path
-	@tests/with-rust.sh tests/demo.sh
+	@target/debug/pvelet-demo
 
 test-quick: build ## Unit tests only: the daily loop
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES) --lib --bins

@@ -1,1 +1,17 @@
-//! .
+//! The harness: a simulated PVE cluster, real agents, a real controller and real certificates, all as processes of their own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods, clippy::missing_panics_doc, reason = "a test fails by panicking, and starts programs")]
+
+pub mod agent;
+pub mod controller;
+pub mod client;
+pub mod pki;
+pub mod process;
+pub mod stack;
+pub mod status;
+
+pub use agent::Agent;
+pub use client::Client;
+pub use controller::Controller;
+pub use pki::Pki;
+pub use process::{Process, program};
+pub use stack::{Stack, StackOptions};

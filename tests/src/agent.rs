@@ -1,0 +1,178 @@
+//! One agent as a process, on one simulated host.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use pve_sim::layout::NodeLayout;
+
+use crate::{Pki, Process, pki, program};
+
+/// How long anything that should happen at once may take on a loaded machine.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// An agent: its files, its address, and its process while it runs.
+pub struct Agent {
+    /// The node.
+    pub node: String,
+    /// Its host.
+    pub layout: NodeLayout,
+    /// Where it listens, once it has been started.
+    pub address: SocketAddr,
+    /// Its folder: configuration, state, log.
+    pub dir: PathBuf,
+    /// Lines added to sections of the configuration: section -> text.
+    pub extra: BTreeMap<String, String>,
+    /// "manage" or "observe".
+    pub mode: String,
+    /// Its VMIDs.
+    pub range: (u32, u32),
+    cert: (PathBuf, PathBuf),
+    ca: PathBuf,
+    crl: PathBuf,
+    cluster_dir: PathBuf,
+    process: Option<Process>,
+}
+
+impl Agent {
+    /// Prepares an agent for a node; nothing runs yet.
+    pub fn prepare(dir: &Path, cluster_dir: &Path, layout: NodeLayout, pki: &Pki, range: (u32, u32)) -> Self {
+        let node = layout.node().to_owned();
+        let dir = dir.join(format!("agent-{node}"));
+        fs::create_dir_all(&dir).expect("agent folder");
+        Self {
+            cert: pki.host(&node),
+            ca: pki.dir.ca_cert_path(),
+            crl: pki.dir.crl_path(),
+            node,
+            layout,
+            address: ([127, 0, 0, 1], 0).into(),
+            dir,
+            extra: BTreeMap::new(),
+            mode: "manage".into(),
+            range,
+            cluster_dir: cluster_dir.to_owned(),
+            process: None,
+        }
+    }
+
+    /// The file of the configuration.
+    pub fn config_path(&self) -> PathBuf {
+        self.dir.join("agent.toml")
+    }
+
+    /// The journal's folder.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// Certificate and key files.
+    pub fn cert(&self) -> &(PathBuf, PathBuf) {
+        &self.cert
+    }
+
+    /// The text of the configuration as it would be written now.
+    pub fn config_text(&self) -> String {
+        let l = &self.layout;
+        let api = fs::read_to_string(l.api_address()).unwrap_or_default();
+        let part = |section: &str| self.extra.get(section).cloned().unwrap_or_default();
+        let ticket = [
+            program("pve-sim").display().to_string(),
+            "ticket".into(),
+            "--dir".into(),
+            self.cluster_dir.display().to_string(),
+            "--node".into(),
+            self.node.clone(),
+        ];
+        format!(
+            "mode = {mode:?}\nlisten = \"{address}\"\nstate_dir = {state:?}\n{top}\n\
+             [tls]\ncert = {cert:?}\nkey = {key:?}\nclient_ca = {ca:?}\ncrl = {crl:?}\ntrust_domain = \"{domain}\"\n{tls}\n\
+             [pve]\nnode = {node:?}\napi_address = \"{api}\"\nticket_command = {ticket:?}\netc_pve = {etc:?}\nrun = {run:?}\ntask_log = {tasks:?}\nsysfs = {sysfs:?}\n{pve}\n\
+             [vm]\nvmid_range = \"{first}-{last}\"\n{vm}\n\
+             [limits]\n{limits}\n[log]\nformat = \"text\"\n{log}\n{rest}\n",
+            mode = self.mode,
+            address = self.address,
+            state = self.state_dir(),
+            top = part(""),
+            cert = self.cert.0,
+            key = self.cert.1,
+            ca = self.ca,
+            crl = self.crl,
+            domain = pki::TRUST_DOMAIN,
+            tls = part("tls"),
+            node = self.node,
+            api = api.trim(),
+            etc = l.etc_pve(),
+            run = l.host_path("/run"),
+            tasks = l.tasks(),
+            sysfs = l.host_path("/sys"),
+            pve = part("pve"),
+            first = self.range.0,
+            last = self.range.1,
+            vm = part("vm"),
+            limits = part("limits"),
+            log = part("log"),
+            rest = part("rest"),
+        )
+    }
+
+    /// Writes the configuration, starts the process, and waits until it serves. The port stays the same at later starts.
+    pub fn start(&mut self) {
+        self.start_with(&[]).unwrap_or_else(|e| panic!("agent of {}: {e}", self.node));
+    }
+
+    /// As [`Self::start`], with environment variables; the failure is returned.
+    pub fn start_with(&mut self, envs: &[(&str, &str)]) -> io::Result<()> {
+        fs::write(self.config_path(), self.config_text())?;
+        let ready = self.dir.join("ready");
+        let _ = fs::remove_file(&ready);
+        let config = self.config_path().display().to_string();
+        let args = ["run", "--config", &config, "--ready-file", &ready.display().to_string()];
+        let mut process =
+            Process::start("pvelet-agent", &args, envs, &self.dir.join("agent.log"), Some(&self.dir.join("notify.sock")))?;
+        process.wait_ready(SOON)?;
+        let text = fs::read_to_string(&ready)?;
+        self.address = text.trim().parse().map_err(|_| io::Error::other(format!("no address in the ready file: {text:?}")))?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("kill");
+        }
+    }
+
+    /// Asks it to end, and waits.
+    pub fn stop(&mut self) -> std::process::ExitStatus {
+        let mut process = self.process.take().expect("it runs");
+        process.signal(Signal::SIGTERM).expect("SIGTERM");
+        process.wait_exit(SOON).expect("graceful end")
+    }
+
+    /// Waits until it has ended by itself (a crash point).
+    pub fn wait_exit(&mut self) -> std::process::ExitStatus {
+        self.process.take().expect("it runs").wait_exit(SOON).expect("it ends")
+    }
+
+    /// SIGHUP.
+    pub fn reload(&self) {
+        self.process.as_ref().expect("it runs").signal(Signal::SIGHUP).expect("SIGHUP");
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("it runs")
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default()
+    }
+}

@@ -1,0 +1,119 @@
+//! The main path on three simulated PVE hosts: certificates, agents, a controller, three machines; one is stopped by hand and comes back; all
+//! is taken down again and nothing is left. What it prints are the outputs of the real programs.
+#![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "it is a program for people, and runs others")]
+
+use std::{
+    error::Error,
+    fs,
+    path::Path,
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use pve_sim::control::{Request, Seed};
+use pvelet_proto::identity::Role;
+use pvelet_tests::{
+    Stack, pki, program,
+    status::{self, count_true},
+};
+
+const NODES: [&str; 3] = ["pve1", "pve2", "pve3"];
+const LIMIT: Duration = Duration::from_secs(50);
+const MANIFEST: &str = include_str!("../../../docs/examples/web-1.yaml");
+
+fn main() -> ExitCode {
+    match demo() {
+        Ok(summary) => {
+            println!("{summary}");
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("demo: failed: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo() -> Result<String, Box<dyn Error>> {
+    let begun = Instant::now();
+    let step = |text: &str| println!("\n[{:5.1} s] {text}", begun.elapsed().as_secs_f64());
+
+    step("Three simulated PVE hosts in one cluster, each with its own agent (mTLS, manage mode)");
+    let stack = Stack::three();
+    let sim = stack.sim.control();
+    for (vmid, node) in (9001..).zip(NODES) {
+        let seed = Seed { tags: "debian-13".into(), size_mib: 256, fill_mib: 16, ..Seed::new(node, vmid, "debian-13") };
+        sim.call(&Request::SeedTemplate(seed))?;
+    }
+    let before = sim.leftovers()?;
+    let config = client_config(&stack)?;
+    pveletctl(&config, &["hosts"])?;
+
+    step("A controller, and three PveMachine manifests dropped into its folder (docs/examples/web-1.yaml and two like it)");
+    let mut controller = stack.controller();
+    controller.start();
+    for i in 1..=3 {
+        let text = MANIFEST.replace("web-1", &format!("web-{i}")).replace("10.70.0.11/", &format!("10.70.0.1{i}/"));
+        controller.write(&format!("web-{i}.yaml"), &text);
+    }
+    let folder = controller.manifests.clone();
+    let records = status::wait_for(&folder, LIMIT, |r| count_true(r, "pvemachine.", "Ready") == 3 && count_true(r, "pvehost.", "Ready") == 3)?;
+    let (hosts, machines) = (count_true(&records, "pvehost.", "Ready"), count_true(&records, "pvemachine.", "Ready"));
+    for (name, record) in records.iter().filter(|(n, _)| n.starts_with("pvemachine.")) {
+        let s = &record["status"];
+        println!("  {name}: Ready, VMID {} on {}, UUID {}", s["vmid"], s["node"].as_str().unwrap_or("?"), s["uuid"].as_str().unwrap_or("?"));
+    }
+    pveletctl(&config, &["vms"])?;
+
+    step("Somebody kills the VM of web-2 by hand: the controller starts it again");
+    let vmid = records["pvemachine.web-2"]["status"]["vmid"].as_u64().and_then(|v| u32::try_from(v).ok()).ok_or("no VMID")?;
+    let first_start = records["pvemachine.web-2"]["status"]["lastStart"].clone();
+    sim.call(&Request::KillGuest { vmid })?;
+    status::wait_for(&folder, LIMIT, |r| {
+        let web2 = &r["pvemachine.web-2"];
+        status::condition(web2, "Ready") == "True" && web2["status"]["lastStart"] != first_start
+    })?;
+    pveletctl(&config, &["ops"])?;
+
+    step("The manifests are removed: the VMs are stopped and deleted, and nothing is left");
+    for i in 1..=3 {
+        controller.remove(&format!("web-{i}.yaml"));
+    }
+    status::wait_for(&folder, LIMIT, |r| !r.keys().any(|k| k.starts_with("pvemachine.")))?;
+    controller.stop();
+    pveletctl(&config, &["vms"])?;
+    let after = sim.leftovers()?;
+    let leaked = differences(&before, &after);
+    for line in &leaked {
+        println!("  left: {line}");
+    }
+    drop(stack);
+    let summary = format!("demo: {hosts}/3 hosts Ready, {machines}/3 machines Ready, {} leaked", leaked.len());
+    if hosts == 3 && machines == 3 && leaked.is_empty() { Ok(format!("\n{summary}")) } else { Err(summary.into()) }
+}
+
+/// Lines that are in one of the texts only.
+fn differences(before: &str, after: &str) -> Vec<String> {
+    let missing = before.lines().filter(|l| !after.lines().any(|a| a == *l)).map(|l| format!("(gone) {l}"));
+    let fresh = after.lines().filter(|l| !before.lines().any(|b| b == *l)).map(str::to_owned);
+    missing.chain(fresh).collect()
+}
+
+/// A configuration for pveletctl with all hosts.
+fn client_config(stack: &Stack) -> Result<std::path::PathBuf, Box<dyn Error>> {
+    let (cert, key) = stack.pki.role(Role::Admin, "demo");
+    let mut text = format!("ca = {:?}\ncert = {cert:?}\nkey = {key:?}\ntenant = \"default\"\n", stack.pki.dir.ca_cert_path());
+    for agent in stack.agents.values() {
+        text += &format!("\n[[host]]\nname = \"{}\"\ncluster = \"{}\"\naddress = \"{}\"\n", agent.node, pki::CLUSTER, agent.address);
+    }
+    let path = stack.dir.path().join("pveletctl.toml");
+    fs::write(&path, text)?;
+    Ok(path)
+}
+
+/// Runs pveletctl as a person would; its output goes to ours.
+fn pveletctl(config: &Path, args: &[&str]) -> Result<(), Box<dyn Error>> {
+    println!("\n$ pveletctl {}", args.join(" "));
+    let status = Command::new(program("pveletctl")).arg("--config").arg(config).args(args).status()?;
+    if status.success() { Ok(()) } else { Err(format!("pveletctl {} ended with {status}", args.join(" ")).into()) }
+}

@@ -1,0 +1,104 @@
+//! The controller as a process, on a folder of manifests.
+
+use std::{fs, io, path::PathBuf};
+
+use nix::sys::signal::Signal;
+use pvelet_proto::identity::Role;
+
+use crate::{Agent, Pki, Process, agent::SOON, pki};
+
+/// A controller with its folder of manifests.
+pub struct Controller {
+    /// The folder.
+    pub manifests: PathBuf,
+    dir: PathBuf,
+    args: Vec<String>,
+    process: Option<Process>,
+}
+
+impl Controller {
+    /// Prepares a controller; nothing runs yet.
+    pub fn prepare(dir: &std::path::Path, pki: &Pki, name: &str) -> Self {
+        let dir = dir.join(format!("controller-{name}"));
+        let manifests = dir.join("manifests");
+        fs::create_dir_all(&manifests).expect("manifest folder");
+        let (cert, key) = pki.role(Role::Operator, name);
+        let text = |p: PathBuf| p.display().to_string();
+        let args = vec![
+            "run".into(),
+            "--manifests".into(),
+            text(manifests.clone()),
+            "--name".into(),
+            name.into(),
+            "--cert".into(),
+            text(cert),
+            "--key".into(),
+            text(key),
+            "--ca".into(),
+            text(pki.dir.ca_cert_path()),
+        ];
+        Self { manifests, dir, args, process: None }
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn start(&mut self) {
+        self.start_with(&[]).expect("controller starts");
+    }
+
+    /// Starts it with environment variables.
+    pub fn start_with(&mut self, envs: &[(&str, &str)]) -> io::Result<()> {
+        let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
+        let mut process =
+            Process::start("pvelet-controller", &args, envs, &self.dir.join("controller.log"), Some(&self.dir.join("notify.sock")))?;
+        process.wait_ready(SOON)?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// The manifest of a host, written to its file.
+    pub fn add_host(&self, agent: &Agent) {
+        let text = format!(
+            "apiVersion: pvelet.dev/v1alpha1\nkind: PveHost\nmetadata:\n  name: {node}\nspec:\n  address: \"{address}\"\n  cluster: {cluster}\n  node: {node}\n",
+            node = agent.node,
+            address = agent.address,
+            cluster = pki::CLUSTER,
+        );
+        self.write(&format!("host-{}.yaml", agent.node), &text);
+    }
+
+    /// Writes a manifest in one step.
+    pub fn write(&self, file: &str, text: &str) {
+        let temporary = self.dir.join(format!("{file}.tmp"));
+        fs::write(&temporary, text).expect("manifest");
+        fs::rename(temporary, self.manifests.join(file)).expect("manifest is put in place");
+    }
+
+    /// Removes a manifest.
+    pub fn remove(&self, file: &str) {
+        fs::remove_file(self.manifests.join(file)).expect("manifest is removed");
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("kill");
+        }
+    }
+
+    /// Asks it to end, and waits.
+    pub fn stop(&mut self) -> std::process::ExitStatus {
+        let mut process = self.process.take().expect("it runs");
+        process.signal(Signal::SIGTERM).expect("SIGTERM");
+        process.wait_exit(SOON).expect("graceful end")
+    }
+
+    /// Waits until it has ended by itself (a crash point).
+    pub fn wait_exit(&mut self) -> std::process::ExitStatus {
+        self.process.take().expect("it runs").wait_exit(SOON).expect("it ends")
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("controller.log")).unwrap_or_default()
+    }
+}

@@ -1,0 +1,147 @@
+//! Programs of this workspace as child processes that cannot outlive the test.
+
+use std::{
+    env,
+    fs::File,
+    io,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// Where cargo put a program of this workspace: beside the running executable, or one folder up for test executables.
+pub fn program(name: &str) -> PathBuf {
+    let here = env::current_exe().unwrap_or_default();
+    here.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(name))
+        .find(|p| p.is_file())
+        .unwrap_or_else(|| panic!("{name} is not built: run `make build` first (looked beside {})", here.display()))
+}
+
+/// A running program with its output in a file.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+    notify: Option<UnixDatagram>,
+}
+
+impl Process {
+    /// Starts a program. It is killed when the thread that starts it ends, even if this process is killed.
+    /// With `notify`, a socket for sd_notify is made there and [`Self::wait_ready`] can be used.
+    pub fn start(name: &str, args: &[&str], envs: &[(&str, &str)], log: &Path, notify: Option<&Path>) -> io::Result<Self> {
+        let out = File::options().create(true).append(true).open(log)?;
+        let mut command = Command::new("setpriv");
+        command.arg("--pdeathsig=KILL").arg(program(name)).args(args).envs(envs.iter().copied());
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        let notify = match notify {
+            Some(path) => {
+                let _ = std::fs::remove_file(path);
+                let socket = UnixDatagram::bind(path)?;
+                command.env("NOTIFY_SOCKET", path);
+                Some(socket)
+            }
+            None => {
+                command.env_remove("NOTIFY_SOCKET");
+                None
+            }
+        };
+        Ok(Self { child: command.spawn()?, log: log.to_owned(), notify })
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for `READY=1`. Fails with the end of the log when the program ends before, or after `limit`.
+    pub fn wait_ready(&mut self, limit: Duration) -> io::Result<()> {
+        let end = Instant::now() + limit;
+        let socket = self.notify.as_ref().ok_or_else(|| io::Error::other("started without a notify socket"))?;
+        let mut buffer = [0_u8; 4096];
+        loop {
+            // Short turns, so that an early exit is told at once and not at the limit.
+            socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+            match socket.recv(&mut buffer) {
+                Ok(n) if String::from_utf8_lossy(&buffer[..n]).lines().any(|l| l == "READY=1") => return Ok(()),
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    if let Some(status) = self.child.try_wait()? {
+                        return Err(io::Error::other(format!("ended with {status} before it was ready:\n{}", self.log_tail())));
+                    }
+                    if Instant::now() > end {
+                        return Err(io::Error::other(format!("not ready within {limit:?}:\n{}", self.log_tail())));
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = i32::try_from(self.child.id()).map_err(io::Error::other)?;
+        kill(Pid::from_raw(pid), signal).map_err(io::Error::from)
+    }
+
+    /// Waits for its end; kills it after `limit` and fails.
+    pub fn wait_exit(&mut self, limit: Duration) -> io::Result<ExitStatus> {
+        let pidfd = rustix_pidfd(self.child.id())?;
+        let millis = u16::try_from(limit.as_millis()).unwrap_or(u16::MAX);
+        let mut fds = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&pidfd), nix::poll::PollFlags::POLLIN)];
+        if nix::poll::poll(&mut fds, millis).map_err(io::Error::from)? == 0 {
+            let tail = self.log_tail();
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            return Err(io::Error::other(format!("still running after {limit:?}:\n{tail}")));
+        }
+        self.child.wait()
+    }
+
+    /// Ends it with SIGKILL, as a power cut would.
+    pub fn kill(&mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(|_| ())
+    }
+
+    /// Whether it still runs.
+    pub fn alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// All of its output so far.
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn log_tail(&self) -> String {
+        let text = self.log_text();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+/// A descriptor that becomes readable when the process ends: std has none on stable, so procfs stands in (a directory descriptor cannot be
+/// polled), hence `pidfd_open` by rustix, which wraps it safely.
+fn rustix_pidfd(pid: u32) -> io::Result<std::os::fd::OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).ok_or_else(|| io::Error::other("no pid"))?;
+    Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- end of {} ---\n{}", self.log.display(), self.log_tail());
+        }
+    }
+}
