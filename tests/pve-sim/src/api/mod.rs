@@ -1,12 +1,24 @@
 //! The local API daemon of a simulated node (`pvedaemon`): HTTP on loopback, tickets, a table of calls with verified parameters, and handlers.
 
+mod cluster;
+mod cluster_access;
+mod cluster_file;
+mod cluster_ha;
+mod cluster_network;
+mod cluster_options;
+mod cluster_pools;
+mod cluster_resources;
 pub mod failure;
 mod format;
 mod http;
+mod property;
 pub mod params;
 pub mod route;
 pub mod schema;
 mod server;
+mod storage;
+mod storage_config;
+pub(crate) mod storage_content;
 mod stream;
 mod tasks;
 pub mod vm;

@@ -95,6 +95,16 @@ impl Table {
     pub fn standard() -> Self {
         let mut routes = super::vm::routes();
         routes.extend(super::tasks::routes());
+        routes.extend(super::storage::routes());
+        routes.extend(super::storage_content::routes());
+        routes.extend(super::storage_config::routes());
+        routes.extend(super::cluster::routes());
+        routes.extend(super::cluster_access::routes());
+        routes.extend(super::cluster_ha::routes());
+        routes.extend(super::cluster_network::routes());
+        routes.extend(super::cluster_options::routes());
+        routes.extend(super::cluster_pools::routes());
+        routes.extend(super::cluster_resources::routes());
         Self(routes)
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Failure, Params};
+use super::{Failure, Params, property::Properties};
 
 /// Checks a text; the error is what follows `invalid format - ` in PVE's message.
 pub type Format = fn(&str) -> Result<(), String>;
@@ -31,7 +31,7 @@ impl Kind {
 }
 
 /// The schema of one parameter. Required unless [`Param::optional`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Param {
     name: String,
     kind: Kind,
@@ -41,12 +41,13 @@ pub struct Param {
     length: (usize, Option<usize>),
     requires: Option<&'static str>,
     pattern: Option<fn(&str) -> bool>,
+    properties: Option<&'static Properties>,
 }
 
 impl Param {
     fn new(name: impl Into<String>, kind: Kind) -> Self {
         let name = name.into();
-        Self { name, kind, optional: false, format: None, choices: &[], length: (0, None), requires: None, pattern: None }
+        Self { name, kind, optional: false, format: None, choices: &[], length: (0, None), requires: None, pattern: None, properties: None }
     }
 
     /// An integer.
@@ -128,14 +129,29 @@ impl Param {
         Self { pattern: Some(pattern), ..self }
     }
 
+    /// A property string.
+    pub(super) fn properties(name: impl Into<String>, properties: &'static Properties) -> Self {
+        Self { properties: Some(properties), ..Self::text(name) }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
+    /// Whether it must be given.
+    pub fn is_required(&self) -> bool {
+        !self.optional
+    }
+
     /// Whether it is a boolean.
     pub fn is_boolean(&self) -> bool {
         self.kind == Kind::Boolean
+    }
+
+    /// Whether it is an integer.
+    pub fn is_integer(&self) -> bool {
+        matches!(self.kind, Kind::Integer { .. })
     }
 
     /// Whether it is a number.
@@ -189,6 +205,9 @@ impl Param {
     }
 
     fn check_format(&self, text: &str) -> Result<(), String> {
+        if let Some(properties) = self.properties {
+            return properties.check(&self.name, text).map(|_| ()).map_err(|error| format!("invalid format - {error}\n"));
+        }
         match self.format {
             Some(format) => format(text).map_err(|error| format!("invalid format - {error}\n")),
             None => Ok(()),
@@ -249,7 +268,7 @@ fn limits(text: &str, min: Option<f64>, max: Option<f64>) -> Result<(), String> 
 }
 
 /// The parameters that a call takes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Schema {
     params: BTreeMap<String, Param>,
     additional: bool,

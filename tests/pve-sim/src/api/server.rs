@@ -35,7 +35,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
+            program: crate::binary().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
             workers: 3,
             refusal_delay: Duration::from_secs(3),
             drop_delay: Duration::from_secs(5),

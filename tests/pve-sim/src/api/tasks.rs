@@ -2,16 +2,49 @@
 
 use serde_json::{Value, json};
 
-use super::{Call, Failure, Param, Reply, Route};
-use crate::task::{self, Upid, index::Entry, log};
+use super::{Call, Failure, Param, Reply, Route, format};
+use crate::task::{
+    self, Upid,
+    index::{self, Entry},
+    log,
+};
+
+/// Entries of a list, and lines of a log, that are given unless the caller says how many.
+const PAGE: usize = 50;
 
 /// The calls of this file.
 pub(super) fn routes() -> Vec<Route> {
+    let filters = vec![
+        count("start"),
+        count("limit"),
+        Param::text("userfilter").optional(),
+        Param::text("typefilter").optional(),
+        Param::vmid("vmid").optional(),
+        Param::boolean("errors").optional(),
+        Param::choice("source", &["archive", "active", "all"]).optional(),
+        Param::integer("since").optional(),
+        Param::integer("until").optional(),
+        Param::text("statusfilter").format(statuses).optional(),
+    ];
+    let page = vec![Param::text("upid"), count("start"), count("limit"), Param::boolean("download").optional()];
     vec![
+        Route::new("GET", "/nodes/{node}/tasks", filters, list),
+        Route::new("GET", "/nodes/{node}/tasks/{upid}/log", page, lines),
         Route::new("GET", "/nodes/{node}/tasks/{upid}/status", vec![Param::text("upid")], status),
-        Route::new("GET", "/nodes/{node}/tasks/{upid}", vec![Param::text("upid")], index),
+        Route::new("GET", "/nodes/{node}/tasks/{upid}", vec![Param::text("upid")], parts),
         Route::new("DELETE", "/nodes/{node}/tasks/{upid}", vec![Param::text("upid")], stop),
     ]
+}
+
+fn count(name: &str) -> Param {
+    Param::integer(name).min(0).optional()
+}
+
+fn statuses(text: &str) -> Result<(), String> {
+    match format::list(text).find(|status| !matches!(*status, "ok" | "error" | "warning" | "unknown")) {
+        Some(status) => Err(format!("invalid status '{status}'")),
+        None => Ok(()),
+    }
 }
 
 fn upid(call: &Call) -> Result<Upid, Failure> {
@@ -23,7 +56,7 @@ fn existing(call: &Call) -> Result<Upid, Failure> {
     if log::path(&call.layout, &upid).exists() { Ok(upid) } else { Err(Failure::parameter("upid", "no such task")) }
 }
 
-fn index(call: &Call) -> Result<Reply, Failure> {
+fn parts(call: &Call) -> Result<Reply, Failure> {
     upid(call)?;
     Ok(Reply::from(json!([{"name": "log"}, {"name": "status"}])))
 }
@@ -57,7 +90,77 @@ fn fields(upid: &Upid) -> Value {
     data
 }
 
-#[expect(dead_code, reason = "the list call comes next")]
+
+fn lines(call: &Call) -> Result<Reply, Failure> {
+    let upid = upid(call)?;
+    let number = |name| call.params.integer(name).and_then(|n| usize::try_from(n).ok());
+    if call.params.flag("download") {
+        let text = std::fs::read(log::path(&call.layout, &existing(call)?))?;
+        return Ok(Reply { plain: Some(String::from_utf8_lossy(&text).into_owned()), ..Reply::default() });
+    }
+    let (lines, total) = log::lines(&call.layout, &upid, number("start").unwrap_or(0), number("limit").unwrap_or(PAGE));
+    let data: Value = lines.into_iter().map(|(n, text)| json!({"n": n, "t": text})).collect();
+    Ok(with_total(data, total))
+}
+
+fn with_total(data: Value, total: usize) -> Reply {
+    let mut reply = Reply::from(data);
+    reply.extra.insert("total".into(), json!(total));
+    reply
+}
+
+fn list(call: &Call) -> Result<Reply, Failure> {
+    let source = call.params.text("source").unwrap_or("archive");
+    let active = index::update(&call.layout, None)?;
+    let mut entries: Vec<Entry> = Vec::new();
+    if source != "archive" {
+        entries.extend(active.into_iter().filter(|entry| entry.end.is_none()));
+    }
+    if source != "active" {
+        entries.extend(index::ended(&call.layout));
+    }
+    entries.retain(|entry| fits(call, entry));
+    let total = entries.len();
+    let number = |name| call.params.integer(name).and_then(|n| usize::try_from(n).ok());
+    let limit = number("limit").unwrap_or(PAGE);
+    let page: Value = entries.iter().skip(number("start").unwrap_or(0)).take(limit).map(listed).collect();
+    Ok(with_total(page, total))
+}
+
+fn fits(call: &Call, Entry { upid, end }: &Entry) -> bool {
+    let params = &call.params;
+    let status = end.as_ref().map(|(_, status)| status.as_str());
+    let starttime = i64::try_from(upid.starttime).unwrap_or(i64::MAX);
+    params.text("vmid").is_none_or(|vmid| upid.id == vmid)
+        && params.text("typefilter").is_none_or(|kind| upid.kind == kind)
+        && params.text("userfilter").is_none_or(|user| upid.user.to_lowercase().contains(&user.to_lowercase()))
+        && params.integer("since").is_none_or(|since| starttime >= since)
+        && params.integer("until").is_none_or(|until| starttime <= until)
+        && (!params.flag("errors") || status.is_some_and(|status| status != "OK" && !status.starts_with("WARNINGS")))
+        && params.text("statusfilter").is_none_or(|wanted| format::list(wanted).any(|wanted| wanted == group(status)))
+}
+
+/// The group of a status in the status filter.
+fn group(status: Option<&str>) -> &'static str {
+    match status {
+        Some("OK") => "ok",
+        Some(status) if status.starts_with("WARNINGS: ") => "warning",
+        None | Some("unexpected status") => "unknown",
+        Some(_) => "error",
+    }
+}
+
 fn listed(entry: &Entry) -> Value {
-    fields(&entry.upid)
+    let mut data = fields(&entry.upid);
+    match &entry.end {
+        Some((time, status)) => {
+            data["endtime"] = json!(time);
+            data["status"] = json!(status);
+        }
+        None => {
+            data["saved"] = json!("0");
+            data["status"] = json!("RUNNING");
+        }
+    }
+    data
 }

@@ -20,6 +20,6 @@ pub type Work = fn(&Worker, &Value) -> Result<(), Failure>;
 
 /// The work of this name.
 pub(super) fn work(action: &str) -> Option<Work> {
-    let all = crate::api::vm::WORKS.iter();
+    let all = crate::api::vm::WORKS.iter().chain(&crate::api::storage_content::WORKS);
     all.copied().find(|(name, _)| *name == action).map(|(_, work)| work)
 }

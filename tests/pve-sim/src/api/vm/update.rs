@@ -1,0 +1,447 @@
+//! Changing a configuration: `PUT` does it at once, `POST` in a task.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use percent_encoding::percent_decode_str;
+use serde_json::json;
+use sha1::{Digest, Sha1};
+
+use super::{disk, env::Env, options, power, read, status};
+use crate::{
+    api::{Call, Failure, Param, Params, Reply, Route, Schema, format},
+    storage::{Storages, Volume},
+    task::{self, Worker, log},
+    vmconf::{self, Drive, VmConfig, is_drive_key},
+};
+
+/// Options that a running VM takes over at once.
+const FAST: &[&str] = &[
+    "description", "hookscript", "lock", "migrate_downtime", "migrate_speed", "name", "onboot", "protection", "shares", "startup", "tags",
+    "vmstatestorage", "affinity", "ciuser", "cipassword", "citype", "cicustom", "ciupgrade", "nameserver", "searchdomain", "sshkeys", "hotplug",
+];
+
+pub(super) fn routes() -> Vec<Route> {
+    let flag = |name| Param::boolean(name).optional();
+    let more = || {
+        [
+            Param::vmid("vmid"),
+            flag("skiplock"),
+            flag("force"),
+            Param::text("delete").format(format::config_id_list).optional(),
+            Param::text("revert").format(format::config_id_list).optional(),
+            Param::text("digest").max_length(40).optional(),
+            Param::text("import-working-storage").format(format::storage_id).optional(),
+        ]
+    };
+    let options = || Schema::from(options::OPTIONS.values().cloned().collect::<Vec<_>>()).with(more());
+    let delay = Param::integer("background_delay").range(1, 30).optional();
+    let list = Param::text("idlist").format(format::config_id_list);
+    vec![
+        Route::new("PUT", "/nodes/{node}/qemu/{vmid}/config", options(), put),
+        Route::new("POST", "/nodes/{node}/qemu/{vmid}/config", options().with([delay]), post),
+        Route::new("PUT", "/nodes/{node}/qemu/{vmid}/unlink", vec![Param::vmid("vmid"), list, flag("force")], unlink),
+    ]
+}
+
+/// What a call changes.
+struct Change {
+    vmid: u32,
+    set: BTreeMap<String, String>,
+    delete: Vec<String>,
+    revert: Vec<String>,
+    force: bool,
+    skiplock: bool,
+    digest: Option<String>,
+    /// For the log: the options as they were sent.
+    told: String,
+}
+
+impl Change {
+    fn read(params: &Params) -> Result<Self, Failure> {
+        let control = ["vmid", "node", "skiplock", "force", "delete", "revert", "digest", "background_delay", "import-working-storage"];
+        let mut set = BTreeMap::new();
+        for name in params.0.keys().filter(|name| !control.contains(&name.as_str())) {
+            let key = if name == "cdrom" { "ide2" } else { name };
+            set.insert(key.to_owned(), params.text(name).unwrap_or_default().to_owned());
+        }
+        let list = |name| params.text(name).map(|text| format::list(text).map(str::to_owned).collect::<Vec<_>>()).unwrap_or_default();
+        let (delete, revert) = (list("delete"), list("revert"));
+        if set.is_empty() && delete.is_empty() && revert.is_empty() {
+            return Err(Failure::die("no options specified"));
+        }
+        let known = |key: &str| options::OPTIONS.contains_key(key) || matches!(key, "parent" | "meta");
+        for key in &delete {
+            if set.contains_key(key) {
+                return Err(Failure::parameter("delete", format!("you can't use '-{key}' and -delete {key}' at the same time")));
+            }
+            if !known(key) {
+                return Err(Failure::parameter("delete", format!("unknown option '{key}'")));
+            }
+        }
+        for key in &revert {
+            if !known(key) {
+                return Err(Failure::parameter("revert", format!("unknown option '{key}'")));
+            }
+            if delete.contains(key) {
+                return Err(Failure::parameter("revert", format!("you can't use '-delete {key}' and -revert {key}' at the same time")));
+            }
+        }
+        let told = told(params);
+        let (force, skiplock) = (params.flag("force"), params.flag("skiplock"));
+        Ok(Self { vmid: params.vmid(), set, delete, revert, force, skiplock, digest: params.text("digest").map(str::to_owned), told })
+    }
+
+    /// Refuses what can be refused without a change.
+    fn check(&self, env: &Env<'_>, config: &VmConfig) -> Result<(), Failure> {
+        if self.digest.as_ref().is_some_and(|digest| *digest != config.digest) {
+            return Err(Failure::die("checksum mismatch (file change by other user?)"));
+        }
+        if !self.skiplock {
+            config.check_lock()?;
+        }
+        let storages = env.storages()?;
+        for (key, value) in &self.set {
+            check_option(env, &storages, key, value)?;
+            if is_drive_key(key) && super::destroy::is_replicated(env, self.vmid) {
+                let drive = Drive::parse(value);
+                if drive.has_volume() && !drive.is_cdrom() && drive.option("replicate") != Some("0") {
+                    return Err(Failure::die("cannot add non-replicatable volume to a replicated VM"));
+                }
+            }
+        }
+        self.check_balloon(config)
+    }
+
+    fn check_balloon(&self, config: &VmConfig) -> Result<(), Failure> {
+        if !self.set.contains_key("memory") && !self.set.contains_key("balloon") {
+            return Ok(());
+        }
+        let mut planned = read::with_pending(config);
+        planned.values.extend(self.set.iter().map(|(key, value)| (key.clone(), value.clone())));
+        let balloon: u64 = planned.get("balloon").and_then(|text| text.parse().ok()).unwrap_or(0);
+        if balloon > status::memory_mib(&planned) && !self.delete.iter().any(|key| key == "balloon") {
+            return Err(Failure::die("balloon value too large (must be smaller than assigned memory)"));
+        }
+        Ok(())
+    }
+}
+
+/// The options of a call as the task's log tells them.
+fn told(params: &Params) -> String {
+    let silent = ["vmid", "node", "digest", "background_delay", "skiplock", "force"];
+    let mut text = String::new();
+    for name in params.0.keys().filter(|name| !silent.contains(&name.as_str())) {
+        let value = if name == "cipassword" { "<hidden>" } else { params.text(name).unwrap_or_default() };
+        let latin: String = value.chars().map(|c| if c.is_ascii() { c.to_string() } else { format!("\\x{:02x}", u32::from(c)) }).collect();
+        text += &format!(" -{name} {latin}");
+    }
+    text
+}
+
+/// Checks one option beyond its schema.
+pub(super) fn check_option(env: &Env<'_>, storages: &Storages, key: &str, value: &str) -> Result<(), Failure> {
+    options::check_more(key, value).map_err(|message| Failure::parameter(key, message))?;
+    if is_drive_key(key) {
+        return disk::check(env, storages, key, value);
+    }
+    match key {
+        "sshkeys" => check_keys(value),
+        "hookscript" => {
+            let refused = |why: &str| Failure::parameter(key, format!("script '{value}' {why}\n"));
+            let volume = Volume::parse(value)?;
+            let path = storages.path(&volume)?;
+            let meta = std::fs::metadata(path).map_err(|_| refused("does not exist"))?;
+            let executable = std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o111 != 0;
+            if executable { Ok(()) } else { Err(refused("is not executable")) }
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_keys(text: &str) -> Result<(), Failure> {
+    let plain = percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let key = |line: &str| {
+        let mut words = line.split_whitespace();
+        let kind = words.next().unwrap_or_default();
+        let known = kind.starts_with("ssh-") || kind.starts_with("ecdsa-") || kind.starts_with("sk-");
+        let body = words.next().unwrap_or_default();
+        known && body.len() >= 16 && body.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'='))
+    };
+    let good = plain.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')).all(key);
+    if good { Ok(()) } else { Err(Failure::die("SSH public key validation error")) }
+}
+
+/// A value as it is kept.
+pub(super) fn kept(env: &Env<'_>, key: &str, value: &str) -> String {
+    match key {
+        "tags" => {
+            let tags: BTreeSet<String> = format::list(value).map(str::to_ascii_lowercase).collect();
+            tags.into_iter().collect::<Vec<_>>().join(";")
+        }
+        "vmgenid" if value == "1" => uuid::Uuid::new_v4().to_string(),
+        "cipassword" if !value.starts_with('$') => format!("$5$simulated${}", hex::encode(Sha1::digest(value))),
+        _ if key.strip_prefix("net").is_some_and(|rest| vmconf::number(rest).is_some()) => super::with_mac(env.layout, value),
+        _ => value.to_owned(),
+    }
+}
+
+fn put(call: &Call) -> Result<Reply, Failure> {
+    let env = Env::of_call(call);
+    let change = Change::read(&call.params)?;
+    change.check(&env, &env.load(change.vmid)?)?;
+    run(&env, &change)?;
+    Ok(Reply::default())
+}
+
+fn unlink(call: &Call) -> Result<Reply, Failure> {
+    let mut params = call.params.clone();
+    let list = params.take("idlist").unwrap_or_default();
+    params.set("delete", list);
+    let env = Env::of_call(call);
+    let change = Change::read(&params)?;
+    change.check(&env, &env.load(change.vmid)?)?;
+    run(&env, &change)?;
+    Ok(Reply::default())
+}
+
+fn post(call: &Call) -> Result<Reply, Failure> {
+    let env = Env::of_call(call);
+    let change = Change::read(&call.params)?;
+    change.check(&env, &env.load(change.vmid)?)?;
+    let reply = call.task("qmconfig", &change.vmid.to_string(), "config", json!(call.params))?;
+    let Some(delay) = call.params.integer("background_delay") else { return Ok(reply) };
+    let Some(upid) = reply.data.as_str().and_then(|text| text.parse::<task::Upid>().ok()) else { return Ok(reply) };
+    let deadline = Instant::now() + Duration::from_secs(delay.unsigned_abs());
+    while upid.is_running() {
+        if Instant::now() >= deadline {
+            return Ok(reply);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    match log::exit_status(env.layout, &upid).as_str() {
+        "OK" => Ok(Reply::default()),
+        error => Err(Failure::die(error)),
+    }
+}
+
+/// The work of `qmconfig`.
+pub(super) fn work(worker: &Worker, args: &serde_json::Value) -> Result<(), Failure> {
+    let params: Params = serde_json::from_value(args.clone()).map_err(std::io::Error::other)?;
+    run(&Env::of_worker(worker), &Change::read(&params)?)
+}
+
+/// Makes the change under the VM's lock.
+fn run(env: &Env<'_>, change: &Change) -> Result<(), Failure> {
+    let vmid = change.vmid;
+    let _held = env.lock(vmid)?;
+    let mut config = env.load(vmid)?;
+    change.check(env, &config)?;
+    env.log(&format!("update VM {vmid}:{}", change.told));
+    let storages = env.storages()?;
+    for key in &change.revert {
+        revert(env, &storages, vmid, &mut config, key)?;
+    }
+    for key in &change.delete {
+        delete(env, &storages, change, &mut config, key)?;
+    }
+    let mut made = Vec::new();
+    let mut set = BTreeMap::new();
+    for (key, value) in &change.set {
+        let value = if is_drive_key(key) {
+            let template = config.flag("template");
+            let created = disk::create(env, &storages, vmid, key, value, template, &mut made);
+            // What was made before stays with the VM: the failed call has stored it as pending.
+            created.inspect_err(|_| disk::sweep(env, &storages, &made))?
+        } else {
+            kept(env, key, value)
+        };
+        set.insert(key.clone(), value);
+    }
+    if let Some(device) = unknown_boot_device(&config, &set) {
+        return Err(Failure::die(format!("invalid bootorder: device '{device}' does not exist'")));
+    }
+    for (key, value) in set {
+        config.pending_delete.remove(&key);
+        if let Some(old) = config.pending.insert(key.clone(), value.clone())
+            && is_drive_key(&key)
+            && Drive::parse(&old).file != Drive::parse(&value).file
+        {
+            disk::detach(env, &storages, &mut config, vmid, &Drive::parse(&old), false)?;
+        }
+    }
+    env.begun();
+    let result = if env.running(vmid).is_some() { hotplug(env, &storages, vmid, &mut config) } else { apply(env, &storages, vmid, &mut config) };
+    env.store(vmid, &config)?;
+    if let Err(errors) = result {
+        return Err(Failure::Parameters(errors));
+    }
+    if change.set.get("template").is_some_and(|value| value == "1") {
+        super::template::convert(env, vmid, None)?;
+    }
+    if change.set.contains_key("cicustom") || change.set.contains_key("ide2") {
+        let config = env.load(vmid)?;
+        if let Some((_, drive)) = config.drives().find(|(_, drive)| drive.is_cloudinit() && change.set.contains_key("ide2")) {
+            super::cloudinit::generate(env, &storages, &config, &drive)?;
+        }
+    }
+    Ok(())
+}
+
+fn unknown_boot_device(config: &VmConfig, set: &BTreeMap<String, String>) -> Option<String> {
+    let order = set.get("boot")?.strip_prefix("order=")?;
+    let known = |device: &str| config.values.contains_key(device) || config.pending.contains_key(device) || set.contains_key(device);
+    order.split(';').find(|device| !device.is_empty() && !known(device)).map(str::to_owned)
+}
+
+fn revert(env: &Env<'_>, storages: &Storages, vmid: u32, config: &mut VmConfig, key: &str) -> Result<(), Failure> {
+    config.pending_delete.remove(key);
+    if let Some(value) = config.pending.remove(key)
+        && is_drive_key(key)
+    {
+        disk::detach(env, storages, config, vmid, &Drive::parse(&value), false)?;
+    }
+    Ok(())
+}
+
+fn delete(env: &Env<'_>, storages: &Storages, change: &Change, config: &mut VmConfig, key: &str) -> Result<(), Failure> {
+    let set = config.values.contains_key(key) || (key == "description" && config.description.is_some());
+    if !set && !config.pending.contains_key(key) {
+        env.log(&format!("cannot delete '{key}' - not set in current configuration!"));
+        return Ok(());
+    }
+    let removes = key.starts_with("unused") || is_drive_key(key);
+    if removes && config.flag("protection") {
+        let kind = if key.starts_with("unused") { "unused disk" } else { "drive" };
+        return Err(Failure::die(format!("can't remove {kind} '{key}' - protection mode enabled")));
+    }
+    if let Some(value) = config.pending.remove(key)
+        && is_drive_key(key)
+    {
+        disk::detach(env, storages, config, change.vmid, &Drive::parse(&value), change.force)?;
+    }
+    if key.starts_with("unused") {
+        let Some(volid) = config.values.remove(key) else { return Ok(()) };
+        let volume = Volume::parse(&Drive::parse(&volid).file)?;
+        let used = config.snapshots.values().any(|section| section.values.values().any(|value| Drive::parse(value).file == volume.volid()));
+        if volume.owner == change.vmid && !used {
+            storages.free(&volume, &mut |line| env.log(line))?;
+        }
+        return env.store(change.vmid, config);
+    }
+    if set {
+        config.pending_delete.insert(key.to_owned(), change.force);
+        drop_from_boot_order(config, key);
+    }
+    Ok(())
+}
+
+fn drop_from_boot_order(config: &mut VmConfig, key: &str) {
+    let boot = config.pending.get("boot").cloned().or_else(|| config.get("boot").map(str::to_owned)).unwrap_or_default();
+    let Some(order) = boot.strip_prefix("order=") else { return };
+    if order.split(';').any(|device| device == key) {
+        let left: Vec<&str> = order.split(';').filter(|device| *device != key).collect();
+        config.pending.insert("boot".into(), if left.is_empty() { String::from(" ") } else { format!("order={}", left.join(";")) });
+    }
+}
+
+/// Takes the pending changes of a VM that is about to start into its configuration.
+pub(super) fn apply_pending(env: &Env<'_>, vmid: u32, config: &mut VmConfig) -> Result<(), Failure> {
+    let storages = env.storages()?;
+    apply(env, &storages, vmid, config).map_err(Failure::Parameters)?;
+    env.store(vmid, config)
+}
+
+type Errors = BTreeMap<String, String>;
+
+/// Takes over every pending change. One that fails stays pending, and is told.
+fn apply(env: &Env<'_>, storages: &Storages, vmid: u32, config: &mut VmConfig) -> Result<(), Errors> {
+    take_over(env, storages, vmid, config, |_, _| Ok(()))
+}
+
+/// Takes over what a running VM can take over; the rest stays pending.
+fn hotplug(env: &Env<'_>, storages: &Storages, vmid: u32, config: &mut VmConfig) -> Result<(), Errors> {
+    let features = config.get("hotplug").unwrap_or("1").to_owned();
+    let has = |feature: &str| features == "1" || features.split(',').any(|one| one == feature);
+    let boot: Vec<String> = status::boot_drives(config);
+    let gone: Vec<String> = config.pending_delete.keys().cloned().collect();
+    take_over(env, storages, vmid, config, |key, deleted| {
+        if FAST.contains(&key) || key.starts_with("ipconfig") {
+            return Ok(());
+        }
+        if (key.starts_with("scsi") && is_drive_key(key)) || key.starts_with("virtio") && is_drive_key(key) {
+            if deleted && boot.iter().any(|device| device == key) && gone.iter().any(|gone| gone == key) {
+                return Err(Some(format!("hotplug problem - can't unplug bootdisk '{key}'\n")));
+            }
+            return if has("disk") { Ok(()) } else { Err(None) };
+        }
+        if key.strip_prefix("net").is_some_and(|rest| vmconf::number(rest).is_some()) {
+            return if has("network") { Ok(()) } else { Err(None) };
+        }
+        if key.starts_with("unused") {
+            return Ok(());
+        }
+        Err(None)
+    })
+}
+
+/// Moves pending changes into the configuration. `may` tells whether a key can be taken over now; an error with a text is told, one without keeps it pending.
+fn take_over(
+    env: &Env<'_>, storages: &Storages, vmid: u32, config: &mut VmConfig, may: impl Fn(&str, bool) -> Result<(), Option<String>>,
+) -> Result<(), Errors> {
+    let mut errors = Errors::new();
+    for (key, force) in config.pending_delete.clone() {
+        match may(&key, true) {
+            Ok(()) => {}
+            Err(text) => {
+                errors.extend(text.map(|text| (key, text)));
+                continue;
+            }
+        }
+        if key == "description" {
+            config.description = None;
+        }
+        let old = config.values.remove(&key);
+        if let Some(old) = old.filter(|_| is_drive_key(&key))
+            && let Err(error) = disk::detach(env, storages, config, vmid, &Drive::parse(&old), force)
+        {
+            config.values.insert(key.clone(), old);
+            errors.insert(key.clone(), format!("unable to apply pending change {key} : {error}\n"));
+            continue;
+        }
+        config.pending_delete.remove(&key);
+    }
+    for (key, value) in config.pending.clone() {
+        match may(&key, false) {
+            Ok(()) => {}
+            Err(text) => {
+                errors.extend(text.map(|text| (key, text)));
+                continue;
+            }
+        }
+        config.pending.remove(&key);
+        if key == "description" {
+            config.description = (!value.is_empty()).then(|| value.trim_end_matches('\n').to_owned());
+            continue;
+        }
+        let old = config.values.insert(key.clone(), value.clone());
+        let moved = old.map(|old| Drive::parse(&old)).filter(|old| is_drive_key(&key) && old.file != Drive::parse(&value).file);
+        if let Some(old) = moved
+            && let Err(error) = disk::detach(env, storages, config, vmid, &old, false)
+        {
+            errors.insert(key.clone(), format!("unable to apply pending change {key} : {error}\n"));
+        }
+        if is_drive_key(&key) {
+            let file = Drive::parse(&value).file;
+            config.values.retain(|key, value| !(key.starts_with("unused") && *value == file));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// Starts a VM that was made to be started.
+pub(super) fn autostart(env: &Env<'_>, vmid: u32) -> Result<(), Failure> {
+    power::start_locked(env, vmid, true, None)
+}
