@@ -1,0 +1,73 @@
+//! What a configuration names outside itself, and what it allows but should not be overlooked.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use super::{Config, Mistake, Mode, read::Section};
+
+/// The range from which PVE's web interface proposes VMIDs unless `datacenter.cfg` says otherwise begins here; people's own VMs lie at its
+/// lower end.
+const PVE_NEXT_ID_FIRST: u32 = 100;
+/// Below this, a range is likely to meet the ids that PVE proposes next.
+const LIKELY_NEXT_ID: u32 = 10_000;
+/// A range that is used up before freed ids come back stops every clone.
+const SMALL_RANGE: u32 = 50;
+
+pub(super) fn readable(section: &Section<'_, '_>, key: &str, path: &Path, remedy: &str) {
+    match fs::File::open(path).and_then(|f| f.metadata()) {
+        Ok(meta) if meta.is_file() => {}
+        Ok(_) => section.refuse(key, path.display().to_string(), "is no file", remedy),
+        Err(e) => section.refuse(key, path.display().to_string(), format!("cannot be read ({e})"), remedy),
+    }
+}
+
+pub(super) fn executable(section: &Section<'_, '_>, key: &str, path: &Path) {
+    let good = fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    if !good {
+        section.refuse(key, path.display().to_string(), "is no program that can be run", "name an executable file");
+    }
+}
+
+/// Only that the mount point is there: what lies below may hang.
+pub(super) fn folder(section: &Section<'_, '_>, key: &str, path: &Path, remedy: &str) {
+    if fs::symlink_metadata(path).is_err() {
+        section.refuse(key, path.display().to_string(), "does not exist", remedy);
+    }
+}
+
+/// What an administrator should know although it is allowed.
+pub fn warnings(config: &Config) -> Vec<Mistake> {
+    let mut list = Vec::new();
+    let mut warn = |key: &str, value: String, problem: &str, remedy: &str| {
+        list.push(Mistake { line: 0, key: key.into(), value, problem: problem.into(), remedy: remedy.into() });
+    };
+    if let Some(range) = &config.vm.vmid_range {
+        let shown = format!("\"{}-{}\"", range.start(), range.end());
+        if (PVE_NEXT_ID_FIRST..LIKELY_NEXT_ID).contains(range.start()) {
+            let remedy = "choose a range above, or set `next-id` of datacenter.cfg to end below it";
+            warn("vm.vmid_range", shown.clone(), "overlaps the ids that PVE proposes to people", remedy);
+        }
+        if range.end() - range.start() < SMALL_RANGE {
+            let remedy = "widen it: freed ids rest for vm.vmid_quarantine before they are used again";
+            warn("vm.vmid_range", shown, "holds few ids", remedy);
+        }
+    }
+    if config.mode == Mode::Manage && config.identities.is_empty() {
+        let remedy = "list each controller in an [[identity]] with its tenants";
+        warn("identity", String::new(), "none is listed, so every operator may act for every tenant", remedy);
+    }
+    if config.tls.crl.is_none() {
+        warn("tls.crl", String::new(), "is not set, so no client can be shut out before its certificate expires", "name the CA's CRL");
+    }
+    if config.vm.vmid_quarantine < Duration::from_secs(300) {
+        let remedy = "keep at least 5m: PVE's clean-up after a VM's end may take 30 s and people read old ids for longer";
+        warn("vm.vmid_quarantine", format!("{}s", config.vm.vmid_quarantine.as_secs()), "is short", remedy);
+    }
+    if config.metrics.is_some_and(|m| !m.ip().is_loopback()) {
+        let remedy = "listen on loopback, or keep others out by a firewall: it is served without TLS";
+        warn("metrics.listen", config.metrics.map(|m| m.to_string()).unwrap_or_default(), "is reachable from outside", remedy);
+    }
+    if config.pve.allow_untested_version {
+        warn("pve.allow_untested_version", "true".into(), "changes are made under any PVE version", "unset it once this agent knows yours");
+    }
+    list
+}

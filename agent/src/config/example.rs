@@ -1,0 +1,84 @@
+//! The commented example that `pvelet-agent example-config` prints.
+
+/// A configuration in which every default is written out. What has no default stands as a comment, but for the trust domain.
+pub const EXAMPLE: &str = r#"# Configuration of pvelet-agent. What is left out has the value shown here.
+# `pvelet-agent check-config` reports every mistake. SIGHUP (systemctl reload pvelet-agent) takes over mode, [[identity]], log.level
+# and the files of [tls], which are also read again whenever they change; everything else needs a restart.
+
+# "observe": reads, events and health only; every change is refused. "manage": changes too.
+mode = "observe"
+# Where the API is served (mTLS). Port 0 lets the system choose.
+listen = "[::]:7443"
+# Journal of operations, leases, known controllers.
+state_dir = "/var/lib/pvelet"
+# How long running operations may go on after SIGTERM; what is left is taken up again at the next start.
+drain_deadline = "1m"
+
+[tls]
+# Certificate of this host (spiffe://<trust-domain>/cluster/<cluster>/host/<node>), its key, and the CA of the clients.
+cert = "/etc/pvelet/tls/agent.crt"
+key = "/etc/pvelet/tls/agent.key"
+client_ca = "/etc/pvelet/tls/client-ca.crt"
+# Revocation list: connections of a revoked certificate are closed within a second.
+#crl = "/etc/pvelet/tls/ca.crl"
+# Required: the trust domain of your CA.
+trust_domain = "pvelet.example"
+handshake_deadline = "5s"
+max_handshakes = 32
+max_connections = 256
+# Ask a connection to end after this time, so that clients spread anew.
+#max_connection_age = "1h"
+
+[pve]
+# The node's name below /etc/pve/nodes; the host's name unless set.
+#node = "pve1"
+api_address = "127.0.0.1:85"
+# Program that prints a ticket for root@pam; PVE's own Perl unless set.
+#ticket_command = ["/usr/local/bin/ticket"]
+etc_pve = "/etc/pve"
+run = "/run"
+task_log = "/var/log/pve/tasks"
+proc = "/proc"
+sysfs = "/sys"
+# Under a PVE major version that this agent does not know it only observes, unless this is set.
+allow_untested_version = false
+
+[vm]
+# The VMIDs for new VMs: a range of its own for each host, outside PVE's next-id range. Required in manage mode.
+#vmid_range = "100000-100999"
+# How long a freed VMID is not used again.
+vmid_quarantine = "1d"
+# Work under way at once on one storage: short (linked clone, allocate, delete) and long (full clone, move, import).
+short_lane = 4
+long_lane = 2
+# How long an operation may take in all, the wait for its turn included.
+linked_clone_deadline = "15m"
+full_clone_deadline = "6h"
+configure_deadline = "10m"
+power_deadline = "5m"
+delete_deadline = "30m"
+
+[limits]
+# Calls under way at once; the next one is refused at once (RESOURCE_EXHAUSTED OVERLOADED).
+reads = 64
+mutations = 128
+network = 1
+streams = 64
+message_bytes = 1048576
+read_deadline = "10s"
+
+[metrics]
+# Prometheus metrics over plain HTTP; off unless set.
+#listen = "127.0.0.1:9443"
+
+[log]
+# "error", "warn", "info", "debug", "trace", or per module: "info,pvelet_agent::tls=debug".
+level = "info"
+# "auto" (the journal under systemd, else text), "journal", "text", "json".
+format = "auto"
+
+# For which tenants an operator may act. With none listed, every operator may act for all; once one is listed, only the listed may.
+#[[identity]]
+#uri = "spiffe://pvelet.example/role/operator/controller"
+#tenants = ["*"]
+"#;

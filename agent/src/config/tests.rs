@@ -1,0 +1,159 @@
+#![allow(clippy::unwrap_used)]
+use std::{net::SocketAddr, time::Duration};
+
+use super::{read::show_duration, *};
+
+const LEAST: &str = "[tls]\ntrust_domain = \"pvelet.example\"\n";
+
+fn mistakes(text: &str) -> Vec<String> {
+    match parse(text) {
+        Ok(_) => Vec::new(),
+        Err(m) => m.list.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// A document with the least that is needed, and `top` above it, `tls` in its section, `rest` below.
+fn document(top: &str, tls: &str, rest: &str) -> String {
+    format!("{top}\n{LEAST}{tls}\n{rest}\n")
+}
+
+#[test]
+fn the_example_is_what_applies_without_a_file() {
+    let (example, _) = parse(EXAMPLE).unwrap();
+    let (least, _) = parse(LEAST).unwrap();
+    assert_eq!(example, least);
+}
+
+#[test]
+fn what_the_example_comments_out_is_right_too() {
+    let full: String = EXAMPLE
+        .lines()
+        .map(|l| match l.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => format!("{rest}\n"),
+            _ => format!("{l}\n"),
+        })
+        .collect();
+    let (config, _) = parse(&full).unwrap();
+    assert_eq!(config.vm.vmid_range, Some(100_000..=100_999));
+    assert_eq!(config.metrics, Some("127.0.0.1:9443".parse::<SocketAddr>().unwrap()));
+    assert_eq!(config.tls.max_connection_age, Some(Duration::from_secs(3600)));
+    assert_eq!(config.identities[0].tenants, ["*"]);
+}
+
+#[test]
+fn observe_is_the_mode_unless_told_otherwise() {
+    assert_eq!(parse(LEAST).unwrap().0.mode, Mode::Observe);
+}
+
+#[test]
+fn each_mistake_names_line_key_value_and_remedy() {
+    let table: &[(&str, &str, &str, &[&str])] = &[
+        ("mode = \"mange\"", "", "", &["line 1: mode = \"mange\"", "\"observe\" or \"manage\""]),
+        ("mode = 1", "", "", &["line 1: mode = 1", "is an integer, not text", "quotes"]),
+        ("liste = \"[::]:1\"", "", "", &["line 1: liste", "no key", "did you mean 'listen'?"]),
+        ("zzz = 1", "", "", &["line 1: zzz", "known here: mode, listen"]),
+        ("listen = \"7443\"", "", "", &["listen = \"7443\"", "no IP address with port"]),
+        ("state_dir = \"state\"", "", "", &["state_dir", "no absolute path", "begin it with '/'"]),
+        ("drain_deadline = 60", "", "", &["drain_deadline = 60", "not text"]),
+        ("drain_deadline = \"60\"", "", "", &["drain_deadline", "no duration", "\"30s\""]),
+        ("drain_deadline = \"2h\"", "", "", &["drain_deadline = \"2h\"", "outside 0s to 1h"]),
+        ("", "crll = \"/x\"", "", &["line 4: tls.crll", "did you mean 'crl'?"]),
+        ("", "key = \"/etc/pvelet/tls/agent.crt\"", "", &["line 4: tls.key", "file of the certificate"]),
+        ("", "max_handshakes = 0", "", &["tls.max_handshakes = 0", "outside 1 to 10000"]),
+        ("", "max_handshakes = 99999999999999999999", "", &["tls.max_handshakes", "outside 1 to 10000"]),
+        ("", "max_connections = \"9\"", "", &["tls.max_connections = \"9\"", "is a string, not a whole number"]),
+        ("", "max_connection_age = \"1s\"", "", &["tls.max_connection_age", "outside 1m to 30d"]),
+        ("", "", "[pve]\nnode = \"a_b\"", &["pve.node = \"a_b\"", "no node name"]),
+        ("", "", "[pve]\napi_address = \"10.0.0.1:85\"", &["pve.api_address", "no loopback address", "in clear"]),
+        ("", "", "[pve]\nticket_command = []", &["pve.ticket_command", "no absolute path"]),
+        ("", "", "[pve]\nticket_command = [\"/x\", 1]", &["pve.ticket_command", "no list of texts"]),
+        ("", "", "[pve]\nallow_untested_version = \"yes\"", &["is a string", "true or false"]),
+        ("mode = \"manage\"", "", "", &["vm.vmid_range", "missing though mode is \"manage\""]),
+        ("", "", "[vm]\nvmid_range = \"100\"", &["vm.vmid_range = \"100\"", "is no range"]),
+        ("", "", "[vm]\nvmid_range = \"200-100\"", &["ends before it begins"]),
+        ("", "", "[vm]\nvmid_range = \"1-100\"", &["leaves the VMIDs", "100 to 999999999"]),
+        ("", "", "[vm]\nlong_lane = 65", &["vm.long_lane = 65", "outside 1 to 64"]),
+        ("", "", "[vm]\nfull_clone_deadline = \"1s\"", &["vm.full_clone_deadline", "outside 10s to 7d"]),
+        ("", "", "[limits]\nreads = 0", &["limits.reads = 0"]),
+        ("listen = \"127.0.0.1:9\"", "", "[metrics]\nlisten = \"127.0.0.1:9\"", &["metrics.listen", "address of the API"]),
+        ("", "", "[log]\nlevel = \"loud\"", &["log.level = \"loud\"", "\"debug\""]),
+        ("", "", "[log]\nformat = \"xml\"", &["log.format", "\"auto\" or \"journal\""]),
+        ("pve = 1", "", "", &["pve = 1", "is no section", "[pve]"]),
+        ("", "", "[[identity]]\ntenants = [\"a\"]", &["identity[0].uri", "missing"]),
+        ("", "", "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"", &["identity[0].tenants", "missing"]),
+        ("", "", "[[identity]]\nuri = \"spiffe://other/role/operator/c\"\ntenants = [\"a\"]", &["outside the trust domain"]),
+        ("", "", "[[identity]]\nuri = \"spiffe://pvelet.example/tenant/a/c\"\ntenants = [\"a\"]", &["is no role's identity"]),
+        ("", "", "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"\ntenants = [\"A\"]", &["\"A\"", "no tenant's name"]),
+        ("", "", "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"\ntenants = [\"*\", \"a\"]", &["single tenants beside"]),
+        ("", "", "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"\ntenants = []", &["is empty"]),
+    ];
+    for (top, tls, rest, wanted) in table {
+        let found = mistakes(&document(top, tls, rest));
+        assert_eq!(found.len(), 1, "{top}|{tls}|{rest}: {found:?}");
+        for part in *wanted {
+            assert!(found[0].contains(part), "{top}|{tls}|{rest}: '{}' lacks '{part}'", found[0]);
+        }
+    }
+}
+
+#[test]
+fn a_missing_trust_domain_is_a_mistake() {
+    for text in ["", "[tls]\n"] {
+        let found = mistakes(text);
+        assert!(found.len() == 1 && found[0].contains("tls.trust_domain: is missing"), "{found:?}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_in_the_order_of_their_lines() {
+    let found = mistakes("mode = \"x\"\nlisten = \"y\"\nfoo = 1\n[tls]\ntrust_domain = \"A\"\n[limits]\nreads = 0\nbar = 2\n");
+    let lines: Vec<&str> = found.iter().map(|m| m.split(':').next().unwrap()).collect();
+    assert_eq!(lines, ["line 1", "line 2", "line 3", "line 5", "line 7", "line 8"], "{found:?}");
+}
+
+#[test]
+fn a_syntax_error_is_told_with_its_line() {
+    let found = mistakes(&format!("{LEAST}crl = \n"));
+    assert!(found[0].starts_with("line 3: is no TOML"), "{found:?}");
+}
+
+#[test]
+fn missing_files_are_named_all_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.toml");
+    let missing = dir.path().join("none").display().to_string();
+    let text = format!(
+        "[tls]\ncert = \"{missing}1\"\nkey = \"{missing}2\"\nclient_ca = \"{missing}3\"\ncrl = \"{missing}4\"\ntrust_domain = \"a.b\"\n[pve]\nticket_command = [\"{missing}5\"]\netc_pve = \"{missing}6\"\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let list = load(&file).unwrap_err().list;
+    let keys: Vec<&str> = list.iter().map(|m| m.key.as_str()).collect();
+    assert_eq!(keys, ["tls.cert", "tls.key", "tls.client_ca", "tls.crl", "pve.ticket_command", "pve.etc_pve"]);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_told_with_the_remedy() {
+    let text = load(std::path::Path::new("/nonexistent/agent.toml")).unwrap_err().to_string();
+    assert!(text.contains("/nonexistent/agent.toml") && text.contains("example-config"), "{text}");
+}
+
+#[test]
+fn what_is_allowed_but_dangerous_is_warned_of() {
+    let text = document(
+        "mode = \"manage\"",
+        "",
+        "[vm]\nvmid_range = \"100-110\"\n[metrics]\nlisten = \"0.0.0.0:9443\"\n[pve]\nallow_untested_version = true",
+    );
+    let keys: Vec<String> = parse(&text).unwrap().1.into_iter().map(|m| m.key).collect();
+    assert_eq!(keys, ["vm.vmid_range", "vm.vmid_range", "identity", "tls.crl", "metrics.listen", "pve.allow_untested_version"]);
+}
+
+#[test]
+fn durations_are_shown_as_they_are_written() {
+    for text in ["250ms", "30s", "5m", "2h", "1d", "90s"] {
+        assert_eq!(show_duration(read::parse_duration(text).unwrap()), text);
+    }
+    for bad in ["", "5", "m", "-1s", "1.5s", "5 m", "1w"] {
+        assert_eq!(read::parse_duration(bad), None, "{bad}");
+    }
+}

@@ -1,0 +1,199 @@
+//! One whole, validated set of credentials.
+
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use pvelet_proto::identity::Subject;
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject},
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    version::TLS13,
+};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+
+use super::{
+    leaf::{Leaf, Purpose, system_time},
+    verifier::ClientVerifier,
+};
+use crate::{config, error::Error};
+
+/// From here on an administrator is reminded of a certificate's end.
+const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 86400);
+
+/// The files of `[tls]` as they were read.
+#[derive(PartialEq, Eq)]
+pub(super) struct Sources {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Vec<u8>,
+    crl: Option<Vec<u8>>,
+}
+
+fn bad(file: &Path, why: impl Into<String>) -> Error {
+    Error::Credentials { file: file.display().to_string(), why: why.into() }
+}
+
+impl Sources {
+    pub(super) fn read(files: &config::Tls) -> Result<Self, Error> {
+        let read = |path: &Path| fs::read(path).map_err(|e| bad(path, format!("cannot be read ({e})")));
+        Ok(Self {
+            cert: read(&files.cert)?,
+            key: read(&files.key)?,
+            client_ca: read(&files.client_ca)?,
+            crl: files.crl.as_deref().map(read).transpose()?,
+        })
+    }
+}
+
+/// A set of credentials that was checked as a whole: the agent's certificate and key, the clients' CAs, their revocation lists.
+pub struct Material {
+    pub(super) server: Arc<ServerConfig>,
+    pub(super) verifier: Arc<ClientVerifier>,
+    /// When the agent's certificate ends.
+    pub not_after: SystemTime,
+    /// What an administrator should know although the set is good.
+    pub warnings: Vec<String>,
+}
+
+impl std::fmt::Debug for Material {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Material").field("not_after", &self.not_after).finish_non_exhaustive()
+    }
+}
+
+impl Material {
+    /// Reads and checks the files of `[tls]`.
+    ///
+    /// # Errors
+    /// `Credentials` names the file and what is wrong with it.
+    pub fn load(files: &config::Tls, node: &str, now: SystemTime) -> Result<Self, Error> {
+        Self::build(&Sources::read(files)?, files, node, now)
+    }
+
+    pub(super) fn build(sources: &Sources, files: &config::Tls, node: &str, now: SystemTime) -> Result<Self, Error> {
+        let provider = Arc::new(ring::default_provider());
+        let mut warnings = Vec::new();
+
+        let chain = certificates(&sources.cert, &files.cert)?;
+        let key = PrivateKeyDer::from_pem_slice(&sources.key).map_err(|e| bad(&files.key, format!("holds no private key ({e})")))?;
+        let leaf = own_leaf(&chain[0], files, node, now)?;
+        if leaf.not_after < now + EXPIRY_WARNING {
+            warnings.push(format!("{}: the certificate ends in less than 14 days; issue a new one", files.cert.display()));
+        }
+
+        let authorities = authorities(&sources.client_ca, &files.client_ca)?;
+        let lists = match (&sources.crl, &files.crl) {
+            (Some(pem), Some(file)) => revocation_lists(pem, file, &authorities, &provider, now, &mut warnings)?,
+            _ => vec![Vec::new(); authorities.len()],
+        };
+        let mut by_ca = Vec::new();
+        for (ca, lists) in authorities.into_iter().zip(lists) {
+            let mut roots = RootCertStore::empty();
+            roots.add(ca).map_err(|e| bad(&files.client_ca, e.to_string()))?;
+            // A CA without a list of its own is trusted: while a CA is replaced, the new one may not have issued its list yet. A list past
+            // its next update still counts, or one forgotten renewal would shut everybody out; both are warned of.
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                .with_crls(lists)
+                .allow_unknown_revocation_status()
+                .build()
+                .map_err(|e| bad(&files.client_ca, e.to_string()))?;
+            by_ca.push(verifier);
+        }
+        let verifier = ClientVerifier::new(by_ca, provider.signature_verification_algorithms, files.trust_domain.clone());
+        let verifier = Arc::new(verifier);
+
+        let mut server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|e| Error::Internal(e.to_string()))?
+            .with_client_cert_verifier(verifier.clone())
+            .with_single_cert(chain, key)
+            .map_err(|e| bad(&files.key, format!("does not fit the certificate ({e})")))?;
+        server.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session would skip the verification of a certificate that was revoked meanwhile.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        Ok(Self { server: Arc::new(server), verifier, not_after: leaf.not_after, warnings })
+    }
+}
+
+fn certificates(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let list: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let list = list.map_err(|e| bad(file, format!("is malformed ({e})")))?;
+    if list.is_empty() { Err(bad(file, "holds no certificate in PEM")) } else { Ok(list) }
+}
+
+fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
+    X509Certificate::from_der(der).map(|(_, c)| c).map_err(|e| format!("holds a malformed certificate ({e})"))
+}
+
+fn authorities(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let list = certificates(pem, file)?;
+    for ca in &list {
+        let parsed = parse(ca).map_err(|e| bad(file, e))?;
+        if !parsed.is_ca() {
+            return Err(bad(file, format!("holds '{}', which is no CA", parsed.subject())));
+        }
+    }
+    Ok(list)
+}
+
+/// The agent's own certificate: for servers alone, valid now, for this node.
+fn own_leaf(der: &CertificateDer<'_>, files: &config::Tls, node: &str, now: SystemTime) -> Result<Leaf, Error> {
+    let leaf = Leaf::read(der, Purpose::Server, &files.trust_domain).map_err(|e| bad(&files.cert, e))?;
+    match &leaf.identity.subject {
+        Subject::Host { node: named, .. } if named == node => {}
+        _ => return Err(bad(&files.cert, format!("is for '{}', not for host {node}", leaf.identity))),
+    }
+    if now < leaf.not_before {
+        return Err(bad(&files.cert, "is not valid yet; check the host's clock"));
+    }
+    if now >= leaf.not_after {
+        return Err(bad(&files.cert, "has expired; issue a new one"));
+    }
+    Ok(leaf)
+}
+
+/// The lists of each CA, each proven to be signed by it: webpki would refuse every client because of one bad signature.
+fn revocation_lists(
+    pem: &[u8],
+    file: &Path,
+    authorities: &[CertificateDer<'_>],
+    provider: &CryptoProvider,
+    now: SystemTime,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Vec<CertificateRevocationListDer<'static>>>, Error> {
+    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
+    let lists = lists.map_err(|e| bad(file, format!("is malformed ({e})")))?;
+    if lists.is_empty() {
+        return Err(bad(file, "holds no revocation list in PEM"));
+    }
+    let authorities = authorities.iter().map(parse).collect::<Result<Vec<_>, _>>().map_err(|e| bad(file, e))?;
+    let mut by_ca = vec![Vec::new(); authorities.len()];
+    for list in lists {
+        let (_, crl) = CertificateRevocationList::from_der(&list).map_err(|e| bad(file, format!("holds a malformed list ({e})")))?;
+        let signed_by = |ca: &X509Certificate<'_>| {
+            ca.subject().as_raw() == crl.issuer().as_raw()
+                && provider.signature_verification_algorithms.all.iter().any(|algorithm| {
+                    let key = &ca.public_key().subject_public_key.data;
+                    algorithm.verify_signature(key, crl.tbs_cert_list.as_ref(), &crl.signature_value.data).is_ok()
+                })
+        };
+        let Some(i) = authorities.iter().position(signed_by) else {
+            return Err(bad(file, format!("holds a list of '{}', which none of the client CAs signed", crl.issuer())));
+        };
+        if crl.next_update().is_some_and(|t| system_time(t.timestamp()) < now) {
+            warnings.push(format!("{}: the list of '{}' is past its next update; renew it", file.display(), crl.issuer()));
+        }
+        by_ca[i].push(list.clone());
+    }
+    for (ca, _) in authorities.iter().zip(&by_ca).filter(|(_, lists)| lists.is_empty()) {
+        warnings.push(format!("{}: no list of '{}', so its certificates cannot be revoked", file.display(), ca.subject()));
+    }
+    Ok(by_ca)
+}

@@ -1,0 +1,91 @@
+//! The credentials in use, and their replacement while the agent runs.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwap;
+
+use super::{Connections, Material, material::Sources};
+use crate::{config, error::Error, metrics::Metrics};
+
+/// The credentials in use. Whoever accepts a connection takes the present set; a new one comes in as a whole or not at all.
+pub struct Credentials {
+    files: config::Tls,
+    node: String,
+    current: ArcSwap<Material>,
+    /// What was read last, good or bad, so that the same files are not judged twice.
+    seen: Mutex<Sources>,
+    connections: Arc<Connections>,
+    metrics: Arc<Metrics>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("current", &self.current.load()).finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Reads the first set.
+    ///
+    /// # Errors
+    /// `Credentials` when a file is missing or wrong.
+    pub fn open(files: config::Tls, node: String, metrics: Arc<Metrics>) -> Result<Arc<Self>, Error> {
+        let sources = Sources::read(&files)?;
+        let material = Material::build(&sources, &files, &node, SystemTime::now())?;
+        report(&material, &metrics);
+        let (current, seen) = (ArcSwap::from_pointee(material), Mutex::new(sources));
+        Ok(Arc::new(Self { files, node, current, seen, connections: Arc::default(), metrics }))
+    }
+
+    /// The set in use.
+    pub fn current(&self) -> Arc<Material> {
+        self.current.load_full()
+    }
+
+    /// The connections that are open.
+    pub fn connections(&self) -> &Arc<Connections> {
+        &self.connections
+    }
+
+    pub(super) fn files(&self) -> &config::Tls {
+        &self.files
+    }
+
+    /// Reads the files again and takes them over when all are good; closes the connections that are no longer accepted. A bad file keeps
+    /// the last good set. With `force` unchanged files are judged again too. Blocks for as long as the files take to read.
+    pub fn reload(&self, force: bool) {
+        match self.try_reload(force) {
+            Ok(None) => {}
+            Ok(Some(closed)) => tracing::info!(closed, "TLS files reloaded"),
+            Err(error) => {
+                self.metrics.tls_reload_failed();
+                tracing::error!(%error, "TLS files are bad; the last good ones stay in use");
+            }
+        }
+    }
+
+    fn try_reload(&self, force: bool) -> Result<Option<usize>, Error> {
+        // Held to the end: two reloads at once could bring back the older set.
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let sources = Sources::read(&self.files)?;
+        if sources == *seen && !force {
+            return Ok(None);
+        }
+        let built = Material::build(&sources, &self.files, &self.node, SystemTime::now());
+        *seen = sources;
+        let material = Arc::new(built?);
+        report(&material, &self.metrics);
+        self.current.store(material.clone());
+        Ok(Some(self.connections.recheck(&material)))
+    }
+}
+
+fn report(material: &Material, metrics: &Metrics) {
+    metrics.certificate_expires(material.not_after);
+    for warning in &material.warnings {
+        tracing::warn!("{warning}");
+    }
+}
