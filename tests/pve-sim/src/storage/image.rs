@@ -168,8 +168,9 @@ impl Place<'_> {
     pub(super) fn copy(&self, copy: &Copy<'_>, log: Log<'_>) -> Result<(), Failure> {
         let (from_shown, to_shown) = (self.shown(copy.from), self.shown(copy.to));
         let snapshot = copy.snapshot.map(|name| format!("-l snapshot.name={name} ")).unwrap_or_default();
+        let rate = copy.rate_kib.map(|rate| format!("-r {rate}K ")).unwrap_or_default();
         let failed = Failure::die(format!(
-            "copy failed: command '{QEMU_IMG} convert -p -n {snapshot}-f {} -O {} {from_shown} zeroinit:{to_shown}' failed: exit code 1",
+            "copy failed: command '{QEMU_IMG} convert -p -n {rate}{snapshot}-f {} -O {} {from_shown} zeroinit:{to_shown}' failed: exit code 1",
             copy.from_format, copy.to_format
         ));
         let total = info(copy.from, copy.from_format)?.size;
@@ -182,16 +183,15 @@ impl Place<'_> {
             return Err(failed);
         }
         let mut command = Command::new(QEMU_IMG);
-        command.args(["convert", "-p", "-n", "-f", copy.from_format, "-O", copy.to_format]);
+        // PVE's QEMU has a `zeroinit:` protocol, which tells that the target reads as zeroes. Elsewhere an option says it.
+        command.args(["convert", "--target-is-zero", "-p", "-n", "-f", copy.from_format, "-O", copy.to_format]);
         if let Some(name) = copy.snapshot {
             command.arg("-l").arg(format!("snapshot.name={name}"));
         }
         if let Some(rate) = copy.rate_kib {
             command.args(["-r", &format!("{rate}K")]);
         }
-        let mut target = std::ffi::OsString::from("zeroinit:");
-        target.push(copy.to);
-        command.arg(copy.from).arg(target).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.arg(copy.from).arg(copy.to).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         if let Some(output) = child.stdout.take() {
             follow(output, total, log)?;

@@ -185,8 +185,21 @@ fn watch_signals(interrupted: Arc<AtomicBool>) {
             loop {
                 tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
                 interrupted.store(true, Ordering::Relaxed);
+                end_copies();
             }
         });
     });
     let _ = wait.recv();
+}
+
+/// Ends the copies that this worker has started, as PVE does when a signal interrupts it.
+fn end_copies() {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let pids: Vec<i32> = children.flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+    for pid in pids {
+        if std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "qemu-img") {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
 }
