@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
-use super::{Call, Failure, Param, Reply, Route, cluster_file, cluster_options};
+use super::{Call, Failure, Param, Reply, Route, cluster_file, cluster_machine as machine_of, cluster_options};
 use crate::layout::NodeLayout;
 
 const REPOSITORY: &str = "14a22df35955d97d";
@@ -115,10 +115,6 @@ fn machine() -> (u64, u64, f64) {
     (kib("MemTotal") << 10, kib("MemAvailable") << 10, seconds)
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 fn root_disk(layout: &NodeLayout) -> (u64, u64, u64) {
     let Ok(stat) = nix::sys::statvfs::statvfs(layout.root()) else { return (0, 0, 0) };
     let block = stat.fragment_size();
@@ -134,7 +130,7 @@ pub(super) fn node_entry(layout: &NodeLayout, online: bool) -> Value {
     let (total, available, uptime) = machine();
     let (disk_total, disk_free, _) = root_disk(layout);
     json!({
-        "type": "node", "id": format!("node/{name}"), "node": name, "status": "online", "level": "", "cpu": 0.0, "maxcpu": cores(),
+        "type": "node", "id": format!("node/{name}"), "node": name, "status": "online", "level": "", "cpu": 0.0, "maxcpu": machine_of::CORES,
         "mem": total - available, "maxmem": total, "disk": disk_total - disk_free, "maxdisk": disk_total, "uptime": whole(uptime),
     })
 }
@@ -173,25 +169,19 @@ fn nodes(call: &Call) -> Result<Reply, Failure> {
 fn node_status(call: &Call) -> Result<Reply, Failure> {
     let (total, available, uptime) = machine();
     let (disk_total, disk_free, disk_available) = root_disk(&call.layout);
-    let kernel = nix::sys::utsname::uname().map_err(std::io::Error::from)?;
-    let text = |part: &std::ffi::OsStr| part.to_string_lossy().into_owned();
-    let (system, release, build) = (text(kernel.sysname()), text(kernel.release()), text(kernel.version()));
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = cpu.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == name);
-        line.map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
-    };
+    let (release, build) = machine_of::KERNEL;
+    let (model, vendor, family, mhz) = machine_of::CPU;
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     Ok(Reply::from(json!({
         "pveversion": format!("pve-manager/{VERSION}/{REPOSITORY}"),
-        "kversion": format!("{system} {release} {build}"),
-        "current-kernel": {"sysname": system, "release": release, "version": build, "machine": text(kernel.machine())},
+        "kversion": format!("Linux {release} {build}"),
+        "current-kernel": {"sysname": "Linux", "release": release, "version": build, "machine": "x86_64"},
         "boot-info": {"mode": "legacy-bios"},
         "cpu": 0, "wait": 0, "idle": 0, "uptime": whole(uptime),
         "loadavg": load.split_whitespace().take(3).collect::<Vec<_>>(),
         "cpuinfo": {
-            "cpus": cores(), "cores": cores(), "sockets": 1, "user_hz": 100, "hvm": "", "family": field("cpu family"), "model": field("model name"),
-            "vendor": field("vendor_id"), "mhz": field("cpu MHz"), "flags": field("flags"),
+            "cpus": machine_of::CORES, "cores": machine_of::CORES, "sockets": 1, "user_hz": 100, "hvm": "", "family": family, "model": model,
+            "vendor": vendor, "mhz": mhz, "flags": machine_of::CPU_FLAGS,
         },
         "memory": {"total": total, "used": total - available, "free": available, "available": available},
         "swap": {"total": 0, "used": 0, "free": 0},

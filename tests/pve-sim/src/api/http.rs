@@ -202,7 +202,8 @@ fn local_node(shared: &Shared, node: &str) -> Result<(), Failure> {
 fn ticket_of(headers: &HeaderMap) -> Option<String> {
     let cookies = headers.get_all("cookie").iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(';'));
     let found = cookies.filter_map(|cookie| cookie.trim().strip_prefix("PVEAuthCookie=")).next();
-    let in_header = headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(|v| v.strip_prefix("PVEAuthCookie="));
+    let header = headers.get("authorization").and_then(|value| value.to_str().ok());
+    let in_header = header.map(|value| value.strip_prefix("PVEAuthCookie=").unwrap_or(value)).filter(|value| value.starts_with("PVE"));
     let text = percent_decode_str(found.or(in_header)?).decode_utf8_lossy().into_owned();
     (!text.is_empty()).then_some(text)
 }

@@ -4,6 +4,7 @@ mod cluster;
 mod cluster_access;
 mod cluster_file;
 mod cluster_ha;
+mod cluster_machine;
 mod cluster_network;
 mod cluster_options;
 mod cluster_pools;

@@ -96,12 +96,12 @@ fn scaled(number: f64, shift: u32) -> Option<u64> {
 /// A size in the largest unit that divides it, as PVE writes it.
 pub fn print_size(bytes: u64) -> String {
     let mut value = bytes;
-    if value % 1024 != 0 {
+    if !value.is_multiple_of(1024) {
         return value.to_string();
     }
     for unit in ["K", "M", "G"] {
         value /= 1024;
-        if value % 1024 != 0 {
+        if !value.is_multiple_of(1024) {
             return format!("{value}{unit}");
         }
     }

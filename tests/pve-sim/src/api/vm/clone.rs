@@ -120,7 +120,7 @@ pub(super) fn work(worker: &Worker, args: &Value) -> Result<(), Failure> {
     let Err(error) = done else { return Ok(()) };
     if let Ok(storages) = env.storages() {
         for volume in &made {
-            if let Err(error) = storages.free(volume, &mut |line| env.log(line)) {
+            if let Err(error) = storages.free(volume, &|line| env.log(line)) {
                 env.log(&error.to_string());
             }
         }
@@ -172,7 +172,7 @@ fn build(env: &Env<'_>, params: &Params, plan: Plan, made: &mut Vec<Volume>) -> 
         let linked = !full && from.is_base();
         env.log(&format!("create {} clone of drive {key} ({})", if linked { "linked" } else { "full" }, drive.file));
         let to = if linked {
-            let volume = storages.linked_clone(&from, newid, &mut |line| env.log(line))?;
+            let volume = storages.linked_clone(&from, newid, &|line| env.log(line))?;
             made.push(volume.clone());
             volume
         } else {
@@ -210,14 +210,13 @@ fn copy(
     let wanted = params.text("format").unwrap_or(from.format());
     let format = super::target_format(storages, storage, wanted)?;
     let name = cloudinit.then(|| format!("vm-{newid}-cloudinit.qcow2"));
-    let info = storages.info(from)?;
-    let format = if cloudinit { "qcow2" } else { format };
-    let new = NewImage { storage, vmid: newid, format, name: name.as_deref(), bytes: info.size };
-    let to = storages.allocate(&new, &mut |line| env.log(line))?;
+    let (format, bytes) = if cloudinit { ("qcow2", super::disk::CLOUDINIT_BYTES) } else { (format, storages.info(from)?.size) };
+    let new = NewImage { storage, vmid: newid, format, name: name.as_deref(), bytes };
+    let to = storages.allocate(&new, &|line| env.log(line))?;
     made.push(to.clone());
     env.log(&format!("allocated target volume '{}'", to.volid()));
     if !cloudinit {
-        storages.copy(from, params.text("snapname"), &to, &mut |line| {
+        storages.copy(from, params.text("snapname"), &to, &|line| {
             env.log(line);
             env.begun();
         })?;

@@ -9,7 +9,6 @@ use crate::{
     vmconf::{Drive, VmConfig},
 };
 
-const BYTES: u64 = 4 << 20;
 const KEYS: &[&str] = &["cicustom", "cipassword", "citype", "ciuser", "ciupgrade", "nameserver", "searchdomain", "sshkeys"];
 
 pub(super) fn routes() -> Vec<Route> {
@@ -32,8 +31,8 @@ pub(super) fn generate(env: &Env<'_>, storages: &Storages, config: &VmConfig, dr
     }
     let volume = Volume::parse(&drive.file)?;
     if !storages.exists(&volume) {
-        let new = NewImage { storage: &volume.storage, vmid: volume.owner, format: "qcow2", name: Some(&volume.name), bytes: BYTES };
-        storages.allocate(&new, &mut |line| env.log(line))?;
+        let new = NewImage { storage: &volume.storage, vmid: volume.owner, format: "qcow2", name: Some(&volume.name), bytes: super::disk::CLOUDINIT_BYTES };
+        storages.allocate(&new, &|line| env.log(line))?;
     }
     Ok(())
 }

@@ -108,7 +108,7 @@ fn remove_disks(env: &Env<'_>, storages: &Storages, vmid: u32, config: &VmConfig
         if volume.owner != vmid || volume.content != "images" {
             continue;
         }
-        if let Err(error) = storages.free(&volume, &mut |line| env.log(line)) {
+        if let Err(error) = storages.free(&volume, &|line| env.log(line)) {
             env.warn(&format!("Could not remove disk '{volid}', check manually: {error}"));
         }
     }
@@ -123,7 +123,7 @@ fn remove_unreferenced(env: &Env<'_>, storages: &Storages, vmid: u32) -> Result<
             if entry.volume.owner != vmid {
                 continue;
             }
-            if let Err(error) = storages.free(&entry.volume, &mut |line| env.log(line)) {
+            if let Err(error) = storages.free(&entry.volume, &|line| env.log(line)) {
                 env.warn(&format!("Could not remove disk '{}', check manually: {error}", entry.volume.volid()));
             }
         }

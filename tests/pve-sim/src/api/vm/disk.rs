@@ -12,7 +12,7 @@ const EFI_BYTES: u64 = 528 << 10;
 /// The fixed size of a TPM state, in bytes.
 const TPM_BYTES: u64 = 4 << 20;
 /// The fixed size of a cloud-init drive, in bytes.
-const CLOUDINIT_BYTES: u64 = 4 << 20;
+pub(super) const CLOUDINIT_BYTES: u64 = 4 << 20;
 
 /// What a drive's volume stands for in a call.
 enum Wanted<'a> {
@@ -90,7 +90,7 @@ pub(super) fn create(
         Wanted::CloudInit { storage } => {
             let name = format!("vm-{vmid}-cloudinit.qcow2");
             let new = NewImage { storage, vmid, format: "qcow2", name: Some(&name), bytes: CLOUDINIT_BYTES };
-            let volume = storages.allocate(&new, &mut |line| env.log(line))?;
+            let volume = storages.allocate(&new, &|line| env.log(line))?;
             made.push(volume.clone());
             drive.file = volume.volid();
             drive.set("media", "cdrom");
@@ -112,7 +112,7 @@ pub(super) fn create(
         Wanted::New { storage, bytes } => {
             let storage = storage.to_owned();
             let volume = allocate(env, storages, vmid, key, &storage, bytes, &drive, made)?;
-            let volume = if template { storages.make_base(&volume, &mut |line| env.log(line))? } else { volume };
+            let volume = if template { storages.make_base(&volume, &|line| env.log(line))? } else { volume };
             if template {
                 made.pop();
                 made.push(volume.clone());
@@ -148,7 +148,7 @@ fn allocate(
     }
     let format = super::target_format(storages, storage, format)?;
     let new = NewImage { storage, vmid, format, name: None, bytes };
-    let volume = storages.allocate(&new, &mut |line| env.log(line))?;
+    let volume = storages.allocate(&new, &|line| env.log(line))?;
     made.push(volume.clone());
     if key == "efidisk0" {
         env.log("transferred 0.0 B of 528.0 KiB (0.00%)");
@@ -156,7 +156,7 @@ fn allocate(
     }
     if let Some(source) = source {
         let (path, format) = source_image(env, storages, source)?;
-        storages.copy_file(&path, &format, None, &volume, &mut |line| env.log(line))?;
+        storages.copy_file(&path, &format, None, &volume, &|line| env.log(line))?;
     }
     Ok(volume)
 }
@@ -183,7 +183,7 @@ fn virtual_size(path: &std::path::Path, format: &str) -> Result<u64, Failure> {
 /// Removes volumes that a failed call made.
 pub(super) fn sweep(env: &Env<'_>, storages: &Storages, made: &[Volume]) {
     for volume in made {
-        if let Err(error) = storages.free(volume, &mut |line| env.log(line)) {
+        if let Err(error) = storages.free(volume, &|line| env.log(line)) {
             env.log(&error.to_string());
         }
     }
@@ -207,7 +207,7 @@ pub(super) fn detach(env: &Env<'_>, storages: &Storages, config: &mut VmConfig, 
         return Ok(());
     }
     if force || drive.is_cloudinit() {
-        return storages.free(&volume, &mut |line| env.log(line));
+        return storages.free(&volume, &|line| env.log(line));
     }
     config.add_unused(&drive.file);
     Ok(())

@@ -70,7 +70,7 @@ impl<'a> Env<'a> {
 
     fn take(&self, vmid: u32, wait: Wait) -> Result<Held, Failure> {
         let shown = format!("/var/lock/qemu-server/lock-{vmid}.conf");
-        lock::take(&self.layout.vm_lock(vmid), &shown, wait, &mut |line| self.log(line))
+        lock::take(&self.layout.vm_lock(vmid), &shown, wait, &|line| self.log(line))
     }
 
     /// Takes a VM's lock, waiting for 10 s at most.

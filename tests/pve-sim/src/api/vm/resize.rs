@@ -71,7 +71,7 @@ pub(super) fn work(worker: &Worker, args: &Value) -> Result<(), Failure> {
     }
     env.begun();
     let running = env.running(vmid).is_some();
-    storages.resize(&volume, wanted, &mut |line| {
+    storages.resize(&volume, wanted, &|line| {
         // QEMU itself grows the disk of a running VM, without a word.
         if !running || line != "Image resized." {
             env.log(line);

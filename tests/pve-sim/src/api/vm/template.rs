@@ -63,7 +63,7 @@ pub(super) fn convert(env: &Env<'_>, vmid: u32, only: Option<&str>) -> Result<()
         if volume.is_base() {
             continue;
         }
-        drive.file = storages.make_base(&volume, &mut |line| env.log(line))?.volid();
+        drive.file = storages.make_base(&volume, &|line| env.log(line))?.volid();
         config.values.insert(key.clone(), drive.print());
         env.store(vmid, &config)?;
     }

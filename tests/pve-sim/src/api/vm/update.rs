@@ -327,7 +327,7 @@ fn delete(env: &Env<'_>, storages: &Storages, change: &Change, config: &mut VmCo
         let volume = Volume::parse(&Drive::parse(&volid).file)?;
         let used = config.snapshots.values().any(|section| section.values.values().any(|value| Drive::parse(value).file == volume.volid()));
         if volume.owner == change.vmid && !used {
-            storages.free(&volume, &mut |line| env.log(line))?;
+            storages.free(&volume, &|line| env.log(line))?;
         }
         return env.store(change.vmid, config);
     }
