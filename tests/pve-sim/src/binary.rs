@@ -21,5 +21,7 @@ pub fn binary() -> io::Result<PathBuf> {
     }
     // target/debug/deps/<test> or target/debug/examples/<name>: the binary stands one folder up, or in the same.
     let beside = current.ancestors().skip(1).take(2).map(|folder: &Path| folder.join(NAME)).find(|path| path.is_file());
-    beside.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no pve-sim binary: run `cargo build -p pve-sim`, or set PVE_SIM_BIN"))
+    beside.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, "there is no pve-sim binary: run `cargo build -p pve-sim`, or set PVE_SIM_BIN")
+    })
 }

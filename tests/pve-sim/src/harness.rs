@@ -85,7 +85,8 @@ impl Cluster {
         let output = self.process.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
-        let ready: Value = serde_json::from_str(&line).map_err(|_| io::Error::other("the cluster ended before it was ready; its error is on stderr"))?;
+        let ready: Value =
+            serde_json::from_str(&line).map_err(|_| io::Error::other("the cluster ended before it was ready; its error is on stderr"))?;
         if ready["ready"] == true { Ok(()) } else { Err(io::Error::other(line)) }
     }
 

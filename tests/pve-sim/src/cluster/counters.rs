@@ -61,7 +61,9 @@ pub struct Owner {
 /// The VMID and the owner that a path stands for, if it is a guest's config (`nodes/<node>/{qemu-server,lxc}/<vmid>.conf`).
 pub fn vm_config_owner(path: &str) -> Option<(u32, Owner)> {
     let mut parts = path.split('/');
-    let ("nodes", node, folder, file, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()) else { return None };
+    let ("nodes", node, folder, file, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()) else {
+        return None;
+    };
     let kind = match folder {
         "qemu-server" => "qemu",
         "lxc" => "lxc",
@@ -198,7 +200,14 @@ mod tests {
         let kind = |path: &str| vm_config_owner(path).map(|(vmid, owner)| (vmid, owner.node, owner.kind));
         assert_eq!(kind("nodes/pve2/qemu-server/100.conf"), Some((100, "pve2".into(), "qemu")));
         assert_eq!(kind("nodes/pve2/lxc/101.conf"), Some((101, "pve2".into(), "lxc")));
-        for other in ["nodes/pve1/qemu-server/100.conf.tmp.12", "nodes/pve1/qemu-server/foo.conf", "nodes/pve1/qemu-server/099.conf", "nodes/pve1/qemu-server/99.conf", "qemu-server/100.conf", "nodes/pve1/qemu-server/x/100.conf"] {
+        for other in [
+            "nodes/pve1/qemu-server/100.conf.tmp.12",
+            "nodes/pve1/qemu-server/foo.conf",
+            "nodes/pve1/qemu-server/099.conf",
+            "nodes/pve1/qemu-server/99.conf",
+            "qemu-server/100.conf",
+            "nodes/pve1/qemu-server/x/100.conf",
+        ] {
             assert_eq!(kind(other), None, "{other}");
         }
     }

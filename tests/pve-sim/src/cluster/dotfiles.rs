@@ -28,7 +28,8 @@ pub(super) fn render<'a>(file: &str, nodes: &[NodeState], at: usize, vms: impl I
 
 fn version(nodes: &[NodeState], at: usize) -> String {
     let counters = &nodes[at].counters;
-    let mut text = format!("{{\n\"starttime\": {},\n\"clinfo\": {},\n\"vmlist\": {},\n", counters.starttime, counters.clinfo, counters.vmlist);
+    let mut text =
+        format!("{{\n\"starttime\": {},\n\"clinfo\": {},\n\"vmlist\": {},\n", counters.starttime, counters.clinfo, counters.vmlist);
     for (file, version) in counters.files() {
         let _ = writeln!(text, "\"{file}\": {version},");
     }
@@ -42,7 +43,8 @@ fn vmlist<'a>(node: &NodeState, vms: impl Iterator<Item = (u32, &'a Owner)>) -> 
     let mut separator = "\n";
     for (vmid, owner) in vms {
         let version = node.counters.vm(vmid);
-        let _ = write!(text, "{separator}\"{vmid}\": {{ \"node\": \"{}\", \"type\": \"{}\", \"version\": {version} }}", owner.node, owner.kind);
+        let _ =
+            write!(text, "{separator}\"{vmid}\": {{ \"node\": \"{}\", \"type\": \"{}\", \"version\": {version} }}", owner.node, owner.kind);
         separator = ",\n";
     }
     text.push_str("}\n\n}\n");
@@ -55,7 +57,11 @@ fn members(nodes: &[NodeState], at: usize) -> String {
     let mut text = format!("{{\n\"nodename\": \"{}\",\n\"version\": {}", me.name, me.counters.clinfo);
     if nodes.len() > 1 {
         let quorate = u8::from(me.quorate);
-        let _ = write!(text, ",\n\"cluster\": {{ \"name\": \"sim\", \"version\": {n}, \"nodes\": {n}, \"quorate\": {quorate} }},\n\"nodelist\": {{\n", n = nodes.len());
+        let _ = write!(
+            text,
+            ",\n\"cluster\": {{ \"name\": \"sim\", \"version\": {n}, \"nodes\": {n}, \"quorate\": {quorate} }},\n\"nodelist\": {{\n",
+            n = nodes.len()
+        );
         let list: Vec<String> = nodes
             .iter()
             .enumerate()
@@ -77,7 +83,13 @@ mod tests {
     use crate::cluster::Counters;
 
     fn node(name: &str, clinfo: u64) -> NodeState {
-        NodeState { name: name.into(), ip: "10.99.0.1".into(), quorate: true, up: true, counters: Counters::new(1_795_415_595, clinfo, [9000].into_iter()) }
+        NodeState {
+            name: name.into(),
+            ip: "10.99.0.1".into(),
+            quorate: true,
+            up: true,
+            counters: Counters::new(1_795_415_595, clinfo, [9000].into_iter()),
+        }
     }
 
     #[test]

@@ -19,12 +19,15 @@ use super::{
 pub(super) const FIRST_DOT: u64 = 10;
 pub(super) const FIRST_LINK: u64 = 20;
 
+/// A made-up file, and the generation of counters that it shows.
+pub(super) type Rendered = (u64, Arc<Vec<u8>>);
+
 pub(super) struct Inner {
     pub(super) tree: Tree,
     pub(super) nodes: Vec<NodeState>,
     pub(super) vms: BTreeMap<u32, Owner>,
-    /// Made-up files by node and inode number, with the generation they show.
-    pub(super) rendered: HashMap<(usize, u64), (u64, Arc<Vec<u8>>)>,
+    /// Made-up files by node and inode number.
+    pub(super) rendered: HashMap<(usize, u64), Rendered>,
     pub(super) started: SystemTime,
     /// Grows with every change of content.
     pub(super) revision: u64,
@@ -122,7 +125,8 @@ impl Inner {
         }
         let below: Vec<String> = self.tree.walk(ino).into_iter().filter(|(_, content)| content.is_some()).map(|(path, _)| path).collect();
         self.tree.rename(ino, new_parent, new_name);
-        let same_guest = vm_config_owner(&from).map(|(vmid, _)| vmid).is_some_and(|vmid| vm_config_owner(&to).is_some_and(|(new, _)| new == vmid));
+        let same_guest =
+            vm_config_owner(&from).map(|(vmid, _)| vmid).is_some_and(|vmid| vm_config_owner(&to).is_some_and(|(new, _)| new == vmid));
         if !same_guest {
             self.note_removed(&from);
         }

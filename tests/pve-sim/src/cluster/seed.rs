@@ -64,7 +64,10 @@ pub fn seed(store: &Store) {
         ("storage.cfg", STORAGE_CFG),
         ("user.cfg", "user:root@pam:1:0::::::\n\n\npool:p1::::\n\n\n"),
         ("datacenter.cfg", "keyboard: en-us\n"),
-        ("vzdump.cron", "# cluster wide vzdump cron schedule\n# Automatically generated file - do not edit\n\nPATH=\"/usr/sbin:/usr/bin:/sbin:/bin\"\n\n"),
+        (
+            "vzdump.cron",
+            "# cluster wide vzdump cron schedule\n# Automatically generated file - do not edit\n\nPATH=\"/usr/sbin:/usr/bin:/sbin:/bin\"\n\n",
+        ),
         ("replication.cfg", ""),
         ("jobs.cfg", ""),
         ("ha/resources.cfg", ""),

@@ -14,13 +14,13 @@ use super::{
     Counters,
     counters::{Owner, vm_config_owner},
     dotfiles::{self, DOT_FILES, LINKS},
-    inner::{FIRST_DOT, FIRST_LINK, Inner, dot_name, is_special, link_name, split},
+    inner::{FIRST_DOT, FIRST_LINK, Inner, dot_name, is_special, link_name},
     persist,
     tree::{Body, ROOT, Tree},
 };
 
 /// The size beyond which no file grows.
-const MAX_FILE: usize = 1 << 20;
+pub(super) const MAX_FILE: usize = 1 << 20;
 /// How long a cluster lock holds without being renewed.
 const LOCK_EXPIRY: Duration = Duration::from_secs(120);
 
@@ -118,11 +118,12 @@ impl Store {
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn change<T>(&self, node: Option<usize>, what: impl FnOnce(&mut Inner) -> Result<T>) -> Result<T> {
+    /// Changes the content; a node that has no quorum may not.
+    pub(super) fn change<T>(&self, node: Option<usize>, what: impl FnOnce(&mut Inner) -> Result<T>) -> Result<T> {
         let mut inner = self.lock();
         if node.is_some_and(|node| !inner.nodes[node].quorate) {
             return Err(Errno::EACCES);
@@ -211,6 +212,11 @@ impl Store {
         dot_name(ino).is_some()
     }
 
+    /// Whether an inode is one of those whose name never changes: made up, or a link.
+    pub fn is_fixed(ino: u64) -> bool {
+        is_special(ino)
+    }
+
     /// Looks a name up in a folder.
     pub fn lookup(&self, node: usize, parent: u64, name: &str) -> Result<Attributes> {
         let mut inner = self.lock();
@@ -234,7 +240,8 @@ impl Store {
         let inner = self.lock();
         let children = inner.tree.children(ino).ok_or(Errno::ENOTDIR)?;
         let kind = |ino: u64| if inner.tree.children(ino).is_some() { Kind::Folder } else { Kind::File };
-        let mut entries: Vec<Entry> = children.iter().map(|(name, ino)| Entry { ino: *ino, kind: kind(*ino), name: name.clone() }).collect();
+        let mut entries: Vec<Entry> =
+            children.iter().map(|(name, ino)| Entry { ino: *ino, kind: kind(*ino), name: name.clone() }).collect();
         if ino == ROOT {
             entries.extend((FIRST_DOT..).zip(DOT_FILES).map(|(ino, name)| Entry { ino, kind: Kind::File, name: name.into() }));
             entries.extend((FIRST_LINK..).zip(LINKS).map(|(ino, name)| Entry { ino, kind: Kind::Link, name: name.into() }));
@@ -309,8 +316,8 @@ impl Store {
             let is_lock = inner.tree.path(ino).strip_prefix("priv/lock/").is_some_and(|name| !name.contains('/'));
             let inode = inner.tree.get_mut(ino).ok_or(Errno::EACCES)?;
             if !is_lock || mtime != UNIX_EPOCH {
-                (inode.mtime, inode.renewed) = (mtime, Instant::now());
-            } else if inode.renewed.elapsed() >= LOCK_EXPIRY {
+                (inode.mtime, inode.renewed) = (mtime, Some(Instant::now()));
+            } else if inode.renewed.is_none_or(|renewed| renewed.elapsed() >= LOCK_EXPIRY) {
                 inner.tree.remove(ino);
             }
             Ok(())
@@ -321,8 +328,7 @@ impl Store {
     pub fn expire_lock(&self, name: &str) -> Result<()> {
         self.change(None, |inner| {
             let ino = inner.tree.resolve(&format!("priv/lock/{name}")).ok_or(Errno::ENOENT)?;
-            let long_ago = Instant::now().checked_sub(LOCK_EXPIRY).ok_or(Errno::EINVAL)?;
-            inner.tree.get_mut(ino).ok_or(Errno::ENOENT)?.renewed = long_ago;
+            inner.tree.get_mut(ino).ok_or(Errno::ENOENT)?.renewed = None;
             Ok(())
         })
     }
@@ -356,67 +362,5 @@ impl Store {
     /// Renames a file or folder; a file that is in the way is replaced.
     pub fn rename(&self, node: Option<usize>, parent: u64, name: &str, new_parent: u64, new_name: &str) -> Result<()> {
         self.change(node, |inner| inner.rename(parent, name, new_parent, new_name))
-    }
-
-    // What follows works by path and asks nobody for quorum: the hand of the cluster itself, or of another node.
-
-    /// The content of a file.
-    pub fn read_path(&self, path: &str) -> Result<Arc<Vec<u8>>> {
-        let ino = self.lock().tree.resolve(path).ok_or(Errno::ENOENT)?;
-        self.read(0, ino)
-    }
-
-    /// Replaces a file in one step, as PVE does: a temporary file, renamed. Its folder is made if missing.
-    pub fn replace(&self, path: &str, content: &[u8]) -> Result<()> {
-        if content.len() > MAX_FILE {
-            return Err(Errno::EFBIG);
-        }
-        self.change(None, |inner| inner.replace(path, content))
-    }
-
-    /// Replaces many files in one go.
-    pub fn replace_all(&self, files: impl Iterator<Item = (String, String)>) -> Result<()> {
-        self.change(None, |inner| files.into_iter().try_for_each(|(path, content)| inner.replace(&path, content.as_bytes())))
-    }
-
-    /// Removes a file, or an empty folder.
-    pub fn remove_path(&self, path: &str) -> Result<()> {
-        let (folder, name) = split(path);
-        let parent = self.lock().tree.resolve(folder).ok_or(Errno::ENOENT)?;
-        match self.unlink(None, parent, name) {
-            Err(Errno::EISDIR) => self.rmdir(None, parent, name),
-            done => done,
-        }
-    }
-
-    /// Renames by path.
-    pub fn rename_path(&self, from: &str, to: &str) -> Result<()> {
-        let ((folder, name), (new_folder, new_name)) = (split(from), split(to));
-        self.change(None, |inner| {
-            let parent = inner.tree.resolve(folder).ok_or(Errno::ENOENT)?;
-            let new_parent = inner.tree.make_folders(new_folder).ok_or(Errno::ENOTDIR)?;
-            inner.rename(parent, name, new_parent, new_name)
-        })
-    }
-
-    /// Makes a folder unless it is there.
-    pub fn ensure_folder(&self, path: &str) {
-        self.lock().tree.make_folders(path);
-    }
-
-    /// Makes a file unless it is there; counted as nothing, as what a starting `pmxcfs` loads.
-    pub fn ensure_file(&self, path: &str, content: &[u8]) {
-        let (folder, name) = split(path);
-        let mut inner = self.lock();
-        let Some(parent) = inner.tree.make_folders(folder) else { return };
-        if inner.tree.child(parent, name).is_none() {
-            inner.tree.insert(parent, name, Body::File(Arc::new(content.to_vec())));
-        }
-    }
-
-    /// Every file and folder below a path, with the contents of files.
-    pub fn walk(&self, path: &str) -> Vec<(String, Option<Arc<Vec<u8>>>)> {
-        let inner = self.lock();
-        inner.tree.resolve(path).map(|ino| inner.tree.walk(ino)).unwrap_or_default()
     }
 }

@@ -21,8 +21,8 @@ pub(super) struct Inode {
     pub(super) parent: u64,
     pub(super) name: String,
     pub(super) mtime: SystemTime,
-    /// When it was made or last renewed; for locks.
-    pub(super) renewed: Instant,
+    /// When it was made or last renewed, for locks; none: so long ago that a lock has expired.
+    pub(super) renewed: Option<Instant>,
     pub(super) body: Body,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Tree {
 impl Tree {
     pub(super) fn new() -> Self {
         let body = Body::Folder(BTreeMap::new());
-        let root = Inode { parent: ROOT, name: String::new(), mtime: SystemTime::now(), renewed: Instant::now(), body };
+        let root = Inode { parent: ROOT, name: String::new(), mtime: SystemTime::now(), renewed: Some(Instant::now()), body };
         Self { inodes: HashMap::from([(ROOT, root)]), next: FIRST }
     }
 
@@ -84,7 +84,7 @@ impl Tree {
         let ino = self.next;
         self.next += 1;
         let now = SystemTime::now();
-        self.inodes.insert(ino, Inode { parent, name: name.to_owned(), mtime: now, renewed: Instant::now(), body });
+        self.inodes.insert(ino, Inode { parent, name: name.to_owned(), mtime: now, renewed: Some(Instant::now()), body });
         self.link(parent, name, ino, now);
         ino
     }

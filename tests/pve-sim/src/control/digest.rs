@@ -15,7 +15,9 @@ impl Sim {
         let mut lines = Vec::new();
         for (path, content) in self.store.walk("") {
             match content {
-                Some(content) if path.starts_with("nodes/") => lines.push(format!("config {path} {}", hex::encode(Sha1::digest(content.as_slice())))),
+                Some(content) if path.starts_with("nodes/") => {
+                    lines.push(format!("config {path} {}", hex::encode(Sha1::digest(content.as_slice()))));
+                }
                 None if path.starts_with("priv/lock/") => lines.push(format!("cluster lock {path}")),
                 _ => {}
             }

@@ -18,7 +18,8 @@ impl Sim {
     }
 
     pub(super) fn status(&self) -> io::Result<Value> {
-        let names: Vec<(String, bool, bool)> = self.store.with_nodes(|nodes| nodes.iter().map(|n| (n.name.clone(), n.quorate, n.up)).collect());
+        let names: Vec<(String, bool, bool)> =
+            self.store.with_nodes(|nodes| nodes.iter().map(|n| (n.name.clone(), n.quorate, n.up)).collect());
         let mut nodes = serde_json::Map::new();
         for (name, quorate, up) in names {
             let layout = self.layout(&name);
@@ -27,7 +28,8 @@ impl Sim {
             let faults = Faults::load(&layout.faults())?;
             nodes.insert(name, json!({"quorate": quorate, "pmxcfs": up, "api": api.trim(), "running": guests, "faults": faults}));
         }
-        let vms: serde_json::Map<String, Value> = self.store.vms().into_iter().map(|(vmid, node)| (vmid.to_string(), node.into())).collect();
+        let vms: serde_json::Map<String, Value> =
+            self.store.vms().into_iter().map(|(vmid, node)| (vmid.to_string(), node.into())).collect();
         Ok(json!({"dir": self.dir, "nodes": nodes, "vms": vms, "ha": self.ha.mode()}))
     }
 

@@ -100,7 +100,8 @@ fn set_line(text: &str, key: &str, value: Option<&str>) -> String {
     let mut lines: Vec<String> = lines.into_iter().filter(|line| line.split(':').next() != Some(key)).map(str::to_owned).collect();
     lines.extend(value.map(|value| format!("{key}: {value}")));
     lines.sort_by(|a, b| a.split(':').next().cmp(&b.split(':').next()));
-    let mut out: String = comments.into_iter().map(|line| format!("{line}\n")).chain(lines.into_iter().map(|line| format!("{line}\n"))).collect();
+    let mut out: String =
+        comments.into_iter().map(|line| format!("{line}\n")).chain(lines.into_iter().map(|line| format!("{line}\n"))).collect();
     if !snapshots.is_empty() {
         out.push('\n');
         out.push_str(snapshots);

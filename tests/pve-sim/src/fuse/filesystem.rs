@@ -7,8 +7,9 @@ use std::{
 };
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use super::{
@@ -19,6 +20,11 @@ use crate::cluster::{Attributes, Kind, Store};
 
 /// Nothing is cached: another node may have changed it.
 const TTL: Duration = Duration::ZERO;
+/// But the names of what is made up and of the links never change, ...
+const FIXED_TTL: Duration = Duration::from_secs(3600);
+/// ... and their size is no more than a hint, since reading goes past the page cache: agents read `.version` several times a second, and each question that the
+/// kernel need not ask saves a switch of processes. A second is what a real mount has.
+const HINT_TTL: Duration = Duration::from_secs(1);
 
 type Result<T> = std::result::Result<T, nix::errno::Errno>;
 
@@ -121,6 +127,9 @@ impl Filesystem for Pmxcfs {
             return reply.error(Errno::ENOENT);
         }
         match name(child).and_then(|child| self.store.lookup(self.node, parent.0, child)) {
+            Ok(attributes) if Store::is_fixed(attributes.ino) => {
+                reply.entry_with_ttls(&HINT_TTL, &FIXED_TTL, &self.attr(&attributes), Generation(0));
+            }
             Ok(attributes) => reply.entry(&TTL, &self.attr(&attributes), Generation(0)),
             Err(error) => reply.error(errno(error)),
         }
@@ -128,7 +137,7 @@ impl Filesystem for Pmxcfs {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.store.attributes(self.node, ino.0) {
-            Ok(attributes) => reply.attr(&TTL, &self.attr(&attributes)),
+            Ok(attributes) => reply.attr(if Store::is_fixed(ino.0) { &HINT_TTL } else { &TTL }, &self.attr(&attributes)),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -200,7 +209,16 @@ impl Filesystem for Pmxcfs {
         done(name(child).and_then(|child| self.store.rmdir(self.me(), parent.0, child)), reply);
     }
 
-    fn rename(&self, _: &Request, parent: INodeNo, child: &OsStr, new_parent: INodeNo, new_child: &OsStr, flags: RenameFlags, reply: ReplyEmpty) {
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        child: &OsStr,
+        new_parent: INodeNo,
+        new_child: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
         }
@@ -228,7 +246,17 @@ impl Filesystem for Pmxcfs {
         }
     }
 
-    fn read(&self, _: &Request, ino: INodeNo, handle: FileHandle, offset: u64, length: u32, _: OpenFlags, _: Option<LockOwner>, reply: ReplyData) {
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
         match self.content(ino.0, handle.0) {
             Ok(content) => {
                 let begin = size(offset).map_or(content.len(), |offset| offset.min(content.len()));

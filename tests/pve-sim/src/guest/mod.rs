@@ -218,7 +218,10 @@ mod tests {
     fn the_arguments_are_those_of_a_real_kvm() {
         let options = Options { name: "web".into(), uuid: Some("u".into()), cores: 2, memory_mib: 512, ..Options::default() };
         let shown = arguments(100, &options).join(" ");
-        assert!(shown.starts_with("-id 100 -name web,debug-threads=on -no-shutdown -chardev socket,id=qmp,path=/var/run/qemu-server/100.qmp,"), "{shown}");
+        assert!(
+            shown.starts_with("-id 100 -name web,debug-threads=on -no-shutdown -chardev socket,id=qmp,path=/var/run/qemu-server/100.qmp,"),
+            "{shown}"
+        );
         assert!(shown.contains(" -pidfile /var/run/qemu-server/100.pid -daemonize "), "{shown}");
         assert!(shown.ends_with("-smbios type=1,uuid=u -smp 2,sockets=1,cores=2,maxcpus=2 -m 512"), "{shown}");
     }

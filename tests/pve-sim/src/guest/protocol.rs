@@ -106,7 +106,12 @@ mod tests {
 
     #[test]
     fn commands_have_their_effects() {
-        for (name, effect) in [("quit", Effect::Quit), ("system_powerdown", Effect::Powerdown), ("system_reset", Effect::Reset), ("nonsense", Effect::Nothing)] {
+        for (name, effect) in [
+            ("quit", Effect::Quit),
+            ("system_powerdown", Effect::Powerdown),
+            ("system_reset", Effect::Reset),
+            ("nonsense", Effect::Nothing),
+        ] {
             let (_, got) = monitor(&json!({ "execute": name }).to_string(), &mut true, &mut state());
             assert_eq!(got, effect, "{name}");
         }

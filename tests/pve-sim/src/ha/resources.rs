@@ -87,7 +87,11 @@ mod tests {
 
     #[test]
     fn a_resource_without_state_is_to_run() {
-        for (text, wanted) in [("vm: 100\n", Wanted::Started), ("vm: 100\n\tstate enabled\n", Wanted::Started), ("vm: 100\n\tstate ignored\n", Wanted::Ignored)] {
+        for (text, wanted) in [
+            ("vm: 100\n", Wanted::Started),
+            ("vm: 100\n\tstate enabled\n", Wanted::Started),
+            ("vm: 100\n\tstate ignored\n", Wanted::Ignored),
+        ] {
             assert_eq!(parse(text)[0].wanted(), wanted, "{text}");
         }
     }

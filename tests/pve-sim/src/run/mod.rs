@@ -91,14 +91,14 @@ fn serve(options: &Options, dir: &Path, store: &Arc<Store>, runtime: &tokio::run
         folders::prepare(layout, &dir.join("shared"))?;
         mounts.push(Mutex::new(Mount::new(layout.etc_pve(), Arc::clone(store), index)?));
     }
-    let settings =
-        api::Settings { lock_factor: options.lock_factor, refusal_delay: options.refusal_delay, ..api::Settings::default() };
+    let settings = api::Settings { lock_factor: options.lock_factor, refusal_delay: options.refusal_delay, ..api::Settings::default() };
     let apis = layouts.iter().map(|layout| {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         runtime.block_on(api::serve_with(layout.clone(), any, settings.clone()))
     });
     let apis = apis.collect::<io::Result<Vec<_>>>()?;
-    let addresses: BTreeMap<&str, String> = layouts.iter().zip(&apis).map(|(layout, api)| (layout.node(), api.address().to_string())).collect();
+    let addresses: BTreeMap<&str, String> =
+        layouts.iter().zip(&apis).map(|(layout, api)| (layout.node(), api.address().to_string())).collect();
     let ready = json!({"ready": true, "dir": dir, "nodes": addresses, "control": dir.join("control.sock")});
 
     let manager = Arc::new(ha::Manager::new(Arc::clone(store), dir.to_owned()));
@@ -125,7 +125,8 @@ fn serve(options: &Options, dir: &Path, store: &Arc<Store>, runtime: &tokio::run
     listen(Arc::clone(&sim))?;
 
     let ended = runtime.block_on(async {
-        let (mut term, mut int, mut child) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::child())?);
+        let (mut term, mut int, mut child) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::child())?);
         let closed = stdin_closed(options.until_stdin_closes);
         tokio::pin!(closed);
         writeln!(io::stdout(), "{ready}")?;

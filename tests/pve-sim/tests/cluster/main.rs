@@ -1,0 +1,38 @@
+//! The simulated cluster as a whole: real mounts, processes and signals. It needs root and `/dev/fuse`.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking, and starts programs")]
+
+mod control;
+mod file_system;
+mod guests;
+mod high_availability;
+mod life;
+
+use std::{
+    fs, io,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use pve_sim::{Cluster, Options};
+
+/// A cluster of these nodes.
+fn cluster(nodes: &[&str]) -> Cluster {
+    Cluster::start(Options { program: Some(env!("CARGO_BIN_EXE_pve-sim").into()), ..Options::nodes(nodes) }).unwrap()
+}
+
+/// Waits until something holds; it must within ten seconds.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn error_of<T>(result: io::Result<T>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
+}
