@@ -1,1 +1,7 @@
-//! .
+//! Tests through the whole stack: real agents and controllers as processes, on a simulated PVE cluster, over mTLS.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod exactly_once;
+mod main_path;
+mod truth;

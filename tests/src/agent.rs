@@ -133,8 +133,7 @@ impl Agent {
         let _ = fs::remove_file(&ready);
         let config = self.config_path().display().to_string();
         let args = ["run", "--config", &config, "--ready-file", &ready.display().to_string()];
-        let mut process =
-            Process::start("pvelet-agent", &args, envs, &self.dir.join("agent.log"), Some(&self.dir.join("notify.sock")))?;
+        let mut process = Process::start("pvelet-agent", &args, envs, &self.dir.join("agent.log"), Some(&self.dir.join("notify.sock")))?;
         process.wait_ready(SOON)?;
         let text = fs::read_to_string(&ready)?;
         self.address = text.trim().parse().map_err(|_| io::Error::other(format!("no address in the ready file: {text:?}")))?;

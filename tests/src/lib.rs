@@ -1,9 +1,16 @@
 //! The harness: a simulated PVE cluster, real agents, a real controller and real certificates, all as processes of their own.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods, clippy::missing_panics_doc, reason = "a test fails by panicking, and starts programs")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::missing_panics_doc,
+    reason = "a test fails by panicking, and starts programs"
+)]
 
 pub mod agent;
-pub mod controller;
 pub mod client;
+pub mod controller;
 pub mod pki;
 pub mod process;
 pub mod stack;

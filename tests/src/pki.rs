@@ -38,7 +38,9 @@ impl Pki {
 
     /// A host's certificate and key.
     pub fn host(&self, node: &str) -> (PathBuf, PathBuf) {
-        self.deliver(&self.ca.issue_host(CLUSTER, node, &["localhost"], &[[127, 0, 0, 1].into()], Lifetime::days(2)).expect("host certificate"))
+        self.deliver(
+            &self.ca.issue_host(CLUSTER, node, &["localhost"], &[[127, 0, 0, 1].into()], Lifetime::days(2)).expect("host certificate"),
+        )
     }
 
     /// Certificate and key of somebody with a role.

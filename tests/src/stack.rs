@@ -49,8 +49,11 @@ impl Stack {
     /// Starts what the options say.
     pub fn start(options: StackOptions) -> Self {
         let dir = TempDir::with_prefix("pvelet-").expect("temporary folder");
-        let sim = pve_sim::Cluster::start(pve_sim::Options { nodes: options.nodes.iter().map(|n| (*n).to_owned()).collect(), ..Default::default() })
-            .expect("simulated cluster");
+        let sim = pve_sim::Cluster::start(pve_sim::Options {
+            nodes: options.nodes.iter().map(|n| (*n).to_owned()).collect(),
+            ..Default::default()
+        })
+        .expect("simulated cluster");
         let pki = Pki::new(dir.path());
         let mut agents = BTreeMap::new();
         for (i, node) in (0_u32..).zip(&options.nodes) {

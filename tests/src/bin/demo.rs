@@ -57,11 +57,17 @@ fn demo() -> Result<String, Box<dyn Error>> {
         controller.write(&format!("web-{i}.yaml"), &text);
     }
     let folder = controller.manifests.clone();
-    let records = status::wait_for(&folder, LIMIT, |r| count_true(r, "pvemachine.", "Ready") == 3 && count_true(r, "pvehost.", "Ready") == 3)?;
+    let records =
+        status::wait_for(&folder, LIMIT, |r| count_true(r, "pvemachine.", "Ready") == 3 && count_true(r, "pvehost.", "Ready") == 3)?;
     let (hosts, machines) = (count_true(&records, "pvehost.", "Ready"), count_true(&records, "pvemachine.", "Ready"));
     for (name, record) in records.iter().filter(|(n, _)| n.starts_with("pvemachine.")) {
         let s = &record["status"];
-        println!("  {name}: Ready, VMID {} on {}, UUID {}", s["vmid"], s["node"].as_str().unwrap_or("?"), s["uuid"].as_str().unwrap_or("?"));
+        println!(
+            "  {name}: Ready, VMID {} on {}, UUID {}",
+            s["vmid"],
+            s["node"].as_str().unwrap_or("?"),
+            s["uuid"].as_str().unwrap_or("?")
+        );
     }
     pveletctl(&config, &["vms"])?;
 

@@ -132,11 +132,9 @@ fn node_list(call: &Call) -> Result<Reply, Failure> {
     for storage in &storages.config().storages {
         let usable = storages.enabled(&storage.id).is_ok();
         let left_out = call.params.text("storage").is_some_and(|id| id != storage.id)
-            || wanted.as_ref().is_some_and(|kinds| !storage.content().iter().any(|kind| kinds.contains(kind)))
-            || (call.params.flag("enabled") && !usable)
-            || call.params.text("target").is_some_and(|target| {
-                storages.enabled(&storage.id).is_err() || !storage.is_for(target) || (target != node && !storage.is_shared())
-            });
+            || wanted.as_ref().is_some_and(|kinds| !usable || !storage.content().iter().any(|kind| kinds.contains(kind)))
+            || (call.params.flag("enabled") && storage.flag("disable"))
+            || call.params.text("target").is_some_and(|target| target != node && !(usable && storage.is_for(target) && storage.is_shared()));
         if left_out {
             continue;
         }
@@ -146,7 +144,7 @@ fn node_list(call: &Call) -> Result<Reply, Failure> {
         if total > 0 {
             entry.insert("used_fraction".into(), json!(used as f64 / total as f64));
         }
-        if call.params.flag("format") {
+        if usable && call.params.flag("format") {
             let formats = storage.formats();
             let mut supported = formats.to_vec();
             supported.sort_unstable();

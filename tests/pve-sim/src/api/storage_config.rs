@@ -8,30 +8,11 @@ use super::{
     Call, Failure, Param, Params, Reply, Route, cluster_file,
     storage::{content_list, id},
 };
-use crate::storage::{Config, Storage, is_storage_id};
-
-const KINDS: [&str; 16] = [
-    "btrfs",
-    "cephfs",
-    "cifs",
-    "dir",
-    "esxi",
-    "iscsi",
-    "iscsidirect",
-    "lvm",
-    "lvmthin",
-    "nfs",
-    "pbs",
-    "rbd",
-    "zfs",
-    "zfspool",
-    "glusterfs",
-    "drbd",
-];
+use crate::storage::{Config, Storage, config, is_storage_id};
 
 /// The calls of this file.
 pub(super) fn routes() -> Vec<Route> {
-    let new = common().into_iter().chain([Param::choice("type", &KINDS), Param::text("path").optional()]);
+    let new = common().into_iter().chain([Param::choice("type", &config::KINDS), Param::text("path").optional()]);
     let change = common().into_iter().chain([Param::text("digest").optional(), Param::text("delete").optional()]);
     vec![
         Route::new("POST", "/storage", new.collect::<Vec<_>>(), add),

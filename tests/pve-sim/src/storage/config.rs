@@ -19,6 +19,9 @@ pub struct Storage {
 
 /// Types that all nodes see alike.
 const SHARED_KINDS: [&str; 7] = ["nfs", "cifs", "cephfs", "rbd", "iscsi", "iscsidirect", "pbs"];
+/// The types that PVE knows; a section of another is left out.
+pub(crate) const KINDS: [&str; 14] =
+    ["btrfs", "cephfs", "cifs", "dir", "esxi", "iscsi", "iscsidirect", "lvm", "lvmthin", "nfs", "pbs", "rbd", "zfs", "zfspool"];
 /// Options that PVE knows for file-based storages; others are dropped with a warning.
 const KNOWN: [&str; 19] = [
     "path",
@@ -137,8 +140,9 @@ impl Config {
     pub fn parse(text: &str) -> Self {
         let mut storages: Vec<Storage> = Vec::new();
         let mut open = false;
-        for line in text.lines() {
-            if line.trim().is_empty() {
+        // Only an empty line ends a section: one with a carriage return in it does not.
+        for line in text.split('\n') {
+            if line.is_empty() {
                 open = false;
             } else if let (true, Some(storage)) = (open, storages.last_mut()) {
                 if line.starts_with([' ', '\t']) {
@@ -212,7 +216,7 @@ impl Config {
 fn header(line: &str) -> Option<(&str, &str)> {
     let (kind, id) = line.split_once(':')?;
     let id = id.trim();
-    let valid = !kind.is_empty() && kind.bytes().all(|b| b.is_ascii_alphanumeric()) && !id.is_empty() && !id.contains(char::is_whitespace);
+    let valid = KINDS.contains(&kind) && !id.is_empty() && !id.contains(char::is_whitespace);
     valid.then_some((kind, id))
 }
 

@@ -104,6 +104,9 @@ impl Storages {
     /// How full a storage is.
     pub fn status(&self, id: &str) -> Status {
         let Ok(storage) = self.activate(id) else { return Status::default() };
+        if storage.content() == ["none"] {
+            return Status::default();
+        }
         let Ok(stat) = nix::sys::statvfs::statvfs(&self.layout.host_path(storage.path())) else { return Status::default() };
         let block = stat.fragment_size();
         let (total, free, avail) = (stat.blocks() * block, stat.blocks_free() * block, stat.blocks_available() * block);

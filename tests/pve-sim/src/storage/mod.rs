@@ -1,6 +1,6 @@
 //! Storages of a simulated node: `storage.cfg`, volumes as real image files, the locks and the failures of PVE.
 
-mod config;
+pub(crate) mod config;
 mod image;
 mod list;
 pub mod lock;

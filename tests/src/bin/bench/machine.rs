@@ -30,7 +30,9 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) {
     let (mut over, mut whole) = (Vec::new(), Vec::new());
     for i in 0..ROUNDS {
         let name = format!("bench-{i}");
-        let text = include_str!("../../../../docs/examples/web-1.yaml").replace("web-1", &name).replace("10.70.0.11/", &format!("10.70.0.{}/", 20 + i));
+        let text = include_str!("../../../../docs/examples/web-1.yaml")
+            .replace("web-1", &name)
+            .replace("10.70.0.11/", &format!("10.70.0.{}/", 20 + i));
         let begun = Instant::now();
         controller.write(&format!("{name}.yaml"), &text);
         // The clock ends when the client's stream tells that the VM runs, not when the controller has written its status.

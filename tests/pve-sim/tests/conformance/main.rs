@@ -1,0 +1,51 @@
+//! The simulated PVE host is held to recordings of a real one: each recorded request is sent again, in its order, and the answer, the task's end and log, and the
+//! files must come out the same. `golden/README.md` tells about the recordings, `golden/omissions.txt` which are left out and why.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod client;
+mod golden;
+mod ledger;
+mod node;
+mod normal;
+mod replay;
+mod seed;
+
+fn check(file: &str) {
+    ledger::settle(file, &replay::replay(file));
+}
+
+#[test]
+fn api() {
+    check("api");
+}
+
+#[test]
+fn api_vm() {
+    check("api-vm");
+}
+
+#[test]
+fn api_running() {
+    check("api-running");
+}
+
+#[test]
+fn api_ha_and_locks() {
+    check("api-ha-and-locks");
+}
+
+#[test]
+fn api_tasks() {
+    check("api-tasks");
+}
+
+#[test]
+fn api_storage() {
+    check("api-storage");
+}
+
+#[test]
+fn api_cluster() {
+    check("api-cluster");
+}

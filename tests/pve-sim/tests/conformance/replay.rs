@@ -1,0 +1,265 @@
+//! Replays the records of one file in their order and notes which came out the same.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use pve_sim::task::Upid;
+use serde_json::Value;
+
+use crate::{
+    client::{self, Answer, Login},
+    golden::{self, Record},
+    node::{FACTOR, Node},
+    normal::{self, Difference, Pairs},
+    seed::{self, Seed},
+};
+
+/// As it stands in the seed of `api`.
+const TOKEN: &str = "root@pam!rig=11111111-1111-1111-1111-111111111111";
+/// Longest wait for an answer, and for a task's end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How a record came out.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) name: String,
+    pub(crate) request: String,
+    pub(crate) differences: Vec<Difference>,
+}
+
+/// A replay of one file.
+pub(crate) struct Replay {
+    node: Node,
+    pairs: Pairs,
+    /// UPIDs as recorded, with what they are now and the VMs that their call was about.
+    tasks: BTreeMap<String, (String, Vec<u32>)>,
+    /// The recordings of `api` were made with an API token.
+    by_token: bool,
+    /// Tasks that may still run.
+    running: Vec<Upid>,
+}
+
+/// Replays a file.
+pub(crate) fn replay(file: &str) -> Vec<Outcome> {
+    let records = golden::load(file);
+    let seeds = seed::load(file);
+    let unknown: Vec<_> = seeds.keys().filter(|name| *name != "(start)" && !records.iter().any(|r| r.name == **name)).collect();
+    assert!(unknown.is_empty(), "seeds/{file}.json names records that do not exist: {unknown:?}");
+    let mut replay = Replay { node: Node::start(), pairs: Pairs::default(), tasks: BTreeMap::new(), by_token: file == "api", running: Vec::new() };
+    if let Some(seed) = seeds.get("(start)") {
+        replay.prepare(seed);
+    }
+    let only = std::env::var("CONFORMANCE_UNTIL").ok();
+    let mut outcomes = Vec::new();
+    for record in &records {
+        outcomes.push(replay.step(record, seeds.get(&record.name)));
+        if only.as_deref() == Some(&record.name) {
+            break;
+        }
+    }
+    replay.wait_for_tasks();
+    outcomes
+}
+
+impl Replay {
+    fn step(&mut self, record: &Record, seed: Option<&Seed>) -> Outcome {
+        if !self.continues(record) && !seed.is_some_and(|seed| seed.at_once) {
+            self.wait_for_tasks();
+        }
+        if let Some(seed) = seed {
+            self.prepare(seed);
+        }
+        let mut outcome = Outcome { name: record.name.clone(), request: String::new(), differences: Vec::new() };
+        if let Some(method) = &record.method {
+            outcome.request = format!("{method} {} {}", record.path.as_deref().unwrap_or_default(), short_params(&record.params));
+            outcome.differences = self.call(record);
+        } else if record.files.is_empty() {
+            outcome.differences.push((String::from("not a request"), String::new(), String::new()));
+        }
+        let started = record.upid().is_some() && record.upid_in_path().is_none();
+        if !started {
+            outcome.differences.extend(self.files(record));
+        }
+        outcome
+    }
+
+    fn prepare(&mut self, seed: &Seed) {
+        self.node.prepare(seed);
+        for (method, path, params) in &seed.calls {
+            let record = Record { method: Some(method.clone()), params: params.clone(), ..Record::default() };
+            let answer = client::send(self.node.address(), &record, &format!("/api2/json{path}"), &self.login(&record), PATIENCE);
+            self.running.extend(answer.json()["data"].as_str().and_then(|text| text.parse::<Upid>().ok()));
+            self.wait_for_tasks();
+        }
+    }
+
+    /// Whether a record only looks at a task, which may go on running.
+    fn continues(&self, record: &Record) -> bool {
+        record.name.starts_with("task-running") || record.name.contains("-during") || record.name.ends_with("at-once")
+    }
+
+    fn wait_for_tasks(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        for upid in self.running.drain(..) {
+            while upid.is_running() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    fn call(&mut self, record: &Record) -> Vec<Difference> {
+        let recorded_task = record.upid_in_path().filter(|upid| upid.parse::<Upid>().is_ok());
+        let known = recorded_task.as_ref().and_then(|upid| self.tasks.get(upid)).map(|(now, _)| now.clone());
+        let answer = client::send(self.node.address(), &self.record_now(record), &self.path(record, known.as_deref()), &self.login(record), patience(record));
+        let Answer::Complete { status_line, .. } = &answer else {
+            let wanted = record.status_line.clone().unwrap_or_else(|| String::from("no answer"));
+            let silent = record.status_line.is_none() && matches!((&answer, deadline(record)), (Answer::Closed, false) | (Answer::Nothing, true));
+            return if silent { vec![] } else { vec![(String::from("answer"), wanted, format!("{answer:?}"))] };
+        };
+        let mut found = Vec::new();
+        let wanted = record.status_line.clone().unwrap_or_else(|| String::from("no answer"));
+        let mut pairs = self.pairs.clone();
+        if !normal::same_text(wanted.trim_end(), status_line.trim_end(), &mut pairs) {
+            let body = record_body_hint(&answer);
+            found.push((String::from("status"), wanted, format!("{status_line}{body}")));
+        } else {
+            let ordered = record.path.as_deref().is_some_and(|path| path.split('?').next().is_some_and(|p| p.ends_with("/tasks") || p.ends_with("/log")));
+            found = normal::compare(&record.json(), &answer.json(), ordered, &mut pairs);
+        }
+        if let (Some(recorded), Some(now)) = (record.upid(), answer.json()["data"].as_str().and_then(|text| text.parse::<Upid>().ok()))
+            && record.upid_in_path().is_none()
+        {
+            self.tasks.insert(recorded, (now.to_string(), record.vmids()));
+            self.running.push(now);
+        }
+        if found.is_empty() {
+            self.pairs = pairs;
+        }
+        if known.is_none() && !found.is_empty() && recorded_task.is_some() && !record.name.starts_with("task-") {
+            found = vec![(String::from("task"), String::from("a task that was started before"), String::from("its call did not start one"))];
+        }
+        found
+    }
+
+    /// The record's request with ids as they are now.
+    fn record_now(&self, record: &Record) -> Record {
+        let mut now = record.clone();
+        if let Some(digest) = record.params["digest"].as_str()
+            && let Some(known) = self.pairs.now(digest)
+        {
+            now.params["digest"] = Value::from(known);
+        }
+        now
+    }
+
+    fn path(&self, record: &Record, task: Option<&str>) -> String {
+        let path = record.path.clone().unwrap_or_default();
+        let path = match (task, record.upid_in_path()) {
+            (Some(now), Some(recorded)) => {
+                let escaped = recorded.replace(':', "%3A").replace('@', "%40");
+                path.replace(&recorded, now).replace(&escaped, &now.replace(':', "%3A").replace('@', "%40"))
+            }
+            _ => path,
+        };
+        if path.starts_with("/api2") || record.name.starts_with("path-") { path } else { format!("/api2/json{path}") }
+    }
+
+    fn login(&self, record: &Record) -> Login<'_> {
+        match record.name.as_str() {
+            "noauth" | "ticket-none" => Login::None,
+            "ticket-empty" => Login::Ticket(""),
+            "badtoken" => Login::Token("root@pam!rig=00000000-0000-0000-0000-000000000000"),
+            "badtokenid" => Login::Token("root@pam!nope=00000000-0000-0000-0000-000000000000"), "ticket-garbage" | "ticket-garbled-sig" | "ticket-changed-user" | "ticket-changed-time" | "ticket-truncated" => {
+                Login::Ticket("PVE:root@pam:6B03F85A::garbage")
+            }
+            _ if self.by_token => Login::Token(TOKEN),
+            _ => Login::Ticket(&self.node.ticket),
+        }
+    }
+
+    /// Compares what the record says about files, then brings the node to the recorded state: later records began from there.
+    fn files(&mut self, record: &Record) -> Vec<Difference> {
+        let mut vmids = record.vmids();
+        if let Some(upid) = record.upid_in_path() {
+            vmids.extend(upid.parse::<Upid>().ok().and_then(|upid| upid.id.split('@').next().and_then(|id| id.parse::<u32>().ok())));
+            vmids.extend(self.tasks.get(&upid).map(|(_, ids)| ids.clone()).unwrap_or_default());
+        }
+        let about = |path: &str| vm_of(path).is_none_or(|vmid| vmids.contains(&vmid)) && !path.starts_with("/var/log/pve/tasks/");
+        let mut found = Vec::new();
+        for (path, value) in &record.files {
+            let Some(text) = value.as_str() else { continue };
+            let is_image = text.starts_with("<image size=") || text == "<dir>";
+            if about(path) {
+                if is_image && !self.node.has(path) {
+                    found.push((format!("file {path}"), text.to_owned(), String::from("(missing)")));
+                } else if !is_image {
+                    let now = self.node.read(path).unwrap_or_else(|| String::from("(missing)"));
+                    if !same_file(path, text, &now, &mut self.pairs.clone()) {
+                        found.push((format!("file {path}"), text.to_owned(), now));
+                    }
+                }
+            }
+            if !path.starts_with("/var/log/pve/") && !Path::new(path).file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
+                self.node.follow(path, text);
+            }
+        }
+        for path in &record.files_removed {
+            if about(path) && self.node.has(path) && !path.ends_with('/') {
+                found.push((format!("file {path}"), String::from("(removed)"), String::from("still there")));
+            }
+            if !path.starts_with("/var/log/pve/") {
+                self.node.forget(path);
+            }
+        }
+        found
+    }
+}
+
+/// Two texts of a file; sets that PVE writes in any order are compared as such.
+fn same_file(path: &str, recorded: &str, now: &str, pairs: &mut Pairs) -> bool {
+    let order = |text: &str| -> String {
+        text.lines()
+            .map(|line| match line.strip_prefix("\tcontent ") {
+                Some(list) => {
+                    let mut parts: Vec<&str> = list.split(',').collect();
+                    parts.sort_unstable();
+                    format!("\tcontent {}\n", parts.join(","))
+                }
+                None => format!("{line}\n"),
+            })
+            .collect()
+    };
+    if path.ends_with("storage.cfg") { order(recorded) == order(now) } else { normal::same_text(recorded, now, pairs) }
+}
+
+/// The VM whose file this is.
+fn vm_of(path: &str) -> Option<u32> {
+    let mut parts = path.split('/').rev();
+    let name = parts.next()?;
+    if path.contains("/qemu-server/") {
+        return name.strip_suffix(".conf")?.parse().ok();
+    }
+    path.contains("/images/").then(|| parts.next()?.parse().ok()).flatten()
+}
+
+fn deadline(record: &Record) -> bool {
+    record.client_error.as_deref().is_some_and(|error| error.contains("deadline"))
+}
+
+fn patience(record: &Record) -> Duration {
+    if deadline(record) { Duration::from_secs_f64(12.0 * FACTOR) } else { PATIENCE }
+}
+
+fn short_params(params: &Value) -> String {
+    if params.is_null() { String::new() } else { params.to_string().chars().take(200).collect() }
+}
+
+fn record_body_hint(answer: &Answer) -> String {
+    match answer.json().get("errors") {
+        Some(errors) => format!(" {errors}"),
+        None => String::new(),
+    }
+}
