@@ -1,0 +1,85 @@
+//! The services: decode, authorize, call, encode; nothing else.
+
+mod host;
+mod operation;
+mod vm;
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{Stream, StreamExt};
+use pvelet_proto::v1;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+pub use host::HostRpc;
+pub use operation::OperationRpc;
+pub use vm::VmRpc;
+
+use crate::{
+    auth::Authorizer,
+    error::Error,
+    inventory::HostView,
+    metrics::Metrics,
+    operation::{Caller, Operations},
+    tls::Peer,
+    vm::Vms,
+};
+
+/// A call is held open no longer than this, whatever it asks for: a promise of the API.
+const MAX_WAIT: Duration = Duration::from_secs(300);
+
+/// What the services share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The VMs.
+    pub vms: Vms,
+    /// The operations.
+    pub operations: Arc<Operations>,
+    /// The host.
+    pub host: Arc<HostView>,
+    /// Who may act for whom.
+    pub authorizer: Arc<Authorizer>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Cancelled when open streams and held-open calls have to end.
+    pub ending: CancellationToken,
+}
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Who calls. The handshake has put it there; without it nothing is allowed.
+fn caller<T>(request: &Request<T>) -> Result<Caller, Error> {
+    let peer = request.extensions().get::<Peer>().ok_or_else(|| Error::Internal("a call without identity".into()))?;
+    Ok(Caller { identity: peer.identity().clone() })
+}
+
+impl Shared {
+    /// The operation once it has ended, `wait` is over, or the agent ends.
+    async fn wait(&self, operation: v1::Operation, meta: Option<&v1::RequestMeta>) -> Result<v1::Operation, Error> {
+        let wait = meta.and_then(|m| m.wait).and_then(|w| Duration::try_from(w).ok()).unwrap_or_default().min(MAX_WAIT);
+        if wait.is_zero() {
+            return Ok(operation);
+        }
+        tokio::select! {
+            operation = self.operations.wait(&operation.name, wait) => operation,
+            () = self.ending.cancelled() => self.operations.get(&operation.name),
+        }
+    }
+
+    /// A stream as it is answered: it ends with the agent.
+    fn stream<T: Send + 'static>(&self, items: impl Stream<Item = Result<T, Error>> + Send + 'static) -> Response<BoxStream<T>> {
+        let (metrics, ending) = (self.metrics.clone(), self.ending.clone());
+        let items = items.map(move |item| {
+            item.map_err(|error| {
+                if error == Error::SlowConsumer {
+                    metrics.slow_consumer();
+                }
+                Status::from(error)
+            })
+        });
+        let end = futures_util::stream::once(async { Err(Error::AgentDraining.into()) });
+        let until = futures_util::stream::StreamExt::take_until(items, ending.clone().cancelled_owned());
+        let end = end.filter(move |_| std::future::ready(ending.is_cancelled()));
+        Response::new(Box::pin(until.chain(end)))
+    }
+}

@@ -1,0 +1,271 @@
+//! The agent as a whole: its parts put together, served, reloaded, drained.
+
+mod http;
+mod reload;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use pvelet_proto::v1::{
+    self, host_service_server::HostServiceServer, operation_service_server::OperationServiceServer, vm_service_server::VmServiceServer,
+};
+use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
+
+use crate::{
+    auth::{Authorizer, GateLayer},
+    config::{Config, Mode},
+    error::Error,
+    host::{clock::SystemClock, facts::Facts, links::Links, pve::Pve},
+    inventory::{self, HostView},
+    limits::Limits,
+    logging::Level,
+    metrics::Metrics,
+    operation::{Deadlines, LaneSizes, Operations, Settings as OperationSettings},
+    rpc::{HostRpc, OperationRpc, Shared, VmRpc},
+    tls::{self, Credentials},
+    vm::{self, Vms},
+};
+
+pub use reload::Reload;
+
+/// A peer that vanished without a word is noticed within 40 s.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls at once on one connection; the limits of each class come on top.
+const CALLS_PER_CONNECTION: u32 = 256;
+/// After the last operation has ended, clients get so long to take their last answers.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// A range for an agent that gives out no VMIDs: empty.
+const NO_RANGE: (u32, u32) = (1, 0);
+
+/// The outside world of an agent.
+pub struct World {
+    /// PVE.
+    pub pve: Arc<dyn Pve>,
+    /// Network links.
+    pub links: Arc<dyn Links>,
+    /// Facts of the host.
+    pub facts: Arc<dyn Facts>,
+}
+
+/// An agent that serves.
+pub struct Agent {
+    /// Where the API is served.
+    pub address: SocketAddr,
+    /// Where metrics are served, if they are.
+    pub metrics_address: Option<SocketAddr>,
+    shared: Shared,
+    credentials: Arc<Credentials>,
+    health: HealthReporter,
+    /// No new connections and calls.
+    closing: CancellationToken,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    background: Vec<tokio::task::AbortHandle>,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+fn operation_settings(config: &Config) -> OperationSettings {
+    let vm = &config.vm;
+    OperationSettings {
+        lanes: LaneSizes { short: vm.short_lane as usize, long: vm.long_lane as usize },
+        deadlines: Deadlines {
+            clone_linked: vm.linked_clone_deadline,
+            clone_full: vm.full_clone_deadline,
+            configure: vm.configure_deadline,
+            power: vm.power_deadline,
+            delete: vm.delete_deadline,
+        },
+        ..OperationSettings::new(&config.state_dir)
+    }
+}
+
+/// Opens the journal. A second agent on the same state is refused here, before it has touched anything.
+///
+/// # Errors
+/// `Journal`.
+pub async fn open_operations(config: &Config) -> Result<Arc<Operations>, Error> {
+    let settings = operation_settings(config);
+    let opened = tokio::task::spawn_blocking(move || Operations::open(settings, Arc::new(SystemClock))).await;
+    opened.map_err(|e| Error::Start(format!("opening the journal failed: {e}")))?
+}
+
+impl Agent {
+    /// Puts the parts together and serves on `listener`, or on `listen` of the configuration. Settling what the last run left begins in the
+    /// background.
+    ///
+    /// # Errors
+    /// `Credentials` when a TLS file is bad; `Start` when an address cannot be bound.
+    pub async fn start(
+        config: &Config,
+        world: World,
+        operations: Arc<Operations>,
+        listener: Option<std::net::TcpListener>,
+    ) -> Result<Self, Error> {
+        let metrics = Arc::new(Metrics::new());
+        let credentials = Credentials::open(config.tls.clone(), config.pve.node.clone(), metrics.clone())?;
+        let listener = bind(config.listen, listener).await?;
+        let address = listener.local_addr().map_err(|e| Error::Start(format!("no address: {e}")))?;
+
+        let range = config.vm.vmid_range.as_ref().map(|r| (*r.start(), *r.end()));
+        let manage = config.mode == Mode::Manage;
+        // Observing until the host view has seen that PVE's version is one of the tested ones.
+        let mut settings = vm::Settings::new(&config.pve.node, range.unwrap_or(NO_RANGE), vm::Mode::Observe);
+        settings.lease_quarantine = config.vm.vmid_quarantine;
+        let vms = Vms::new(world.pve.clone(), world.links.clone(), operations.clone(), settings);
+        let settings = inventory::Settings {
+            node: config.pve.node.clone(),
+            vmid_range: range,
+            manage,
+            allow_untested: config.pve.allow_untested_version,
+        };
+        let host = HostView::new(settings, world.pve, world.links, world.facts, vms.clone(), metrics.clone());
+        let shared = Shared {
+            vms,
+            operations,
+            host,
+            authorizer: Arc::new(Authorizer::new(&config.identities)),
+            metrics,
+            ending: CancellationToken::new(),
+        };
+
+        let mut background = vec![
+            tokio::spawn(credentials.clone().follow_files()).abort_handle(),
+            tokio::spawn(shared.host.clone().follow_version()).abort_handle(),
+        ];
+        let metrics_address = match config.metrics {
+            Some(address) => {
+                let (address, task) = http::serve(address, shared.clone(), credentials.clone()).await?;
+                background.push(task);
+                Some(address)
+            }
+            None => None,
+        };
+        let vms = shared.vms.clone();
+        background.push(tokio::spawn(async move { vms.settle().await }).abort_handle());
+        shared.host.read_ahead();
+
+        let closing = CancellationToken::new();
+        let health = HealthReporter::new();
+        let server = serve(config, listener, &shared, &credentials, &health, &closing)?;
+        for service in [SERVICES[0], SERVICES[1], SERVICES[2]] {
+            health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
+        }
+        Ok(Self { address, metrics_address, shared, credentials, health, closing, server, background })
+    }
+
+    /// What is taken over from a reloaded configuration.
+    pub fn reloader(&self, file: std::path::PathBuf, level: Option<Level>) -> Reload {
+        Reload::new(file, level, self.shared.clone(), self.credentials.clone())
+    }
+
+    /// A line for people: how the agent stands.
+    pub fn status(&self) -> String {
+        let mode = if self.shared.host.mode() == v1::Mode::Manage { "managing" } else { "observing" };
+        format!("{mode}, serving on {}", self.address)
+    }
+
+    /// Whether the runtime and those who read PVE still answer.
+    pub async fn alive(&self) -> bool {
+        let (worker, blocking) = (tokio::spawn(async {}), tokio::task::spawn_blocking(|| {}));
+        worker.await.is_ok() && blocking.await.is_ok()
+    }
+
+    /// Returns when the server has ended by itself, which it never should.
+    pub async fn ended(&mut self) -> Error {
+        match (&mut self.server).await {
+            Ok(Ok(())) => Error::Start("the server ended".into()),
+            Ok(Err(e)) => Error::Start(format!("the server failed: {e}")),
+            Err(e) => Error::Start(format!("the server failed: {e}")),
+        }
+    }
+
+    /// Ends: no new connections and calls (GOAWAY), running operations up to `deadline`, then the streams. Returns how many operations are
+    /// left; the next start takes them up again.
+    pub async fn drain(mut self, deadline: Duration) -> usize {
+        for service in SERVICES.iter().chain(&[""]) {
+            self.health.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
+        }
+        self.shared.host.set_shutting_down();
+        self.closing.cancel();
+        let left = self.shared.operations.drain(deadline).await;
+        self.shared.ending.cancel();
+        if timeout(FAREWELL, &mut self.server).await.is_err() {
+            tracing::info!("some clients did not hang up in time");
+        }
+        self.server.abort();
+        self.background.iter().for_each(tokio::task::AbortHandle::abort);
+        left
+    }
+}
+
+/// The services of the API, by name, as health tells of them.
+const SERVICES: [&str; 3] = ["pvelet.v1.HostService", "pvelet.v1.VmService", "pvelet.v1.OperationService"];
+
+async fn bind(address: SocketAddr, passed: Option<std::net::TcpListener>) -> Result<TcpListener, Error> {
+    match passed {
+        Some(listener) => TcpListener::from_std(listener).map_err(|e| Error::Start(format!("the socket passed by systemd: {e}"))),
+        None => TcpListener::bind(address)
+            .await
+            .map_err(|e| Error::Start(format!("listen = \"{address}\" cannot be bound ({e}); is another agent running?"))),
+    }
+}
+
+fn serve(
+    config: &Config,
+    listener: TcpListener,
+    shared: &Shared,
+    credentials: &Arc<Credentials>,
+    health: &HealthReporter,
+    closing: &CancellationToken,
+) -> Result<JoinHandle<Result<(), tonic::transport::Error>>, Error> {
+    let options = tls::Options {
+        handshake_deadline: config.tls.handshake_deadline,
+        max_handshakes: config.tls.max_handshakes,
+        max_connections: config.tls.max_connections,
+    };
+    let incoming = tls::incoming(listener, credentials.clone(), shared.metrics.clone(), options, closing.clone());
+    let gate = GateLayer::new(Limits::new(&config.limits), shared.metrics.clone(), config.limits.read_deadline);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pvelet_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let malformed = |e| Error::Start(format!("the API's descriptors are malformed: {e}"));
+    let reflection_v1 = reflection().build_v1().map_err(malformed)?;
+    let reflection_v1alpha = reflection().build_v1alpha().map_err(malformed)?;
+    let bytes = config.limits.message_bytes as usize;
+    let health =
+        tonic_health::pb::health_server::HealthServer::new(tonic_health::server::HealthService::from_health_reporter(health.clone()));
+    let mut server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(CALLS_PER_CONNECTION);
+    if let Some(age) = config.tls.max_connection_age {
+        server = server.max_connection_age(age);
+    }
+    let router = server
+        .layer(gate)
+        .add_service(HostServiceServer::new(HostRpc::new(shared.clone())).max_decoding_message_size(bytes))
+        .add_service(VmServiceServer::new(VmRpc::new(shared.clone())).max_decoding_message_size(bytes))
+        .add_service(OperationServiceServer::new(OperationRpc::new(shared.clone())).max_decoding_message_size(bytes))
+        .add_service(health)
+        .add_service(reflection_v1)
+        .add_service(reflection_v1alpha);
+    Ok(tokio::spawn(router.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned())))
+}
+
+/// How long until a certificate ends, for the status line.
+pub fn days_left(not_after: SystemTime) -> u64 {
+    not_after.duration_since(SystemTime::now()).unwrap_or_default().as_secs() / 86400
+}

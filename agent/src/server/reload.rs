@@ -1,0 +1,84 @@
+//! What changes while the agent runs.
+
+use std::{path::PathBuf, sync::Arc};
+
+use pvelet_proto::v1;
+
+use crate::{
+    config::{self, Config, Mode},
+    error::Error,
+    logging::Level,
+    rpc::Shared,
+    tls::Credentials,
+};
+
+/// Takes over a changed configuration: `mode`, `[[identity]]`, `log.level` and the files of `[tls]`.
+pub struct Reload {
+    file: PathBuf,
+    level: Option<Level>,
+    shared: Shared,
+    credentials: Arc<Credentials>,
+}
+
+impl std::fmt::Debug for Reload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reload").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl Reload {
+    pub(super) fn new(file: PathBuf, level: Option<Level>, shared: Shared, credentials: Arc<Credentials>) -> Self {
+        Self { file, level, shared, credentials }
+    }
+
+    /// Reads the configuration and the TLS files again. A configuration with mistakes is not taken over, not even in part.
+    ///
+    /// # Errors
+    /// `Start` with every mistake.
+    pub async fn run(&self, running: &Config) -> Result<(), Error> {
+        let (file, credentials) = (self.file.clone(), self.credentials.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            credentials.reload(true);
+            config::load(&file)
+        });
+        let (new, warnings) =
+            read.await.map_err(|e| Error::Start(format!("the reload failed: {e}")))?.map_err(|m| Error::Start(m.to_string()))?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        for key in needs_restart(running, &new) {
+            tracing::warn!(key, "this change takes effect only after a restart");
+        }
+        if let Some(level) = &self.level {
+            level.set(&new.log.level)?;
+        }
+        // Managing without a range of VMIDs would refuse every clone: the range is read at the start only.
+        let manage = new.mode == Mode::Manage && running.vm.vmid_range.is_some();
+        if new.mode == Mode::Manage && !manage {
+            tracing::warn!("mode = \"manage\" needs vm.vmid_range, which is read at the start only: restart the agent");
+        }
+        self.shared.authorizer.replace(&new.identities);
+        let mode = self.shared.host.set_manage(manage);
+        tracing::info!(managing = mode == v1::Mode::Manage, "configuration reloaded");
+        Ok(())
+    }
+}
+
+/// Keys that differ and are read at the start only.
+fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let level = |c: &Config| config::Log { level: String::new(), ..c.log.clone() };
+    [
+        ("listen", old.listen != new.listen),
+        ("state_dir", old.state_dir != new.state_dir),
+        ("drain_deadline", old.drain_deadline != new.drain_deadline),
+        ("[tls]", old.tls != new.tls),
+        ("[pve]", old.pve != new.pve),
+        ("[vm]", old.vm != new.vm),
+        ("[limits]", old.limits != new.limits),
+        ("[metrics]", old.metrics != new.metrics),
+        ("log.format", level(old) != level(new)),
+    ]
+    .into_iter()
+    .filter_map(|(key, differs)| differs.then_some(key))
+    .collect()
+}
