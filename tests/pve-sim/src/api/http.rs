@@ -214,7 +214,9 @@ fn parameters(head: &hyper::http::request::Parts, body: &Bytes) -> Result<Params
         // PVE takes a semicolon for an ampersand.
         for part in text.split(|b| matches!(b, b'&' | b';')).filter(|part| !part.is_empty()) {
             for (name, value) in form_urlencoded::parse(part) {
-                given.entry(name.into_owned()).or_default().push(Value::String(value.into_owned()));
+                // The daemon decodes values, and takes each byte of a name for a character.
+                let name: String = name.bytes().map(char::from).collect();
+                given.entry(name).or_default().push(Value::String(value.into_owned()));
             }
         }
     };

@@ -134,7 +134,10 @@ fn node_list(call: &Call) -> Result<Reply, Failure> {
         let left_out = call.params.text("storage").is_some_and(|id| id != storage.id)
             || wanted.as_ref().is_some_and(|kinds| !usable || !storage.content().iter().any(|kind| kinds.contains(kind)))
             || (call.params.flag("enabled") && storage.flag("disable"))
-            || call.params.text("target").is_some_and(|target| target != node && !(usable && storage.is_for(target) && storage.is_shared()));
+            || call
+                .params
+                .text("target")
+                .is_some_and(|target| target != node && !(usable && storage.is_for(target) && storage.is_shared()));
         if left_out {
             continue;
         }

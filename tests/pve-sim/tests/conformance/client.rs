@@ -13,7 +13,10 @@ use crate::golden::Record;
 /// What came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    Complete { status_line: String, body: String },
+    Complete {
+        status_line: String,
+        body: String,
+    },
     /// The connection was closed without an answer.
     Closed,
     /// Nothing came before the deadline.

@@ -30,7 +30,9 @@ fn omissions() -> Vec<Omission> {
 fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
-        Some((start, rest)) => name.strip_prefix(start).is_some_and(|tail| (0..=tail.len()).any(|at| tail.is_char_boundary(at) && matches(rest, &tail[at..]))),
+        Some((start, rest)) => {
+            name.strip_prefix(start).is_some_and(|tail| (0..=tail.len()).any(|at| tail.is_char_boundary(at) && matches(rest, &tail[at..])))
+        }
     }
 }
 
@@ -50,9 +52,13 @@ pub(crate) fn settle(file: &str, outcomes: &[Outcome]) {
     let _ = writeln!(std::io::stdout(), "conformance: {file} {passed}/{}", outcomes.len());
     report(file, outcomes);
     let broken: Vec<&Outcome> = outcomes.iter().filter(|o| !o.differences.is_empty() && !is_listed(&o.name)).collect();
-    let better: BTreeSet<&str> = outcomes.iter().filter(|o| o.differences.is_empty() && is_listed(&o.name)).map(|o| o.name.as_str()).collect();
-    let stale: Vec<&str> =
-        listed.iter().filter(|omission| !outcomes.iter().any(|o| matches(&omission.pattern, &o.name))).map(|omission| omission.pattern.as_str()).collect();
+    let better: BTreeSet<&str> =
+        outcomes.iter().filter(|o| o.differences.is_empty() && is_listed(&o.name)).map(|o| o.name.as_str()).collect();
+    let stale: Vec<&str> = listed
+        .iter()
+        .filter(|omission| !outcomes.iter().any(|o| matches(&omission.pattern, &o.name)))
+        .map(|omission| omission.pattern.as_str())
+        .collect();
     let mut complaint = String::new();
     for outcome in &broken {
         let _ = writeln!(complaint, "{file}:{} {}", outcome.name, outcome.request);

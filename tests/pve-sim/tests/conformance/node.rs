@@ -12,6 +12,7 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 use pve_sim::{
+    Cluster, Options,
     api::{self, Handle, Settings},
     faults::Faults,
     guest,
@@ -33,20 +34,36 @@ pub(crate) struct Node {
     pub(crate) ticket: String,
     runtime: Runtime,
     daemon: Handle,
-    _folder: TempDir,
+    /// The cluster whose file system is at `/etc/pve`; none: a plain folder is.
+    cluster: Option<Cluster>,
+    _folder: Option<TempDir>,
 }
 
 impl Node {
-    pub(crate) fn start() -> Self {
-        let folder = tempfile::Builder::new().prefix("pve").tempdir().unwrap();
-        let layout = NodeLayout::new(folder.path(), "pve1");
-        for path in ["/etc/pve/nodes/pve1/qemu-server", "/etc/pve/priv/lock", "/etc/network", "/var/lib/vz/import", "/var/lib/vz/snippets", "/run/qemu-server"] {
+    /// Starts a node, with the cluster file system or a plain folder at `/etc/pve`.
+    pub(crate) fn start(with_cluster: bool) -> Self {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_pve-sim"));
+        let (folder, cluster) = if with_cluster {
+            (None, Some(Cluster::start(Options { program: Some(program.clone()), lock_factor: FACTOR, ..Options::default() }).unwrap()))
+        } else {
+            (Some(tempfile::Builder::new().prefix("pve").tempdir().unwrap()), None)
+        };
+        let dir = folder.as_ref().map(TempDir::path).or(cluster.as_ref().map(Cluster::dir)).unwrap();
+        let layout = NodeLayout::new(dir, "pve1");
+        for path in [
+            "/etc/pve/nodes/pve1/qemu-server",
+            "/etc/pve/priv/lock",
+            "/etc/network",
+            "/var/lib/vz/import",
+            "/var/lib/vz/snippets",
+            "/run/qemu-server",
+        ] {
             fs::create_dir_all(layout.host_path(path)).unwrap();
         }
         fs::create_dir_all(layout.tasks()).unwrap();
         let ticket = pve_sim::ticket::assemble(&layout, "root@pam").unwrap();
         let settings = Settings {
-            program: PathBuf::from(env!("CARGO_BIN_EXE_pve-sim")),
+            program,
             workers: 3,
             refusal_delay: Duration::from_millis(20),
             drop_delay: Duration::from_millis(20),
@@ -54,7 +71,7 @@ impl Node {
         };
         let runtime = Runtime::new().unwrap();
         let daemon = runtime.block_on(api::serve_with(layout.clone(), "127.0.0.1:0".parse().unwrap(), settings)).unwrap();
-        Self { layout, ticket, runtime, daemon, _folder: folder }
+        Self { layout, ticket, runtime, daemon, cluster, _folder: folder }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -64,6 +81,9 @@ impl Node {
     pub(crate) fn prepare(&self, seed: &Seed) {
         if let Some(faults) = &seed.faults {
             faults.store(&self.layout.faults()).unwrap();
+        }
+        for request in &seed.control {
+            self.cluster.as_ref().expect("a seed with control needs the cluster").control().send(request).unwrap();
         }
         seed.purge.iter().for_each(|vmid| self.purge(*vmid));
         for (path, text) in &seed.files {

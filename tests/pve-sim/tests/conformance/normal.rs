@@ -7,10 +7,45 @@ use serde_json::{Map, Value};
 
 /// Times, process ids and measured values, by the names of their fields.
 const VARYING: [&str; 39] = [
-    "starttime", "endtime", "ctime", "uptime", "time", "pid", "pstart", "last_try", "last_sync", "next_sync", "used", "avail", "used_fraction", "free",
-    "available", "cpu", "mem", "memhost", "netin", "netout", "diskread", "diskwrite", "idle", "wait", "pressurecpusome", "pressurecpufull",
-    "pressureiosome", "pressureiofull", "pressurememorysome", "pressurememoryfull", "freemem", "ballooninfo", "blockstat", "nics", "balloon_min", "loadavg",
-    "ssl_fingerprint", "uid", "proxmox-support",
+    "starttime",
+    "endtime",
+    "ctime",
+    "uptime",
+    "time",
+    "pid",
+    "pstart",
+    "last_try",
+    "last_sync",
+    "next_sync",
+    "used",
+    "avail",
+    "used_fraction",
+    "free",
+    "available",
+    "cpu",
+    "mem",
+    "memhost",
+    "netin",
+    "netout",
+    "diskread",
+    "diskwrite",
+    "idle",
+    "wait",
+    "pressurecpusome",
+    "pressurecpufull",
+    "pressureiosome",
+    "pressureiofull",
+    "pressurememorysome",
+    "pressurememoryfull",
+    "freemem",
+    "ballooninfo",
+    "blockstat",
+    "nics",
+    "balloon_min",
+    "loadavg",
+    "ssl_fingerprint",
+    "uid",
+    "proxmox-support",
 ];
 /// Further ones in entries of nodes and storages.
 const VARYING_OF_HOSTS: [&str; 5] = ["disk", "maxdisk", "maxmem", "maxcpu", "total"];
@@ -52,17 +87,23 @@ fn walk(at: &str, recorded: &Value, now: &Value, ordered: bool, pairs: &mut Pair
     let mut differ = |what: &str| found.push((format!("{at}{what}"), short(recorded), short(now)));
     match (recorded, now) {
         (Value::Object(old), Value::Object(new)) => {
-            let lists = |map: &Map<String, Value>| map.get("data").and_then(Value::as_array).is_some_and(|list| list.iter().any(|e| e["t"].is_string()));
+            let lists = |map: &Map<String, Value>| {
+                map.get("data").and_then(Value::as_array).is_some_and(|list| list.iter().any(|e| e["t"].is_string()))
+            };
             if lists(old) && lists(new) {
                 return compare_logs(at, old, new, pairs, found);
             }
-            let of_host = old.get("type").is_some_and(|kind| kind == "node" || kind == "storage") || old.contains_key("avail") || old.contains_key("free");
+            let of_host = old.get("type").is_some_and(|kind| kind == "node" || kind == "storage")
+                || old.contains_key("avail")
+                || old.contains_key("free");
             for (key, value) in old {
                 let place = format!("{at}.{key}");
                 match new.get(key) {
                     None => found.push((place, short(value), String::from("(missing)"))),
                     // A file's size on the disk; an image's is what the guest sees, and counts.
-                    Some(other) if varies(key, of_host) || key == "size" && old.get("content").is_some_and(|content| content == "import") => {
+                    Some(other)
+                        if varies(key, of_host) || key == "size" && old.get("content").is_some_and(|content| content == "import") =>
+                    {
                         let same_kind = value.is_null() == other.is_null() && value.is_string() == other.is_string();
                         if !same_kind {
                             found.push((place, short(value), short(other)));
@@ -227,7 +268,13 @@ fn token(text: &str) -> Option<(&'static str, usize, bool)> {
         let end = text.find(char::is_whitespace).unwrap_or(text.len());
         return Some(("<password>", end, false));
     }
-    for (word, mark) in [("tmp.", "tmp.<pid>"), ("ctime=", "ctime=<time>"), ("byte ", "byte <size>"), ("snaptime: ", "snaptime: <time>"), ("pid ", "pid <pid>")] {
+    for (word, mark) in [
+        ("tmp.", "tmp.<pid>"),
+        ("ctime=", "ctime=<time>"),
+        ("byte ", "byte <size>"),
+        ("snaptime: ", "snaptime: <time>"),
+        ("pid ", "pid <pid>"),
+    ] {
         if let Some(length) = digits_behind(word) {
             return Some((mark, length, false));
         }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::{
     client::{self, Answer, Login},
+    counters::Counters,
     golden::{self, Record},
     node::{FACTOR, Node},
     normal::{self, Difference, Pairs},
@@ -40,6 +41,7 @@ pub(crate) struct Replay {
     by_token: bool,
     /// Tasks that may still run.
     running: Vec<Upid>,
+    counters: Counters,
 }
 
 /// Replays a file.
@@ -48,7 +50,14 @@ pub(crate) fn replay(file: &str) -> Vec<Outcome> {
     let seeds = seed::load(file);
     let unknown: Vec<_> = seeds.keys().filter(|name| *name != "(start)" && !records.iter().any(|r| r.name == **name)).collect();
     assert!(unknown.is_empty(), "seeds/{file}.json names records that do not exist: {unknown:?}");
-    let mut replay = Replay { node: Node::start(), pairs: Pairs::default(), tasks: BTreeMap::new(), by_token: file == "api", running: Vec::new() };
+    let mut replay = Replay {
+        node: Node::start(file == "api-cluster"),
+        counters: Counters::default(),
+        pairs: Pairs::default(),
+        tasks: BTreeMap::new(),
+        by_token: file == "api",
+        running: Vec::new(),
+    };
     if let Some(seed) = seeds.get("(start)") {
         replay.prepare(seed);
     }
@@ -113,10 +122,17 @@ impl Replay {
     fn call(&mut self, record: &Record) -> Vec<Difference> {
         let recorded_task = record.upid_in_path().filter(|upid| upid.parse::<Upid>().is_ok());
         let known = recorded_task.as_ref().and_then(|upid| self.tasks.get(upid)).map(|(now, _)| now.clone());
-        let answer = client::send(self.node.address(), &self.record_now(record), &self.path(record, known.as_deref()), &self.login(record), patience(record));
+        let answer = client::send(
+            self.node.address(),
+            &self.record_now(record),
+            &self.path(record, known.as_deref()),
+            &self.login(record),
+            patience(record),
+        );
         let Answer::Complete { status_line, .. } = &answer else {
             let wanted = record.status_line.clone().unwrap_or_else(|| String::from("no answer"));
-            let silent = record.status_line.is_none() && matches!((&answer, deadline(record)), (Answer::Closed, false) | (Answer::Nothing, true));
+            let silent =
+                record.status_line.is_none() && matches!((&answer, deadline(record)), (Answer::Closed, false) | (Answer::Nothing, true));
             return if silent { vec![] } else { vec![(String::from("answer"), wanted, format!("{answer:?}"))] };
         };
         let mut found = Vec::new();
@@ -126,7 +142,10 @@ impl Replay {
             let body = record_body_hint(&answer);
             found.push((String::from("status"), wanted, format!("{status_line}{body}")));
         } else {
-            let ordered = record.path.as_deref().is_some_and(|path| path.split('?').next().is_some_and(|p| p.ends_with("/tasks") || p.ends_with("/log")));
+            let ordered = record
+                .path
+                .as_deref()
+                .is_some_and(|path| path.split('?').next().is_some_and(|p| p.ends_with("/tasks") || p.ends_with("/log")));
             found = normal::compare(&record.json(), &answer.json(), ordered, &mut pairs);
         }
         if let (Some(recorded), Some(now)) = (record.upid(), answer.json()["data"].as_str().and_then(|text| text.parse::<Upid>().ok()))
@@ -139,7 +158,8 @@ impl Replay {
             self.pairs = pairs;
         }
         if known.is_none() && !found.is_empty() && recorded_task.is_some() && !record.name.starts_with("task-") {
-            found = vec![(String::from("task"), String::from("a task that was started before"), String::from("its call did not start one"))];
+            found =
+                vec![(String::from("task"), String::from("a task that was started before"), String::from("its call did not start one"))];
         }
         found
     }
@@ -172,12 +192,27 @@ impl Replay {
             "noauth" | "ticket-none" => Login::None,
             "ticket-empty" => Login::Ticket(""),
             "badtoken" => Login::Token("root@pam!rig=00000000-0000-0000-0000-000000000000"),
-            "badtokenid" => Login::Token("root@pam!nope=00000000-0000-0000-0000-000000000000"), "ticket-garbage" | "ticket-garbled-sig" | "ticket-changed-user" | "ticket-changed-time" | "ticket-truncated" => {
+            "badtokenid" => Login::Token("root@pam!nope=00000000-0000-0000-0000-000000000000"),
+            "ticket-garbage" | "ticket-garbled-sig" | "ticket-changed-user" | "ticket-changed-time" | "ticket-truncated" => {
                 Login::Ticket("PVE:root@pam:6B03F85A::garbage")
             }
             _ if self.by_token => Login::Token(TOKEN),
             _ => Login::Ticket(&self.node.ticket),
         }
+    }
+
+    fn counters(&mut self, record: &Record) -> Vec<Difference> {
+        let recorded: BTreeMap<&str, &str> = record
+            .files
+            .iter()
+            .filter(|(path, _)| Counters::are_in(path))
+            .filter_map(|(path, text)| Some((path.as_str(), text.as_str()?)))
+            .collect();
+        if recorded.is_empty() || record.method.is_some() {
+            return vec![];
+        }
+        let texts: BTreeMap<&str, String> = recorded.keys().map(|path| (*path, self.node.read(path).unwrap_or_default())).collect();
+        self.counters.compare(&recorded, &texts.iter().map(|(path, text)| (*path, text.as_str())).collect())
     }
 
     /// Compares what the record says about files, then brings the node to the recorded state: later records began from there.
@@ -188,8 +223,8 @@ impl Replay {
             vmids.extend(self.tasks.get(&upid).map(|(_, ids)| ids.clone()).unwrap_or_default());
         }
         let about = |path: &str| vm_of(path).is_none_or(|vmid| vmids.contains(&vmid)) && !path.starts_with("/var/log/pve/tasks/");
-        let mut found = Vec::new();
-        for (path, value) in &record.files {
+        let mut found = self.counters(record);
+        for (path, value) in record.files.iter().filter(|(path, _)| !Counters::are_in(path)) {
             let Some(text) = value.as_str() else { continue };
             let is_image = text.starts_with("<image size=") || text == "<dir>";
             if about(path) {
@@ -202,7 +237,9 @@ impl Replay {
                     }
                 }
             }
-            if !path.starts_with("/var/log/pve/") && !Path::new(path).file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
+            if !path.starts_with("/var/log/pve/")
+                && !Path::new(path).file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+            {
                 self.node.follow(path, text);
             }
         }
