@@ -1,7 +1,13 @@
 //! Faults that can be switched on for one simulated node. They stand in a file, so that the daemon and each task process see them alike.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io,
+    path::Path,
+};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 /// What goes wrong on this node at present. Everything off is the default.
@@ -74,10 +80,63 @@ impl Faults {
         }
     }
 
+    /// Changes the file; nobody else does at the same time, be it another process. Gives what `change` gives.
+    ///
+    /// # Errors
+    /// When the file cannot be read or replaced, or `change` fails: then it is left as it is.
+    pub fn update<T>(path: &Path, change: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
+        let file = OpenOptions::new().create(true).append(true).open(path.with_extension("lock"))?;
+        let _held = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+        let before = Self::load(path)?;
+        let mut faults = before.clone();
+        let result = change(&mut faults)?;
+        if faults != before {
+            faults.store(path)?;
+        }
+        Ok(result)
+    }
+
     /// Replaces the file in one step.
     pub fn store(&self, path: &Path) -> io::Result<()> {
         let temporary = path.with_extension("json.tmp");
         fs::write(&temporary, serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
         fs::rename(temporary, path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn changes_made_at_once_are_all_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("faults.json");
+        std::thread::scope(|scope| {
+            for name in ["a", "b", "c", "d"] {
+                let path = &path;
+                scope.spawn(move || {
+                    Faults::update(path, |faults| {
+                        faults.storages.insert(name.into(), StorageFault { hung: true, ..StorageFault::default() });
+                        Ok(())
+                    })
+                    .unwrap();
+                });
+            }
+        });
+        assert_eq!(Faults::load(&path).unwrap().storages.len(), 4);
+    }
+
+    #[test]
+    fn a_change_that_fails_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("faults.json");
+        let failed = Faults::update(&path, |faults| {
+            faults.daemon_down = true;
+            Err::<(), _>(io::Error::other("no"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(Faults::load(&path).unwrap(), Faults::default());
     }
 }

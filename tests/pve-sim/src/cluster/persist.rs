@@ -1,4 +1,4 @@
-//! The store on disk, so that a cluster goes on where it ended. Written behind: a crash may lose the last half second.
+//! The store on disk, so that a cluster goes on where it ended. Written behind: a kill may lose the last two seconds.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 

@@ -90,17 +90,19 @@ impl Sim {
     pub(super) fn change_faults(&self, node: &str, change: &Value) -> io::Result<Value> {
         let index = self.node(node)?;
         let path = self.layout(node).faults();
-        let before = Faults::load(&path)?;
-        let mut value = serde_json::to_value(&before).map_err(io::Error::other)?;
-        merge(&mut value, change);
-        let after: Faults = serde_json::from_value(value.clone()).map_err(io::Error::other)?;
-        after.store(&path)?;
+        let (before, after) = Faults::update(&path, |faults| {
+            let before = faults.clone();
+            let mut value = serde_json::to_value(&before).map_err(io::Error::other)?;
+            merge(&mut value, change);
+            *faults = serde_json::from_value(value).map_err(io::Error::other)?;
+            Ok((before, faults.clone()))
+        })?;
         if after.daemon_down && !before.daemon_down {
             self.runtime.block_on(self.apis[index].stop());
         } else if before.daemon_down && !after.daemon_down {
             self.runtime.block_on(self.apis[index].start())?;
         }
-        Ok(value)
+        serde_json::to_value(after).map_err(io::Error::other)
     }
 
     pub(super) fn hold_lock(&self, node: &str, vmid: Option<u32>, storage: Option<&str>) -> io::Result<u64> {

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How long changes of the store are gathered before they are written to disk.
-const SAVE_AFTER: Duration = Duration::from_millis(500);
+const SAVE_AFTER: Duration = Duration::from_secs(2);
 
 /// How a cluster is run.
 #[derive(Clone, Debug)]
