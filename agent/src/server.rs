@@ -2,12 +2,12 @@
 
 mod http;
 mod reload;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use pvelet_proto::v1::{
     self, host_service_server::HostServiceServer, operation_service_server::OperationServiceServer, vm_service_server::VmServiceServer,
@@ -263,9 +263,4 @@ fn serve(
         .add_service(reflection_v1)
         .add_service(reflection_v1alpha);
     Ok(tokio::spawn(router.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned())))
-}
-
-/// How long until a certificate ends, for the status line.
-pub fn days_left(not_after: SystemTime) -> u64 {
-    not_after.duration_since(SystemTime::now()).unwrap_or_default().as_secs() / 86400
 }

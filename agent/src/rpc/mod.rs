@@ -6,7 +6,7 @@ mod vm;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use pvelet_proto::v1;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -66,20 +66,26 @@ impl Shared {
         }
     }
 
-    /// A stream as it is answered: it ends with the agent.
+    /// A stream as it is answered: with the agent it ends, after what is ready to be told.
     fn stream<T: Send + 'static>(&self, items: impl Stream<Item = Result<T, Error>> + Send + 'static) -> Response<BoxStream<T>> {
-        let (metrics, ending) = (self.metrics.clone(), self.ending.clone());
-        let items = items.map(move |item| {
+        let metrics = self.metrics.clone();
+        let items = Box::pin(items.map(move |item| {
             item.map_err(|error| {
                 if error == Error::SlowConsumer {
                     metrics.slow_consumer();
                 }
                 Status::from(error)
             })
+        }));
+        let ending = Box::pin(self.ending.clone().cancelled_owned());
+        let stream = stream::unfold(Some((items, ending)), |open| async {
+            let (mut items, mut ending) = open?;
+            tokio::select! {
+                biased;
+                item = items.next() => item.map(|item| (item, Some((items, ending)))),
+                () = &mut ending => Some((Err(Error::AgentDraining.into()), None)),
+            }
         });
-        let end = futures_util::stream::once(async { Err(Error::AgentDraining.into()) });
-        let until = futures_util::stream::StreamExt::take_until(items, ending.clone().cancelled_owned());
-        let end = end.filter(move |_| std::future::ready(ending.is_cancelled()));
-        Response::new(Box::pin(until.chain(end)))
+        Response::new(Box::pin(stream))
     }
 }
