@@ -1,9 +1,21 @@
 //! pvelet's controller: desired state in, agents' work out. And `pveletctl`, the command line for people.
+//!
+//! In reading order: what is wanted ([`kind`]), where it lives ([`store`]), how agents are reached ([`pki`], [`tls`], [`agents`]), how one
+//! becomes the other ([`placement`], [`reconcile`]), and the two programs ([`run`], [`cli`]).
 
-mod crash;
-pub mod epoch;
 pub mod kind;
+
+pub mod epoch;
+pub mod store;
+
 pub mod agents;
 pub mod pki;
-pub mod store;
 pub mod tls;
+
+mod crash;
+pub mod metrics;
+pub mod placement;
+pub mod reconcile;
+
+pub mod cli;
+pub mod run;

@@ -1,1 +1,7 @@
-fn main(){}
+//! `pvelet-controller`: see [`pvelet_controller::run`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pvelet_controller::run::main(std::env::args_os())
+}

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Condition, FieldError, Kind, Metadata, Object, Quantity, check::Checker};
+use crate::tls::Address;
 
 /// Memory kept for the host itself where the manifest does not say: PVE's daemons and the page cache want about a GiB.
 const DEFAULT_RESERVED: Quantity = Quantity(1 << 30);
@@ -100,8 +101,8 @@ impl Kind for Host {
 
     fn check(_: &Metadata, spec: &HostSpec) -> Vec<FieldError> {
         let mut c = Checker::default();
-        let port = spec.address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
-        c.require(port.is_some_and(|p| p > 0), "spec.address", &spec.address, "use host:port, such as pve1.example:7443 or [2001:db8::1]:7443");
+        let rule = "use <name>:<port>, <ip>:<port> or [<ipv6>]:<port>";
+        c.require(spec.address.parse::<Address>().is_ok(), "spec.address", &spec.address, rule);
         c.id("spec.cluster", id::dns_name(&spec.cluster));
         c.id("spec.node", id::node(&spec.node));
         c.require((1..=100).contains(&spec.cpu_overcommit), "spec.cpuOvercommit", spec.cpu_overcommit, "use 1 to 100");

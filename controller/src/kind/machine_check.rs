@@ -114,7 +114,12 @@ fn cloud_init(c: &mut Checker, spec: &CloudInitSpec) {
         let known = ["ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-"].iter().any(|p| kind.starts_with(p));
         let ok = known && words.next().is_some_and(|blob| blob.starts_with("AAAA")) && !key.contains('\n');
         // The value is not repeated: somebody may have put a private key here.
-        c.require(ok, &format!("spec.cloudInit.sshKeys[{i}]"), "", "use one public key in OpenSSH's format, such as 'ssh-ed25519 AAAA... name'");
+        c.require(
+            ok,
+            &format!("spec.cloudInit.sshKeys[{i}]"),
+            "",
+            "use one public key in OpenSSH's format, such as 'ssh-ed25519 AAAA... name'",
+        );
     }
     for (i, ip) in spec.ip_configs.iter().enumerate() {
         ip_config(c, i, ip);

@@ -19,6 +19,9 @@ pub struct MachineStatus {
     /// The `PveHost` that has the machine: the one chosen, later the one whose node holds the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// The tenant it was made for; a later change of the spec does not count, because request ids belong to a tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     /// The PVE cluster of that host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
@@ -49,9 +52,18 @@ pub struct MachineStatus {
     /// The generation whose settings the VM was given.
     #[serde(default)]
     pub configured_generation: i64,
-    /// Digest of the VM's config after that; a difference seen at this same digest is one that PVE does not take.
+    /// The generation whose settings the VM was seen to have.
+    #[serde(default)]
+    pub verified_generation: i64,
+    /// Digest of a VM's config that differs from the spec although it was set so: it is not set again until somebody changes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configured_digest: Option<String>,
+    /// SHA-256 of the cloud-init settings that the VM was given; its keys cannot be read back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init_hash: Option<String>,
+    /// How often in a row the VM stopped soon after it was started.
+    #[serde(default)]
+    pub quick_stops: u32,
     /// When the VM's present or last run began, by its host's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
@@ -68,7 +80,7 @@ pub struct MachineStatus {
 }
 
 /// For people: where a machine stands. Programs look at the conditions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
     /// Not placed.
     #[default]
@@ -95,8 +107,25 @@ pub enum Phase {
     Failed,
 }
 
+impl Phase {
+    /// Every phase.
+    pub const ALL: &[Self] = &[
+        Self::Pending,
+        Self::Creating,
+        Self::Configuring,
+        Self::Starting,
+        Self::Running,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Deleting,
+        Self::Gone,
+        Self::Unknown,
+        Self::Failed,
+    ];
+}
+
 /// What an attempt does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum ActionKind {
     /// Makes the VM.
     Clone,
@@ -133,6 +162,10 @@ pub struct Attempt {
     pub attempt: u64,
     /// The `PveHost` it is sent to.
     pub host: String,
+    /// The PVE cluster of that host.
+    pub cluster: String,
+    /// The PVE node of that host: an address that leads elsewhere later is not asked.
+    pub node: String,
     /// The request id: the same after a crash, so that the agent answers with the same operation.
     pub request_id: String,
     /// The generation of the spec it works for.

@@ -255,7 +255,10 @@ mod tests {
             ("{source: {template: 9000}, nics: [{bridge: vmbr0, vlan: 4095}]}", "spec.nics[0].vlan = 4095"),
             ("{source: {template: 9000}, nics: [{bridge: vmbr0, mac: nonsense}]}", "spec.nics[0].mac = nonsense"),
             ("{source: {template: 9000}, cloudInit: {nameservers: [not-an-ip]}}", "spec.cloudInit.nameservers[0] = not-an-ip"),
-            ("{source: {template: 9000}, cloudInit: {ipConfigs: [{ipv4: 10.0.0.5/24, gateway4: 10.0.1.1}]}}", "gateway4 = 10.0.1.1: use an address inside"),
+            (
+                "{source: {template: 9000}, cloudInit: {ipConfigs: [{ipv4: 10.0.0.5/24, gateway4: 10.0.1.1}]}}",
+                "gateway4 = 10.0.1.1: use an address inside",
+            ),
             ("{source: {template: 9000}, cloudInit: {ipConfigs: [{ipv4: 10.0.0.5}]}}", "ipConfigs[0].ipv4 = 10.0.0.5"),
             ("{source: {template: 9000}, cloudInit: {sshKeys: [nonsense]}}", "spec.cloudInit.sshKeys[0]: use one public key"),
         ] {

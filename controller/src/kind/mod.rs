@@ -19,7 +19,8 @@ pub use check::FieldError;
 pub use condition::{Condition, ConditionStatus, set_condition};
 pub use host::{Capacity, Host, HostSpec, HostStatus, PveHost};
 pub use machine::{
-    CloneMode, CloudInitSpec, DeletionPolicy, IpConfigSpec, Machine, MachineSpec, NicSpec, PveMachine, RecreatePolicy, RunPolicy, SourceSpec,
+    CloneMode, CloudInitSpec, DeletionPolicy, IpConfigSpec, Machine, MachineSpec, NicSpec, PveMachine, RecreatePolicy, RunPolicy,
+    SourceSpec,
 };
 pub use machine_status::{ActionKind, Attempt, Failure, MachineStatus, Phase, Success};
 pub use manifest::{Manifest, Problem, parse};

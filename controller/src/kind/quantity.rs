@@ -98,7 +98,9 @@ mod tests {
 
     #[test]
     fn quantities_read_as_kubernetes_reads_them() {
-        for (text, bytes) in [("2Gi", 2 << 30), ("512Mi", 512 << 20), ("1.5Gi", 3 << 29), ("20G", 20_000_000_000), ("1024", 1024), (".5Ki", 512)] {
+        for (text, bytes) in
+            [("2Gi", 2 << 30), ("512Mi", 512 << 20), ("1.5Gi", 3 << 29), ("20G", 20_000_000_000), ("1024", 1024), (".5Ki", 512)]
+        {
             assert_eq!(Quantity::parse(text).unwrap().0, bytes, "{text}");
         }
     }

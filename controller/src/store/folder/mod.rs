@@ -25,6 +25,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+pub use self::scan::is_manifest;
 use self::{record::Record, scan::Scan};
 use super::{Event, Store, StoreError};
 use crate::{

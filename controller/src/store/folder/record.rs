@@ -68,11 +68,8 @@ impl Record {
 
     pub(super) fn object<K: Kind>(&self) -> Result<Object<K>, StoreError> {
         let damaged = |e: serde_json::Error| StoreError::Damaged { path: PathBuf::from(file_name(&self.id())), problem: e.to_string() };
-        let status = if self.status.is_null() {
-            K::Status::default()
-        } else {
-            serde_json::from_value(self.status.clone()).map_err(damaged)?
-        };
+        let status =
+            if self.status.is_null() { K::Status::default() } else { serde_json::from_value(self.status.clone()).map_err(damaged)? };
         Ok(Object { metadata: self.metadata.clone(), spec: serde_json::from_value(self.spec.clone()).map_err(damaged)?, status })
     }
 }

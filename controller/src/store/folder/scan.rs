@@ -148,6 +148,6 @@ fn whole_file(problem: String) -> Problem {
 }
 
 /// Whether a file of this name is a manifest: `*.yaml` and `*.yml`, but neither hidden files nor what the store writes.
-pub(super) fn is_manifest(name: &str) -> bool {
+pub fn is_manifest(name: &str) -> bool {
     (name.ends_with(".yaml") || name.ends_with(".yml")) && !name.starts_with('.') && !name.ends_with(SUFFIX)
 }

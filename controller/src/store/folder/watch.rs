@@ -29,8 +29,12 @@ impl Watch {
         let failed = |source: io::Error| StoreError::Io { what: "cannot watch", path: dir.to_owned(), source };
         let inotify = Inotify::init().map_err(failed)?;
         // Not MODIFY: a file is read once it is whole. CREATE is for links, which are whole at once.
-        let mask =
-            WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
+        let mask = WatchMask::CLOSE_WRITE
+            | WatchMask::MOVE
+            | WatchMask::CREATE
+            | WatchMask::DELETE
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF;
         inotify.watches().add(dir, mask).map_err(failed)?;
         let events = inotify.into_event_stream(vec![0; BUFFER]).map_err(failed)?;
         Ok(Self { events, names: BTreeSet::new(), all: false })

@@ -1,0 +1,82 @@
+//! What the controller counts, for Prometheus.
+
+use std::{collections::HashMap, fmt};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use crate::{
+    kind::Phase,
+    reconcile::{HostView, Link},
+};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Pass {
+    kind: String,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HostState {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InPhase {
+    phase: String,
+}
+
+/// All metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    passes: Family<Pass, Counter>,
+    hosts: Family<HostState, Gauge>,
+    machines: Family<InPhase, Gauge>,
+    /// Objects that wait for their turn.
+    pub queue: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("pvelet_controller");
+        let (passes, hosts, machines, queue) = (Family::default(), Family::default(), Family::default(), Gauge::default());
+        registry.register("reconciles", "Passes over an object by kind and result", passes.clone());
+        registry.register("hosts", "Hosts by state of the connection to their agent", hosts.clone());
+        registry.register("machines", "Machines by phase", machines.clone());
+        registry.register("queue_length", "Objects that wait for their turn", queue.clone());
+        Self { registry, passes, hosts, machines, queue }
+    }
+}
+
+impl Metrics {
+    pub(crate) fn passed(&self, kind: &str, ok: bool) {
+        self.passes.get_or_create(&Pass { kind: kind.to_owned(), result: if ok { "ok" } else { "error" } }).inc();
+    }
+
+    pub(crate) fn count(&self, hosts: &[HostView], phases: &HashMap<Phase, i64>) {
+        for state in ["up", "connecting", "down"] {
+            let is = |h: &&HostView| {
+                matches!((&h.link, state), (Link::Up, "up") | (Link::Connecting, "connecting") | (Link::Down { .. }, "down"))
+            };
+            self.hosts.get_or_create(&HostState { state }).set(i64::try_from(hosts.iter().filter(is).count()).unwrap_or(i64::MAX));
+        }
+        for phase in Phase::ALL {
+            let label = InPhase { phase: format!("{phase:?}") };
+            self.machines.get_or_create(&label).set(phases.get(phase).copied().unwrap_or(0));
+        }
+    }
+
+    /// In Prometheus' text format.
+    ///
+    /// # Errors
+    /// The formatter fails, which a `String` does not.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}

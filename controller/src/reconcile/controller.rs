@@ -1,0 +1,306 @@
+//! The loop: who is due, and whom an event concerns.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::{
+    Fleet, Wake,
+    fleet::Reservation,
+    host,
+    machine::{Machines, Next},
+    queue::Queue,
+};
+use crate::{
+    agents::Agents,
+    epoch::Epoch,
+    kind::{Host, Kind, Machine, ObjectKey, ObjectRef, Phase, PveMachine},
+    metrics::Metrics,
+    placement::Size,
+    store::{Store, StoreError},
+};
+
+/// Objects worked on at once: enough to keep a thousand agents busy; calls have bounds of their own.
+const AT_ONCE: usize = 512;
+/// Longest pause before an object whose pass failed is tried again.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// A host's capacity is told this long after a VM changed, so that many changes make one write.
+const CAPACITY_DELAY: Duration = Duration::from_secs(1);
+/// How long passes under way may take to end when the process is told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// The controller: a store, agents, and the loop between them.
+pub struct Controller<S> {
+    store: Arc<S>,
+    fleet: Arc<Fleet>,
+    index: Arc<Index>,
+    machines: Machines<S>,
+    queue: Queue,
+    failures: Mutex<HashMap<ObjectRef, u32>>,
+    metrics: Arc<Metrics>,
+    wakes: Mutex<Option<mpsc::UnboundedReceiver<Wake>>>,
+}
+
+impl<S: Store> Controller<S> {
+    /// A controller of this name. Does nothing before [`Controller::run`].
+    pub fn new(store: Arc<S>, agents: Agents, name: &str, epoch: Epoch, metrics: Arc<Metrics>) -> Arc<Self> {
+        let (wake, wakes) = mpsc::unbounded_channel();
+        let fleet = Arc::new(Fleet::new(agents, name.to_owned(), epoch.clone(), wake));
+        let index = Arc::<Index>::default();
+        let machines = Machines {
+            store: Arc::clone(&store),
+            fleet: Arc::clone(&fleet),
+            index: Arc::clone(&index),
+            controller: name.to_owned(),
+            epoch,
+            placing: tokio::sync::Mutex::default(),
+        };
+        Arc::new(Self {
+            store,
+            fleet,
+            index,
+            machines,
+            queue: Queue::default(),
+            failures: Mutex::default(),
+            metrics,
+            wakes: Mutex::new(Some(wakes)),
+        })
+    }
+
+    /// The agents.
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// Works until told to stop, then lets passes under way end.
+    ///
+    /// # Errors
+    /// The store cannot be read at the beginning.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), StoreError> {
+        let wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut wakes) = wakes else { return Ok(()) };
+        let mut changes = self.store.watch();
+        // Known before the first placement: what other machines were given.
+        for machine in self.store.list::<Machine>().await? {
+            self.index.put(&machine.key(), &machine);
+        }
+        let (places, mut passes) = (Arc::new(Semaphore::new(AT_ONCE)), JoinSet::new());
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(id) = changes.recv() => self.queue.add(id),
+                Some(wake) = wakes.recv() => self.wake(wake),
+                Some(_) = passes.join_next() => {}
+                (place, id) = async {
+                    let place = Arc::clone(&places).acquire_owned().await;
+                    (place, self.queue.next().await)
+                } => {
+                    let controller = Arc::clone(&self);
+                    self.metrics.queue.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
+                    passes.spawn(async move {
+                        let _place = place;
+                        controller.pass(&id).await;
+                        controller.queue.done(&id);
+                    });
+                }
+            }
+        }
+        let drained = tokio::time::timeout(DRAIN, async { while passes.join_next().await.is_some() {} }).await;
+        if drained.is_err() {
+            warn!("{} passes did not end in time; they go on after the next start", passes.len());
+        }
+        Ok(())
+    }
+
+    async fn pass(&self, id: &ObjectRef) {
+        let result = match id.kind.as_str() {
+            Host::KIND => host::reconcile(&self.store, &self.fleet, &id.key).await.map(|()| Next::Sleep),
+            Machine::KIND => Box::pin(self.machines.reconcile(&id.key)).await,
+            _ => Ok(Next::Sleep),
+        };
+        self.metrics.passed(&id.kind, result.is_ok());
+        self.metrics.count(&self.fleet.hosts(), &self.index.phases());
+        let next = match result {
+            Ok(next) => next,
+            Err(StoreError::Conflict(_) | StoreError::NotFound(_)) => {
+                self.queue.add(id.clone());
+                return;
+            }
+            Err(e) => {
+                error!(object = %id, "{e}");
+                Next::Backoff
+            }
+        };
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        match next {
+            Next::Backoff => {
+                let count = failures.entry(id.clone()).or_insert(0);
+                let pause = Duration::from_millis(100).saturating_mul(1 << (*count).min(12)).min(RETRY_MAX);
+                *count += 1;
+                self.queue.add_at(id.clone(), Instant::now() + pause.mul_f64(rand::random_range(0.75..1.0)));
+            }
+            Next::At(time) => {
+                failures.remove(id);
+                let pause = Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default();
+                self.queue.add_at(id.clone(), Instant::now() + pause);
+            }
+            Next::Sleep => {
+                failures.remove(id);
+            }
+        }
+    }
+
+    fn wake(&self, wake: Wake) {
+        let machine = |key: ObjectKey| ObjectRef { kind: Machine::KIND.to_owned(), key };
+        match wake {
+            Wake::Host(name) => {
+                let cluster = self.fleet.host(&name).map(|(view, _)| view.cluster);
+                for key in self.index.concerned(cluster.as_deref()) {
+                    self.queue.add(machine(key));
+                }
+                self.queue.add(host_ref(&name));
+            }
+            Wake::Vm { host, machine_uid, uuid, name, template } => {
+                for key in self.index.find(&machine_uid, &uuid, &name) {
+                    self.queue.add(machine(key));
+                }
+                // Room may have become free, or a template may have come.
+                for key in self.index.unplaced() {
+                    let delay = if template { Duration::ZERO } else { CAPACITY_DELAY };
+                    self.queue.add_at(machine(key), Instant::now() + delay);
+                }
+                self.queue.add_at(host_ref(&host), Instant::now() + CAPACITY_DELAY);
+            }
+            Wake::Operation { request_id, uuid } => {
+                let uid = request_id.split(':').next().unwrap_or_default();
+                for key in self.index.find(uid, &uuid, "") {
+                    self.queue.add(machine(key));
+                }
+            }
+        }
+    }
+}
+
+fn host_ref(name: &str) -> ObjectRef {
+    let key = match name.split_once('/') {
+        Some((namespace, name)) => ObjectKey { namespace: namespace.to_owned(), name: name.to_owned() },
+        None => ObjectKey::named(name),
+    };
+    ObjectRef { kind: Host::KIND.to_owned(), key }
+}
+
+/// What must be found quickly about machines: whom an event concerns, and what is placed where.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    state: Mutex<IndexState>,
+}
+
+#[derive(Debug, Default)]
+struct IndexState {
+    machines: HashMap<ObjectKey, Entry>,
+    by_uid: HashMap<String, ObjectKey>,
+    by_uuid: HashMap<String, ObjectKey>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    uid: String,
+    vm_name: String,
+    created: bool,
+    phase: Phase,
+    reservation: Option<Reservation>,
+    uuid: Option<String>,
+}
+
+impl Index {
+    fn state(&self) -> MutexGuard<'_, IndexState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn put(&self, key: &ObjectKey, machine: &PveMachine) {
+        let status = &machine.status;
+        let reservation = status.cluster.clone().zip(status.node.clone()).map(|(cluster, node)| Reservation {
+            cluster,
+            node,
+            uuid: status.uuid.clone(),
+            size: Size::wanted(&machine.spec, None),
+        });
+        let entry = Entry {
+            uid: machine.metadata.uid.clone(),
+            vm_name: machine.vm_name().to_owned(),
+            created: status.created,
+            phase: status.phase,
+            reservation,
+            uuid: status.uuid.clone(),
+        };
+        let mut state = self.state();
+        state.forget(key);
+        state.by_uid.insert(entry.uid.clone(), key.clone());
+        if let Some(uuid) = &entry.uuid {
+            state.by_uuid.insert(uuid.clone(), key.clone());
+        }
+        state.machines.insert(key.clone(), entry);
+    }
+
+    pub(super) fn remove(&self, key: &ObjectKey) {
+        self.state().forget(key);
+    }
+
+    pub(super) fn has_uid(&self, uid: &str) -> bool {
+        self.state().by_uid.contains_key(uid)
+    }
+
+    /// What all machines but this one were given.
+    pub(super) fn reservations(&self, but: &ObjectKey) -> Vec<Reservation> {
+        self.state().machines.iter().filter(|(key, _)| *key != but).filter_map(|(_, e)| e.reservation.clone()).collect()
+    }
+
+    fn find(&self, uid: &str, uuid: &str, name: &str) -> Vec<ObjectKey> {
+        let state = self.state();
+        let mut keys: Vec<ObjectKey> = state.by_uid.get(uid).into_iter().chain(state.by_uuid.get(uuid)).cloned().collect();
+        // Names matter only to machines that wait for one to become free.
+        let waiting = |e: &&Entry| !e.created && e.vm_name == name;
+        keys.extend(state.machines.iter().filter(|(_, e)| waiting(e)).map(|(key, _)| key.clone()));
+        keys
+    }
+
+    fn unplaced(&self) -> Vec<ObjectKey> {
+        self.state().machines.iter().filter(|(_, e)| e.reservation.is_none()).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Machines of this PVE cluster, and those that are nowhere yet.
+    fn concerned(&self, cluster: Option<&str>) -> Vec<ObjectKey> {
+        let concerned = |e: &&Entry| e.reservation.as_ref().is_none_or(|r| cluster.is_none_or(|c| c == r.cluster));
+        self.state().machines.iter().filter(|(_, e)| concerned(e)).map(|(key, _)| key.clone()).collect()
+    }
+
+    fn phases(&self) -> HashMap<Phase, i64> {
+        let mut counts = HashMap::new();
+        for entry in self.state().machines.values() {
+            *counts.entry(entry.phase).or_insert(0) += 1;
+        }
+        counts
+    }
+}
+
+impl IndexState {
+    fn forget(&mut self, key: &ObjectKey) {
+        if let Some(old) = self.machines.remove(key) {
+            self.by_uid.remove(&old.uid);
+            if let Some(uuid) = old.uuid {
+                self.by_uuid.remove(&uuid);
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! `PveHost`: listens to its agent and says how that goes.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::{
+    Fleet,
+    view::{HostView, Link},
+};
+use crate::{
+    kind::{Capacity, ConditionStatus, Host, HostStatus, ObjectKey, PveHost, Quantity, set_condition},
+    placement::Size,
+    store::{Store, StoreError},
+};
+
+/// PVE's major version that the agents are tested on.
+const TESTED_PVE: &str = "9";
+
+pub(super) async fn reconcile<S: Store>(store: &Arc<S>, fleet: &Fleet, key: &ObjectKey) -> Result<(), StoreError> {
+    let host = match store.get::<Host>(key).await? {
+        Some(host) if !host.is_deleting() => host,
+        _ => {
+            fleet.remove(&key.to_string());
+            return Ok(());
+        }
+    };
+    fleet.apply(&host);
+    let Some((view, used)) = fleet.host(&key.to_string()) else { return Ok(()) };
+    let mut next = host.clone();
+    next.status = status(&host, &view, used, Timestamp::now());
+    store.update_status(&next).await?;
+    Ok(())
+}
+
+/// What is to be told of a host. Pure.
+fn status(host: &PveHost, view: &HostView, used: Size, now: Timestamp) -> HostStatus {
+    let mut status = HostStatus { observed_generation: host.metadata.generation, ..host.status.clone() };
+    let mut conditions = std::mem::take(&mut status.conditions);
+    let mut set = |kind: &str, holds: ConditionStatus, reason: &str, message: String| {
+        set_condition(&mut conditions, kind, holds, reason, message, host.metadata.generation, now);
+    };
+    let (yes, no, unknown) = (ConditionStatus::True, ConditionStatus::False, ConditionStatus::Unknown);
+    let up = match &view.link {
+        Link::Up => {
+            set("Reachable", yes, "Connected", String::new());
+            true
+        }
+        Link::Connecting => {
+            set("Reachable", unknown, "Connecting", String::new());
+            false
+        }
+        Link::Down { reason, message } => {
+            set("Reachable", no, reason, message.clone());
+            false
+        }
+    };
+    match (&view.facts, &view.link) {
+        (_, Link::Down { reason: "VersionUnsupported", message }) => set("VersionSupported", no, "VersionUnsupported", message.clone()),
+        (Some(facts), Link::Up) => {
+            if facts.pve_version.split('.').next() == Some(TESTED_PVE) {
+                set("VersionSupported", yes, "Supported", String::new());
+            } else {
+                let text = format!("PVE '{}' is not tested with this version of pvelet, which is for PVE {TESTED_PVE}", facts.pve_version);
+                set("VersionSupported", no, "PveUntested", text);
+            }
+            let quorum_text = "the other nodes of the PVE cluster must come back before anything can be changed here".to_owned();
+            if facts.quorate {
+                set("Quorate", yes, "Quorate", String::new())
+            } else {
+                set("Quorate", no, "NoQuorum", quorum_text)
+            }
+            let mode_text = "the agent only observes; set mode = \"manage\" in its configuration and reload it".to_owned();
+            if facts.manage { set("Managed", yes, "Managed", String::new()) } else { set("Managed", no, "ObserveOnly", mode_text) }
+        }
+        _ => {
+            for kind in ["VersionSupported", "Quorate", "Managed"] {
+                set(kind, unknown, "NotReachable", String::new());
+            }
+        }
+    }
+    match view.obstacle().or_else(|| view.out_of_service()) {
+        None => set("Ready", yes, "Ready", String::new()),
+        Some((reason, message)) => set("Ready", no, reason, message),
+    }
+    status.conditions = conditions;
+    if let Some(facts) = view.facts.as_ref().filter(|_| up) {
+        status.agent_version = Some(facts.agent_version.clone());
+        status.api_version = Some(facts.api_version.clone());
+        status.pve_version = Some(facts.pve_version.clone());
+        status.mode = Some(if facts.manage { "manage" } else { "observe" }.to_owned());
+        status.quorate = Some(facts.quorate);
+        status.capacity = Some(Capacity {
+            cpu: facts.threads,
+            memory: Some(Quantity(facts.memory_bytes)),
+            allocated_cpu: u32::try_from(used.cores).unwrap_or(u32::MAX),
+            allocated_memory: Some(Quantity(used.memory_mib << 20)),
+        });
+    }
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{
+        kind::{HostSpec, Metadata},
+        reconcile::{Facts, testing},
+    };
+
+    type Edit = fn(&mut HostView);
+
+    fn told(view: &HostView) -> HostStatus {
+        let spec = HostSpec {
+            address: "pve1:7443".into(),
+            cluster: "lab".into(),
+            node: "pve1".into(),
+            cordon: false,
+            maintenance: false,
+            reserved_memory: Quantity(0),
+            cpu_overcommit: 1,
+        };
+        let host = PveHost {
+            metadata: Metadata { name: "pve1".into(), generation: 3, ..Metadata::default() },
+            spec,
+            status: HostStatus::default(),
+        };
+        status(&host, view, Size { memory_mib: 2048, cores: 3 }, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn each_state_of_a_host_has_its_conditions() {
+        let rows: &[(&str, Edit, &str, ConditionStatus, &str)] = &[
+            ("all is well", |_| {}, "Ready", ConditionStatus::True, "Ready"),
+            ("all is well: reachable", |_| {}, "Reachable", ConditionStatus::True, "Connected"),
+            ("first connection", |v| v.link = Link::Connecting, "Reachable", ConditionStatus::Unknown, "Connecting"),
+            ("away", |v| v.link = down("AgentUnreachable"), "Reachable", ConditionStatus::False, "AgentUnreachable"),
+            ("away: ready", |v| v.link = down("AgentUnreachable"), "Ready", ConditionStatus::False, "AgentUnreachable"),
+            ("away: quorum", |v| v.link = down("AgentUnreachable"), "Quorate", ConditionStatus::Unknown, "NotReachable"),
+            ("another host answers", |v| v.link = down("IdentityMismatch"), "Ready", ConditionStatus::False, "IdentityMismatch"),
+            (
+                "our certificate expired",
+                |v| v.link = down("ClientCertificateRefused"),
+                "Ready",
+                ConditionStatus::False,
+                "ClientCertificateRefused",
+            ),
+            ("another API", |v| v.link = down("VersionUnsupported"), "VersionSupported", ConditionStatus::False, "VersionUnsupported"),
+            ("PVE 10", |v| facts(v).pve_version = "10.0.1".into(), "VersionSupported", ConditionStatus::False, "PveUntested"),
+            ("PVE 10 is still ready", |v| facts(v).pve_version = "10.0.1".into(), "Ready", ConditionStatus::True, "Ready"),
+            ("no quorum", |v| facts(v).quorate = false, "Quorate", ConditionStatus::False, "NoQuorum"),
+            ("observes", |v| facts(v).manage = false, "Managed", ConditionStatus::False, "ObserveOnly"),
+            ("observes: ready", |v| facts(v).manage = false, "Ready", ConditionStatus::False, "ObserveOnly"),
+            ("HA maintenance", |v| facts(v).maintenance = true, "Ready", ConditionStatus::False, "HostInMaintenance"),
+            ("shutting down", |v| facts(v).shutting_down = true, "Ready", ConditionStatus::False, "HostShuttingDown"),
+        ];
+        for (name, edit, kind, want, reason) in rows {
+            let mut view = testing::host("pve1");
+            edit(&mut view);
+            let status = told(&view);
+            let found = status.conditions.iter().find(|c| c.kind == *kind).unwrap();
+            assert_eq!((found.status, found.reason.as_str(), found.observed_generation), (*want, *reason, 3), "{name}");
+        }
+    }
+
+    fn down(reason: &'static str) -> Link {
+        Link::Down { reason, message: "because".into() }
+    }
+
+    fn facts(view: &mut HostView) -> &mut Facts {
+        view.facts.as_mut().unwrap()
+    }
+
+    #[test]
+    fn capacity_tells_what_runs() {
+        let capacity = told(&testing::host("pve1")).capacity.unwrap();
+        assert_eq!((capacity.allocated_cpu, capacity.allocated_memory), (3, Some(Quantity(2 << 30))));
+    }
+}

@@ -1,0 +1,285 @@
+//! `PveMachine`: load, decide, store, act, again, until there is nothing to do but wait.
+
+pub(super) mod decide;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use pvelet_proto::{reason, v1};
+use tokio::sync::Mutex;
+use tonic::Code;
+use tracing::{debug, info};
+
+use self::decide::{Action, Ending, Inputs, Knowledge, Request, decide};
+use super::{Fleet, controller::Index, operation::knowledge, session::Session};
+use crate::{
+    agents::{AgentError, Cause},
+    crash::crash_point,
+    epoch::Epoch,
+    kind::{Attempt, MACHINE_FINALIZER, Machine, ObjectKey, ObjectRef, PveMachine},
+    store::{Event, Store, StoreError},
+};
+
+/// A machine takes a handful of steps between two waits; more means that two decisions undo each other.
+const MAX_STEPS: usize = 24;
+
+/// What a pass ended with.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Something will wake it.
+    Sleep,
+    /// Look again at this moment.
+    At(Timestamp),
+    /// The agent could not be asked properly; look again after a pause that grows.
+    Backoff,
+}
+
+pub(super) struct Machines<S> {
+    pub(super) store: Arc<S>,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) index: Arc<Index>,
+    pub(super) controller: String,
+    pub(super) epoch: Epoch,
+    /// One placement at a time, so that each sees what the one before took.
+    pub(super) placing: Mutex<()>,
+}
+
+impl<S: Store> Machines<S> {
+    pub(super) async fn reconcile(&self, key: &ObjectKey) -> Result<Next, StoreError> {
+        let Some(mut machine) = self.store.get::<Machine>(key).await? else {
+            self.index.remove(key);
+            return Ok(Next::Sleep);
+        };
+        let about = ObjectRef { kind: "PveMachine".to_owned(), key: key.clone() };
+        // What this pass itself has learned of the attempt under way.
+        let mut learned: Option<Knowledge> = None;
+        for _ in 0..MAX_STEPS {
+            self.index.put(key, &machine);
+            let placing = if machine.status.host.is_none() { Some(self.placing.lock().await) } else { None };
+            let known = learned.clone().or_else(|| machine.status.operation.as_ref().and_then(|a| self.fleet.knowledge(a)));
+            let decision = self.decide(&machine, known.unwrap_or(Knowledge::Unsure));
+            let begun =
+                decision.status.operation.as_ref().map(|a| &a.request_id) != machine.status.operation.as_ref().map(|a| &a.request_id);
+            if decision.finalizer && !machine.metadata.finalizers.iter().any(|f| f == MACHINE_FINALIZER) {
+                let mut finalizers = machine.metadata.finalizers.clone();
+                finalizers.push(MACHINE_FINALIZER.to_owned());
+                let stored = self.store.set_finalizers(&machine, finalizers).await?;
+                crash_point!("machine.finalizer.stored");
+                machine.metadata = stored.metadata;
+            }
+            let before = std::mem::replace(&mut machine.status, decision.status);
+            if decision.action == Action::Again {
+                // Stored together with what is decided next, and in any case before the next call.
+                learned = None;
+                if machine.status.last_success != before.last_success {
+                    self.refresh(&machine).await;
+                }
+                continue;
+            }
+            self.tell(&about, &before, &machine);
+            machine = self.store.update_status(&machine).await?;
+            self.index.put(key, &machine);
+            drop(placing);
+            if begun {
+                learned = Some(Knowledge::Unsent);
+                crash_point!("machine.attempt.stored");
+            } else {
+                crash_point!("machine.status.stored");
+            }
+            match decision.action {
+                Action::Again => {}
+                Action::Wait(None) => return Ok(Next::Sleep),
+                Action::Wait(Some(at)) => return Ok(Next::At(at)),
+                Action::LookUp => match self.look_up(&machine).await {
+                    Some(known) => learned = Some(known),
+                    None => return Ok(Next::Backoff),
+                },
+                Action::Call(request) => {
+                    let unsent = learned == Some(Knowledge::Unsent);
+                    match self.call(&machine, *request, unsent).await {
+                        Some(known) => learned = Some(known),
+                        None => return Ok(Next::Backoff),
+                    }
+                    crash_point!("machine.call.answered");
+                }
+                Action::Cancel(operation) => {
+                    self.cancel(&machine, operation).await;
+                    return Ok(Next::Sleep);
+                }
+                Action::Release => {
+                    let mut finalizers = machine.metadata.finalizers.clone();
+                    finalizers.retain(|f| f != MACHINE_FINALIZER);
+                    self.store.set_finalizers(&machine, finalizers).await?;
+                    crash_point!("machine.released");
+                    return Ok(Next::Sleep);
+                }
+            }
+        }
+        debug!(object = %about, "no rest after {MAX_STEPS} steps");
+        Ok(Next::Backoff)
+    }
+
+    fn decide(&self, machine: &PveMachine, known: Knowledge) -> decide::Decision {
+        let status = &machine.status;
+        let unplaced = status.host.is_none() && !status.created;
+        let candidates = if unplaced { self.fleet.candidates(&machine.spec, &self.index.reservations(&machine.key())) } else { Vec::new() };
+        let orphan = if unplaced { self.fleet.orphan(machine.vm_name(), |uid| self.index.has_uid(uid)) } else { None };
+        let (hosts, sightings) = (self.fleet.hosts(), self.fleet.sightings(&machine.metadata.uid, status));
+        decide(&Inputs {
+            machine,
+            controller: &self.controller,
+            hosts: &hosts,
+            sightings: &sightings,
+            candidates: &candidates,
+            orphan: orphan.as_ref(),
+            known,
+            stop_order: status.uuid.as_deref().and_then(|uuid| self.fleet.stop_order(uuid)),
+            now: Timestamp::now(),
+        })
+    }
+
+    fn session(&self, attempt: &Attempt) -> Option<Arc<Session>> {
+        self.fleet.session(&attempt.cluster, &attempt.node)
+    }
+
+    /// Asks the agent for the attempt's operation.
+    async fn look_up(&self, machine: &PveMachine) -> Option<Knowledge> {
+        let attempt = machine.status.operation.as_ref()?;
+        let session = self.session(attempt)?;
+        let request = v1::ListOperationsRequest {
+            tenant: tenant(machine),
+            request_id: attempt.request_id.clone(),
+            page_size: 1,
+            ..v1::ListOperationsRequest::default()
+        };
+        match session.client.answer(session.client.operation().list_operations(request).await) {
+            Ok(response) => Some(match response.operations.first() {
+                Some(operation) => {
+                    session.operation(operation);
+                    knowledge(&session.name, operation)
+                }
+                None => Knowledge::Absent,
+            }),
+            Err(e) => {
+                info!(machine = %machine.key(), "cannot ask for the operation: {e}");
+                None
+            }
+        }
+    }
+
+    /// Sends the attempt. Nothing comes back when it is not known what became of it.
+    async fn call(&self, machine: &PveMachine, request: Request, unsent: bool) -> Option<Knowledge> {
+        let attempt = machine.status.operation.as_ref()?;
+        let session = self.session(attempt)?;
+        let error = match self.send(&session, request).await {
+            Ok(operation) => {
+                session.operation(&operation);
+                return Some(knowledge(&session.name, &operation));
+            }
+            Err(e) => e,
+        };
+        info!(machine = %machine.key(), action = attempt.action.as_str(), "{error}");
+        let answered = matches!(error.cause, Cause::Agent) && error.reason.is_some();
+        if error.is(reason::REQUEST_ID_REUSED) {
+            // Sent before with another body, by this process or a former one: that one counts.
+            return self.look_up(machine).await;
+        }
+        if !answered {
+            return None;
+        }
+        if !unsent {
+            // It may have been sent before and be under way, though now it is refused.
+            match self.look_up(machine).await? {
+                Knowledge::Absent if error.retryable() => return None,
+                Knowledge::Absent => {}
+                known => return Some(known),
+            }
+        }
+        let retryable = error.retryable() || error.code == Code::FailedPrecondition;
+        let why = error.reason.clone().unwrap_or_else(|| reason::INTERNAL.to_owned());
+        Some(Knowledge::Refused(Ending::Failed { reason: why, message: error.text(), retryable, remains: false }))
+    }
+
+    async fn send(&self, session: &Session, request: Request) -> Result<v1::Operation, AgentError> {
+        let (client, epoch) = (&session.client, self.epoch.to_message(&self.controller));
+        let with_epoch = |meta: &mut Option<v1::RequestMeta>| {
+            if let Some(meta) = meta {
+                meta.controller_epoch = Some(epoch);
+            }
+        };
+        let (call, operation) = match request {
+            Request::Clone(mut r) => {
+                with_epoch(&mut r.meta);
+                ("CloneVm", client.answer(client.vm().clone_vm(r).await)?.operation)
+            }
+            Request::Configure(mut r) => {
+                with_epoch(&mut r.meta);
+                ("ConfigureVm", client.answer(client.vm().configure_vm(r).await)?.operation)
+            }
+            Request::Start(mut r) => {
+                with_epoch(&mut r.meta);
+                ("StartVm", client.answer(client.vm().start_vm(r).await)?.operation)
+            }
+            Request::Shutdown(mut r) => {
+                with_epoch(&mut r.meta);
+                ("ShutdownVm", client.answer(client.vm().shutdown_vm(r).await)?.operation)
+            }
+            Request::Delete(mut r) => {
+                with_epoch(&mut r.meta);
+                ("DeleteVm", client.answer(client.vm().delete_vm(r).await)?.operation)
+            }
+        };
+        operation.ok_or_else(|| client.incomplete(call, "operation"))
+    }
+
+    async fn cancel(&self, machine: &PveMachine, name: String) {
+        let Some(attempt) = &machine.status.operation else { return };
+        let Some(session) = self.session(attempt) else { return };
+        let meta = v1::RequestMeta {
+            tenant: tenant(machine),
+            request_id: format!("{}:cancel", attempt.request_id),
+            controller_epoch: Some(self.epoch.to_message(&self.controller)),
+            wait: None,
+        };
+        let request = v1::CancelOperationRequest { meta: Some(meta), name };
+        if let Err(e) = session.client.answer(session.client.operation().cancel_operation(request).await) {
+            // It ends by itself then, and what it made is removed.
+            info!(machine = %machine.key(), "cannot cancel: {e}");
+        }
+    }
+
+    /// Sees the VM as it is after an operation.
+    async fn refresh(&self, machine: &PveMachine) {
+        let status = &machine.status;
+        let (Some(vmid), Some(uuid), Some(cluster), Some(node)) = (status.vmid, &status.uuid, &status.cluster, &status.node) else {
+            return;
+        };
+        if let Some(session) = self.fleet.session(cluster, node) {
+            session.refresh(vmid, uuid).await;
+        }
+    }
+
+    fn tell(&self, about: &ObjectRef, before: &crate::kind::MachineStatus, machine: &PveMachine) {
+        let ready = |conditions: &[crate::kind::Condition]| {
+            conditions.iter().find(|c| c.kind == "Ready").map(|c| (c.reason.clone(), c.message.clone())).unwrap_or_default()
+        };
+        let (old, new) = (ready(&before.conditions), ready(&machine.status.conditions));
+        let status = &machine.status;
+        if before.host.is_none()
+            && let Some(host) = &status.host
+        {
+            self.store.record_event(about, Event { warning: false, reason: "Placed", message: format!("placed on {host}") });
+        }
+        if status.failure.is_some() && status.failure != before.failure {
+            let message = status.failure.as_ref().map(|f| f.message.clone()).unwrap_or_default();
+            self.store.record_event(about, Event { warning: true, reason: "AttemptFailed", message });
+        } else if old.0 != new.0 && !new.0.is_empty() {
+            let message = if new.1.is_empty() { new.0 } else { format!("{}: {}", new.0, new.1) };
+            self.store.record_event(about, Event { warning: false, reason: "StateChanged", message });
+        }
+    }
+}
+
+fn tenant(machine: &PveMachine) -> String {
+    machine.status.tenant.clone().unwrap_or_else(|| machine.spec.tenant.clone())
+}

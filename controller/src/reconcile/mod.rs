@@ -1,0 +1,17 @@
+//! From what is wanted to what is: load, decide, act, store the status, go away. Agents' streams, the store and timers wake it up.
+
+mod controller;
+mod fleet;
+mod host;
+mod machine;
+mod operation;
+mod queue;
+mod session;
+#[cfg(test)]
+pub(crate) mod testing;
+mod view;
+
+pub use controller::Controller;
+pub use fleet::{Fleet, Wake};
+pub use machine::decide::{Action, Decision, Ending, Inputs, Knowledge, Request, decide};
+pub use view::{Facts, HostView, Link, RunState, Sighting, VmTable, VmView, machine_uid, timestamp};

@@ -1,0 +1,315 @@
+//! What the agents have told, reduced to what is decided by. With a thousand agents these are kept by the hundred thousand.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use pvelet_proto::v1;
+
+use crate::kind::Quantity;
+
+/// Slots in which PVE's templates have their boot disk, in the order of likelihood.
+const BOOT_SLOTS: [&str; 4] = ["scsi0", "virtio0", "sata0", "ide0"];
+
+/// A VM as one agent sees it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct VmView {
+    /// PVE's VMID.
+    pub vmid: u32,
+    /// SMBIOS UUID; may be empty.
+    pub uuid: String,
+    /// Its name.
+    pub name: String,
+    /// The node that holds its config.
+    pub node: String,
+    /// Whether it is a template.
+    pub template: bool,
+    /// Whether it runs.
+    pub state: RunState,
+    /// PVE's lock; empty when unlocked.
+    pub lock: String,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Cores for each socket.
+    pub cores: u32,
+    /// Sockets.
+    pub sockets: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Network interfaces by index.
+    pub nics: Vec<v1::Nic>,
+    /// Size of the boot disk in bytes; 0 when it is not known.
+    pub boot_disk_bytes: u64,
+    /// Cloud-init settings.
+    pub cloud_init: Option<v1::CloudInitStatus>,
+    /// Whether PVE starts it when the host boots.
+    pub start_on_boot: bool,
+    /// Whether PVE's HA manager decides over its run state.
+    pub ha_managed: bool,
+    /// Another VM of the cluster has the same UUID.
+    pub ambiguous_uuid: bool,
+    /// Owner by the mark, when it is bound to this UUID.
+    pub owner: Option<v1::Owner>,
+    /// Digest of its config.
+    pub digest: String,
+    /// When its run began, by its host's clock.
+    pub start_time: Option<Timestamp>,
+}
+
+/// Whether a VM runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RunState {
+    /// Not told: another node's VM, or not readable.
+    #[default]
+    Unknown,
+    /// It does not run.
+    Stopped,
+    /// It runs.
+    Running,
+    /// Its process runs, its processors do not.
+    Paused,
+}
+
+impl From<v1::Vm> for VmView {
+    fn from(vm: v1::Vm) -> Self {
+        let state = match vm.state() {
+            v1::VmState::Stopped => RunState::Stopped,
+            v1::VmState::Running => RunState::Running,
+            v1::VmState::Paused => RunState::Paused,
+            v1::VmState::Unknown | v1::VmState::Unspecified => RunState::Unknown,
+        };
+        let disk = BOOT_SLOTS.iter().find_map(|slot| vm.disks.iter().find(|d| d.slot == *slot && !d.cdrom));
+        let start_time = vm.start_time.as_ref().and_then(timestamp);
+        Self {
+            vmid: vm.vmid,
+            boot_disk_bytes: disk.map_or(0, |d| d.size_bytes),
+            owner: vm.mark.and_then(|m| m.owner),
+            uuid: vm.uuid,
+            name: vm.name,
+            node: vm.node,
+            template: vm.template,
+            state,
+            lock: vm.lock,
+            tags: vm.tags,
+            cores: vm.cores,
+            sockets: vm.sockets,
+            memory_mib: vm.memory_mib,
+            nics: vm.nics,
+            cloud_init: vm.cloud_init,
+            start_on_boot: vm.start_on_boot,
+            ha_managed: vm.ha_managed,
+            ambiguous_uuid: vm.ambiguous_uuid,
+            digest: vm.digest,
+            start_time,
+        }
+    }
+}
+
+/// A time of the API.
+pub fn timestamp(time: &prost_types::Timestamp) -> Option<Timestamp> {
+    Timestamp::new(time.seconds, time.nanos).ok()
+}
+
+/// A `PveHost` and what is known of it now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostView {
+    /// The object's name.
+    pub name: String,
+    /// The PVE cluster.
+    pub cluster: String,
+    /// The PVE node.
+    pub node: String,
+    /// The object's labels.
+    pub labels: BTreeMap<String, String>,
+    /// No new VM by itself.
+    pub cordon: bool,
+    /// Declared to be in maintenance.
+    pub maintenance: bool,
+    /// Memory kept for the host itself.
+    pub reserved_memory: Quantity,
+    /// Cores of VMs for each processor.
+    pub cpu_overcommit: u32,
+    /// Whether there is a connection.
+    pub link: Link,
+    /// What the agent told last.
+    pub facts: Option<Facts>,
+}
+
+/// Whether an agent can be worked with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// No connection yet.
+    Connecting,
+    /// No connection, or one of no use.
+    Down {
+        /// A stable word in CamelCase.
+        reason: &'static str,
+        /// Why, and what to do.
+        message: String,
+    },
+    /// Connected, all its VMs told, and our epoch announced where it manages.
+    Up,
+}
+
+/// What an agent told about its host.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Facts {
+    /// The agent's version.
+    pub agent_version: String,
+    /// The API's version.
+    pub api_version: String,
+    /// PVE's version.
+    pub pve_version: String,
+    /// Whether it changes anything.
+    pub manage: bool,
+    /// Whether its part of the cluster may write.
+    pub quorate: bool,
+    /// Whether PVE's HA manager has put the node into maintenance.
+    pub maintenance: bool,
+    /// Whether it is about to go.
+    pub shutting_down: bool,
+    /// Memory installed, in bytes.
+    pub memory_bytes: u64,
+    /// Logical processors.
+    pub threads: u32,
+}
+
+impl From<&v1::Host> for Facts {
+    fn from(host: &v1::Host) -> Self {
+        Self {
+            agent_version: host.agent_version.clone(),
+            api_version: host.api_version.clone(),
+            pve_version: host.pve_version.clone(),
+            manage: host.mode() == v1::Mode::Manage,
+            quorate: host.quorate,
+            maintenance: host.state() == v1::HostState::Maintenance,
+            shutting_down: host.state() == v1::HostState::ShuttingDown,
+            memory_bytes: host.memory.as_ref().map_or(0, |m| m.total_bytes),
+            threads: host.cpu.as_ref().map_or(0, |c| c.threads),
+        }
+    }
+}
+
+impl HostView {
+    /// Why nothing can be ordered here now: a stable word and a text with the remedy.
+    pub fn obstacle(&self) -> Option<(&'static str, String)> {
+        let name = &self.name;
+        let facts = match (&self.link, &self.facts) {
+            (Link::Connecting, _) | (Link::Up, None) => return Some(("AgentUnreachable", format!("connecting to the agent of {name}"))),
+            (Link::Down { reason, message }, _) => return Some((reason, format!("{name}: {message}"))),
+            (Link::Up, Some(facts)) => facts,
+        };
+        if !facts.manage {
+            let text = format!("the agent of {name} only observes; set mode = \"manage\" in its configuration and reload it");
+            return Some(("ObserveOnly", text));
+        }
+        if !facts.quorate {
+            return Some(("NoQuorum", format!("{name} has no quorum: bring the other nodes of PVE cluster {} back", self.cluster)));
+        }
+        None
+    }
+
+    /// Why run states are left alone here now.
+    pub fn out_of_service(&self) -> Option<(&'static str, String)> {
+        let facts = self.facts.as_ref();
+        if facts.is_some_and(|f| f.shutting_down) {
+            Some(("HostShuttingDown", format!("{} is shutting down", self.name)))
+        } else if self.maintenance || facts.is_some_and(|f| f.maintenance) {
+            Some(("HostInMaintenance", format!("{} is in maintenance", self.name)))
+        } else {
+            None
+        }
+    }
+}
+
+/// A VM and the agent that sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sighting {
+    /// The PVE cluster.
+    pub cluster: String,
+    /// The node whose agent sees it.
+    pub seen_by: String,
+    /// The VM.
+    pub vm: Arc<VmView>,
+}
+
+/// All VMs that one agent sees, found by VMID, UUID or machine.
+#[derive(Debug, Default)]
+pub struct VmTable {
+    vms: BTreeMap<u32, Arc<VmView>>,
+    by_uuid: HashMap<String, Vec<u32>>,
+    by_machine: HashMap<String, Vec<u32>>,
+    templates: BTreeSet<u32>,
+    running: BTreeSet<u32>,
+}
+
+impl VmTable {
+    /// Adds or replaces; returns what was there.
+    pub fn insert(&mut self, vm: VmView) -> Option<Arc<VmView>> {
+        let old = self.remove(vm.vmid);
+        self.by_uuid.entry(vm.uuid.clone()).or_default().push(vm.vmid);
+        if let Some(uid) = machine_uid(&vm) {
+            self.by_machine.entry(uid.to_owned()).or_default().push(vm.vmid);
+        }
+        if vm.template {
+            self.templates.insert(vm.vmid);
+        }
+        if matches!(vm.state, RunState::Running | RunState::Paused) {
+            self.running.insert(vm.vmid);
+        }
+        self.vms.insert(vm.vmid, Arc::new(vm));
+        old
+    }
+
+    /// Takes out.
+    pub fn remove(&mut self, vmid: u32) -> Option<Arc<VmView>> {
+        let old = self.vms.remove(&vmid)?;
+        self.templates.remove(&vmid);
+        self.running.remove(&vmid);
+        unlist(&mut self.by_uuid, &old.uuid, vmid);
+        if let Some(uid) = machine_uid(&old) {
+            unlist(&mut self.by_machine, uid, vmid);
+        }
+        Some(old)
+    }
+
+    /// All.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<VmView>> {
+        self.vms.values()
+    }
+
+    /// The templates.
+    pub fn templates(&self) -> impl DoubleEndedIterator<Item = &Arc<VmView>> {
+        self.templates.iter().filter_map(|id| self.vms.get(id))
+    }
+
+    /// Those that are known to run.
+    pub fn running(&self) -> impl Iterator<Item = &Arc<VmView>> {
+        self.running.iter().filter_map(|id| self.vms.get(id))
+    }
+
+    /// Those that may be this machine's.
+    pub fn of_machine(&self, uid: &str, uuid: Option<&str>, vmid: Option<u32>) -> Vec<Arc<VmView>> {
+        let by_uuid = uuid.and_then(|u| self.by_uuid.get(u)).into_iter().flatten();
+        let mut ids: Vec<u32> = self.by_machine.get(uid).into_iter().flatten().chain(by_uuid).copied().chain(vmid).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.iter().filter_map(|id| self.vms.get(id)).cloned().collect()
+    }
+}
+
+/// The machine that a VM's mark names.
+pub fn machine_uid(vm: &VmView) -> Option<&str> {
+    vm.owner.as_ref().map(|o| o.machine_uid.as_str()).filter(|uid| !uid.is_empty())
+}
+
+fn unlist(index: &mut HashMap<String, Vec<u32>>, key: &str, vmid: u32) {
+    if let Some(ids) = index.get_mut(key) {
+        ids.retain(|id| *id != vmid);
+        if ids.is_empty() {
+            index.remove(key);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The command line and the configuration file.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pvelet_proto::id;
+use serde::Deserialize;
+
+use super::{RunError, default_path, missing};
+use crate::tls::CredentialFiles;
+
+/// The controller's name where nothing else is said.
+const DEFAULT_NAME: &str = "pvelet";
+
+/// Keeps VMs on Proxmox VE hosts as manifests describe them
+#[derive(Debug, Parser)]
+#[command(
+    name = "pvelet-controller",
+    version,
+    about = "Keeps VMs on Proxmox VE hosts as manifests describe them",
+    after_help = "\
+Examples:
+  pvelet-controller validate manifests/*.yaml
+  pvelet-controller run --manifests manifests --ca pki/ca.crt --cert pki/controller.crt --key pki/controller.key
+
+A manifest:
+  apiVersion: pvelet.dev/v1alpha1
+  kind: PveMachine
+  metadata: {name: web-1}
+  spec:
+    source: {tags: [debian13]}
+    memory: 2Gi
+    nics: [{bridge: vmbr0}]
+
+Environment: PVELET_LOG sets what is logged, such as debug or info,pvelet_controller=debug."
+)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Watch a folder of manifests and keep the VMs as they say
+    #[command(after_help = "\
+The folder holds PveHost and PveMachine manifests (*.yaml, several documents in a file are fine). Status files are
+written beside them. Removing a manifest removes its VM, unless its deletionPolicy is Retain; a manifest that cannot
+be read removes nothing. Only one controller can work on a folder.
+
+SIGTERM and SIGINT end it; what was begun goes on at the agents, and is picked up again at the next start.")]
+    Run(Box<Flags>),
+    /// Check manifests and tell all mistakes, without touching anything
+    Validate {
+        /// Manifest files, or folders of them
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// Where log lines go and how they look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct Flags {
+    /// TOML file with the same settings as these flags (manifests = "...", ca = "..."); flags win
+    #[arg(long, value_name = "FILE", env = "PVELET_CONTROLLER_CONFIG")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Folder of manifests [default: /etc/pvelet/controller/manifests]
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// Certificates of the CAs that name hosts, PEM [default: /etc/pvelet/controller/ca.crt]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// This controller's certificate, PEM [default: /etc/pvelet/controller/controller.crt]
+    #[arg(long, value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// Its private key, PEM [default: /etc/pvelet/controller/controller.key]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Name of this installation, which stands in the mark of each VM it makes [default: pvelet]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Address for /metrics, /healthz and /readyz, such as 127.0.0.1:9180; without it there is none
+    #[arg(long, value_name = "IP:PORT")]
+    metrics_address: Option<SocketAddr>,
+    /// How log lines look on standard error [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+/// What flags and file come to.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) manifests: PathBuf,
+    pub(super) credentials: CredentialFiles,
+    pub(super) name: String,
+    pub(super) metrics_address: Option<SocketAddr>,
+    pub(super) json_log: bool,
+}
+
+impl Settings {
+    /// Puts flags, file and defaults together and tells all mistakes at once.
+    pub(super) fn from_flags(flags: Flags) -> Result<Self, RunError> {
+        let file: Flags = match &flags.config {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(RunError::io(format!("cannot read {}", path.display())))?;
+                toml::from_str(&text).map_err(|e| RunError::Settings(vec![format!("{}: {e}", path.display())]))?
+            }
+            None => Flags::default(),
+        };
+        let path = |flag: Option<PathBuf>, file: Option<PathBuf>, name: &str| flag.or(file).unwrap_or_else(|| default_path(name));
+        let settings = Self {
+            manifests: path(flags.manifests, file.manifests, "manifests"),
+            credentials: CredentialFiles {
+                ca: path(flags.ca, file.ca, "ca.crt"),
+                cert: path(flags.cert, file.cert, "controller.crt"),
+                key: path(flags.key, file.key, "controller.key"),
+            },
+            name: flags.name.or(file.name).unwrap_or_else(|| DEFAULT_NAME.to_owned()),
+            metrics_address: flags.metrics_address.or(file.metrics_address),
+            json_log: flags.log_format.or(file.log_format) == Some(LogFormat::Json),
+        };
+        let mut mistakes = Vec::new();
+        mistakes.extend(missing(&settings.manifests).map(|m| format!("--manifests: {m}; make the folder or name another")));
+        let files = [("--ca", &settings.credentials.ca), ("--cert", &settings.credentials.cert), ("--key", &settings.credentials.key)];
+        for (flag, file) in files {
+            mistakes.extend(missing(file).map(|m| format!("{flag}: {m}; make credentials with pveletctl pki")));
+        }
+        if let Err(e) = id::tenant(&settings.name) {
+            mistakes.push(format!("--name: {e}"));
+        }
+        if mistakes.is_empty() { Ok(settings) } else { Err(RunError::Settings(mistakes)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn all_missing_files_are_told_at_once() {
+        let flags = Flags { manifests: Some("/nonexistent/m".into()), name: Some("No Name".into()), ..Flags::default() };
+        let Err(RunError::Settings(mistakes)) = Settings::from_flags(flags) else { panic!("accepted") };
+        for flag in ["--manifests", "--ca", "--cert", "--key", "--name"] {
+            assert!(mistakes.iter().any(|m| m.starts_with(flag)), "{flag}: {mistakes:?}");
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_unknown_keys_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["ca.crt", "controller.crt", "controller.key"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        let text = format!(
+            "manifests = {0:?}\nca = \"{1}/ca.crt\"\ncert = \"{1}/controller.crt\"\nkey = \"{1}/controller.key\"\nname = \"from-file\"\n",
+            dir.path(),
+            dir.path().display()
+        );
+        std::fs::write(at("c.toml"), &text).unwrap();
+        let flags = || Flags { config: Some(at("c.toml")), ..Flags::default() };
+        assert_eq!(Settings::from_flags(flags()).unwrap().name, "from-file");
+        assert_eq!(Settings::from_flags(Flags { name: Some("lab".into()), ..flags() }).unwrap().name, "lab");
+        std::fs::write(at("c.toml"), text + "extra = 1\n").unwrap();
+        assert!(Settings::from_flags(flags()).unwrap_err().to_string().contains("extra"));
+    }
+}

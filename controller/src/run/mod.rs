@@ -1,0 +1,150 @@
+//! `pvelet-controller`: its command line, and what each command does.
+
+mod args;
+mod serve;
+mod validate;
+
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use clap::Parser;
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use self::args::{Cli, Command, Settings};
+use crate::{
+    agents::{Agents, Limits},
+    metrics::Metrics,
+    reconcile::Controller,
+    store::{StoreError, folder::FolderStore},
+    tls::{Credentials, TlsError},
+};
+
+/// Why the controller did not start, or ended.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Settings are missing or malformed: all of them.
+    #[error("{}", .0.join("\n"))]
+    Settings(Vec<String>),
+    /// The credentials cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] TlsError),
+    /// The folder cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The operating system refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Manifests have mistakes; they have been printed.
+    #[error("{mistakes} mistakes in {files} files")]
+    Invalid {
+        /// How many mistakes.
+        mistakes: usize,
+        /// How many files were checked.
+        files: usize,
+    },
+}
+
+impl RunError {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// The program. Exit status 0: done, or stopped by a signal; 1: something failed; 2: the command line or the settings are wrong.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version go to standard output with status 0, mistakes to standard error with status 2.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    let result = match cli.command {
+        Command::Run(flags) => Settings::from_flags(*flags).and_then(|settings| {
+            log_to_stderr(settings.json_log);
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .map_err(RunError::io("cannot start the runtime"))?
+                .block_on(run(settings))
+        }),
+        Command::Validate { files } => validate::validate(&files, &mut anstream::stdout()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(anstream::stderr(), "pvelet-controller: {e}");
+            ExitCode::from(if matches!(e, RunError::Settings(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+/// Standard error is what a service manager collects; on a terminal it is coloured.
+fn log_to_stderr(json: bool) {
+    use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+    let filter = EnvFilter::try_from_env("PVELET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let plain = (!json).then(|| fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).with_target(false));
+    let structured = json.then(|| fmt::layer().json().with_writer(std::io::stderr));
+    // Fails only when a test has set a subscriber already.
+    let _ = tracing_subscriber::registry().with(filter).with(plain).with(structured).try_init();
+}
+
+/// Runs until SIGTERM or SIGINT.
+async fn run(settings: Settings) -> Result<(), RunError> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::io("cannot listen for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::io("cannot listen for SIGINT"))?;
+    let credentials = Credentials::load(settings.credentials)?;
+    let identity = credentials.current().identity.clone();
+    let store = FolderStore::open(&settings.manifests).await?;
+    let epoch = store.epoch().clone();
+    let metrics = Arc::<Metrics>::default();
+    let ready = Arc::new(AtomicBool::new(false));
+    if let Some(address) = settings.metrics_address {
+        serve::start(address, Arc::clone(&metrics), Arc::clone(&ready), stop.clone()).await?;
+    }
+    info!(%identity, controller = settings.name, folder = %settings.manifests.display(), epoch = epoch.transitions, "started");
+    let agents = Agents::new(credentials, Limits::default());
+    let controller = Controller::new(store, agents, &settings.name, epoch, metrics);
+    ready.store(true, Ordering::Relaxed);
+    let stopper = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => info!("SIGINT: stopping"),
+        }
+        stopper.cancel();
+    });
+    controller.run(stop).await?;
+    info!("stopped");
+    Ok(())
+}
+
+fn missing(path: &std::path::Path) -> Option<String> {
+    (!path.exists()).then(|| format!("{} does not exist", path.display()))
+}
+
+/// Where a package puts the controller's files.
+const DEFAULT_DIR: &str = "/etc/pvelet/controller";
+
+fn default_path(name: &str) -> PathBuf {
+    PathBuf::from(DEFAULT_DIR).join(name)
+}
