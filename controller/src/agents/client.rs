@@ -40,8 +40,8 @@ impl AgentClient {
             tower::service_fn(move |_| {
                 let (target, shared, live) = (Arc::clone(&target), Arc::clone(&shared), live.clone());
                 async move {
-                    let expected = shared.expected(&target);
-                    let tls = tls::connect(&target.address, expected, &shared.credentials).await?;
+                    let (cluster, node) = (target.cluster.as_deref(), target.node.as_deref());
+                    let tls = tls::connect(&target.address, cluster, node, &shared.credentials).await?;
                     Ok::<_, tls::TlsError>(TokioIo::new(live.track(tls)))
                 }
             })

@@ -113,6 +113,8 @@ pub(crate) struct FakeAgent {
     pub(crate) state: Arc<Mutex<State>>,
     /// While `true`, reads are never answered.
     pub(crate) hang: watch::Sender<bool>,
+    /// Tells the streams of operations; its receivers are the open streams.
+    pub(crate) changed: broadcast::Sender<Operation>,
     stop: tokio::task::AbortHandle,
 }
 
@@ -177,7 +179,8 @@ impl FakeAgent {
             by_request: HashMap::new(),
         }));
         let (hang, receive_hang) = watch::channel(false);
-        let service = Service { state: Arc::clone(&state), changed: broadcast::channel(64).0, hang: receive_hang };
+        let changed = broadcast::channel(64).0;
+        let service = Service { state: Arc::clone(&state), changed: changed.clone(), hang: receive_hang };
         let server = Server::builder()
             .add_service(HostServiceServer::new(service.clone()))
             .add_service(VmServiceServer::new(service.clone()))
@@ -188,7 +191,7 @@ impl FakeAgent {
             let _accepting = AbortOnDrop(accepting.abort_handle());
             let _ = server.await;
         });
-        Self { address, state, hang, stop: running.abort_handle() }
+        Self { address, state, hang, changed, stop: running.abort_handle() }
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -455,5 +458,33 @@ impl AsyncWrite for ServerIo {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// Passes bytes on and can cut what it carries.
+pub(crate) struct Relay {
+    pub(crate) address: String,
+    pub(crate) cut: Arc<tokio::sync::Notify>,
+}
+
+impl Relay {
+    pub(crate) async fn start(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let cut = Arc::new(tokio::sync::Notify::new());
+        let notify = Arc::clone(&cut);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let notify = Arc::clone(&notify);
+                tokio::spawn(async move {
+                    let mut far = TcpStream::connect(to).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        () = notify.notified() => {}
+                    }
+                });
+            }
+        });
+        Self { address, cut }
     }
 }

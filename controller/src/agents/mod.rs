@@ -22,7 +22,7 @@ pub use error::{AgentError, Cause, Failure, FieldError, code_name};
 pub use fan_out::{HostResult, fan_out};
 pub use guard::Guarded;
 
-use crate::tls::{Address, Credentials, ExpectedHost};
+use crate::tls::{Address, Credentials};
 
 /// An agent: where it is, and which host it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,13 +106,6 @@ impl Agents {
     /// All agents, by name.
     pub fn all(&self) -> Vec<AgentClient> {
         self.clients.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-}
-
-impl Shared {
-    fn expected(&self, target: &Target) -> ExpectedHost {
-        let trust_domain = self.credentials.current().identity.trust_domain.clone();
-        ExpectedHost { trust_domain, cluster: target.cluster.clone(), node: target.node.clone() }
     }
 }
 

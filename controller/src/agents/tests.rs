@@ -8,7 +8,7 @@ use pvelet_proto::{identity::Role, reason, v1};
 use tonic::{Code, Status};
 
 use super::{
-    fake::{FakeAgent, refusal, vm},
+    fake::{FakeAgent, Relay, refusal, vm},
     *,
 };
 use crate::pki::{Ca, Lifetime};
@@ -136,34 +136,6 @@ async fn a_broken_connection_is_made_again_by_the_next_call() {
         answer = client.get_host().await;
     }
     assert_eq!(answer.unwrap().node, "pve1");
-}
-
-/// Passes bytes on and can cut what it carries.
-struct Relay {
-    address: String,
-    cut: std::sync::Arc<tokio::sync::Notify>,
-}
-
-impl Relay {
-    async fn start(to: std::net::SocketAddr) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let cut = std::sync::Arc::new(tokio::sync::Notify::new());
-        let notify = std::sync::Arc::clone(&cut);
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let notify = std::sync::Arc::clone(&notify);
-                tokio::spawn(async move {
-                    let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                        () = notify.notified() => {}
-                    }
-                });
-            }
-        });
-        Self { address, cut }
-    }
 }
 
 #[tokio::test]

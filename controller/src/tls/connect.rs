@@ -10,7 +10,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{Credentials, ExpectedHost, HostVerifier, Loaded, TlsError};
 
 /// The port of an agent where none is given.
-pub const DEFAULT_PORT: u16 = 8650;
+pub const DEFAULT_PORT: u16 = 7443;
 /// How long TCP and TLS may take together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the server's first frame is waited for.
@@ -56,17 +56,27 @@ impl fmt::Display for Address {
 /// An open connection to the host that was meant.
 pub type Connection = TlsStream<TcpStream>;
 
-/// Connects to a host, or says why not.
+/// Connects to the host `node` of `cluster` (`None`: any of the client's own trust domain), or says why not.
 ///
 /// In TLS 1.3 a client's handshake is over before the server has looked at the client's certificate; a refusal comes afterwards and can be
 /// lost when the client has sent something meanwhile. So the client waits for the server's first HTTP/2 frame, which an agent sends at once,
 /// before it says anything. A server that waits for the client to begin costs a second.
-pub async fn connect(address: &Address, expected: ExpectedHost, credentials: &Credentials) -> Result<Connection, TlsError> {
+pub async fn connect(
+    address: &Address,
+    cluster: Option<&str>,
+    node: Option<&str>,
+    credentials: &Credentials,
+) -> Result<Connection, TlsError> {
     let credentials = credentials.clone();
     let loaded = tokio::task::spawn_blocking(move || credentials.current())
         .await
         .map_err(|e| TlsError::Handshake { address: address.to_string(), why: format!("reading the credentials failed: {e}") })?;
     let text = address.to_string();
+    let expected = ExpectedHost {
+        trust_domain: loaded.identity.trust_domain.clone(),
+        cluster: cluster.map(str::to_owned),
+        node: node.map(str::to_owned),
+    };
     match timeout(CONNECT_TIMEOUT, handshake(address, &text, expected, &loaded)).await {
         Ok(result) => result,
         Err(_) => Err(TlsError::Timeout { address: text, after: CONNECT_TIMEOUT }),

@@ -68,13 +68,12 @@ fn credentials(trusted: &Ca, own: &Issued) -> Credentials {
     Credentials::from_pem(trusted.cert_pem(), &own.cert_pem, &own.key_pem).unwrap()
 }
 
-fn expected(cluster: Option<&str>, node: Option<&str>) -> ExpectedHost {
-    ExpectedHost { trust_domain: "pvelet.example".to_owned(), cluster: cluster.map(str::to_owned), node: node.map(str::to_owned) }
-}
+/// Cluster and node.
+type Expected<'a> = (Option<&'a str>, Option<&'a str>);
 
-async fn try_connect(server: rustls::ServerConfig, expected: ExpectedHost, credentials: &Credentials) -> Result<(), TlsError> {
+async fn try_connect(server: rustls::ServerConfig, (cluster, node): Expected<'_>, credentials: &Credentials) -> Result<(), TlsError> {
     let address: Address = serve(server).await.to_string().parse().unwrap();
-    connect(&address, expected, credentials).await.map(drop)
+    connect(&address, cluster, node, credentials).await.map(drop)
 }
 
 #[tokio::test]
@@ -83,7 +82,7 @@ async fn the_host_that_was_meant_is_taken_wherever_it_is() {
     let credentials = credentials(&ca, &client(&ca));
     for (cluster, node) in [(Some("lab"), Some("pve1")), (None, Some("pve1")), (None, None), (Some("lab"), None)] {
         // The certificate names neither this address nor any other.
-        try_connect(server_config(&ca, &host(&ca, "pve1"), None), expected(cluster, node), &credentials).await.unwrap();
+        try_connect(server_config(&ca, &host(&ca, "pve1"), None), (cluster, node), &credentials).await.unwrap();
     }
 }
 
@@ -93,7 +92,7 @@ async fn every_wrong_server_is_refused_with_its_own_reason() {
     let own = client(&ca);
     let good = credentials(&ca, &own);
     let trusts_both = Credentials::from_pem(&format!("{}{}", ca.cert_pem(), other_domain.cert_pem()), &own.cert_pem, &own.key_pem).unwrap();
-    let pve1 = || expected(Some("lab"), Some("pve1"));
+    let pve1 = || (Some("lab"), Some("pve1"));
     let cases = [
         ("another host's", &good, host(&ca, "pve2"), pve1(), "the certificate is for host pve2, expected pve1"),
         (
@@ -125,7 +124,7 @@ async fn every_wrong_server_is_refused_with_its_own_reason() {
             pve1(),
             "the certificate is not valid before",
         ),
-        ("a client's", &good, client(&ca), expected(None, None), "not for servers"),
+        ("a client's", &good, client(&ca), (None, None), "not for servers"),
     ];
     for (what, credentials, server, expected, words) in cases {
         let error = try_connect(server_config(&ca, &server, None), expected, credentials).await.unwrap_err();
@@ -149,8 +148,7 @@ async fn a_refused_client_learns_why() {
     ];
     for (what, own, words) in cases {
         let credentials = credentials(&ca, &own);
-        let error =
-            try_connect(server_config(&ca, &host(&ca, "pve1"), Some(&crl)), expected(None, Some("pve1")), &credentials).await.unwrap_err();
+        let error = try_connect(server_config(&ca, &host(&ca, "pve1"), Some(&crl)), (None, Some("pve1")), &credentials).await.unwrap_err();
         assert!(matches!(error, TlsError::Refused { .. }), "{what}: {error:?}");
         assert!(error.to_string().contains(words), "{what}: {error}");
         assert!(error.to_string().contains(&own.identity.to_string()), "{what}: {error}");
@@ -164,7 +162,7 @@ async fn what_is_no_agent_is_named() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let nobody: Address = free.local_addr().unwrap().to_string().parse().unwrap();
     drop(free);
-    assert!(matches!(connect(&nobody, expected(None, None), &credentials).await, Err(TlsError::Unreachable { .. })));
+    assert!(matches!(connect(&nobody, None, None, &credentials).await, Err(TlsError::Unreachable { .. })));
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let plain: Address = listener.local_addr().unwrap().to_string().parse().unwrap();
@@ -173,12 +171,12 @@ async fn what_is_no_agent_is_named() {
             let _ = tcp.write_all(b"SSH-2.0-x\r\n").await;
         }
     });
-    let error = connect(&plain, expected(None, None), &credentials).await.map(drop).unwrap_err().to_string();
+    let error = connect(&plain, None, None, &credentials).await.map(drop).unwrap_err().to_string();
     assert!(error.contains("does not speak TLS"), "{error}");
 
     let mut no_h2 = server_config(&ca, &host(&ca, "pve1"), None);
     no_h2.alpn_protocols.clear();
-    let error = try_connect(no_h2, expected(None, None), &credentials).await.unwrap_err().to_string();
+    let error = try_connect(no_h2, (None, None), &credentials).await.unwrap_err().to_string();
     assert!(error.contains("HTTP/2"), "{error}");
 }
 
@@ -195,19 +193,19 @@ async fn changed_files_count_from_the_next_connection_and_bad_ones_not_at_all() 
     put(&old, &client(&old));
     let credentials = Credentials::load(files.clone()).unwrap();
     let server = |ca: &Ca| server_config(ca, &host(ca, "pve1"), None);
-    try_connect(server(&old), expected(None, None), &credentials).await.unwrap();
-    assert!(try_connect(server(&new), expected(None, None), &credentials).await.is_err());
+    try_connect(server(&old), (None, None), &credentials).await.unwrap();
+    assert!(try_connect(server(&new), (None, None), &credentials).await.is_err());
 
     put(&new, &client(&new));
-    try_connect(server(&new), expected(None, None), &credentials).await.unwrap();
+    try_connect(server(&new), (None, None), &credentials).await.unwrap();
 
     fs::write(&files.cert, "half-writt").unwrap();
-    try_connect(server(&new), expected(None, None), &credentials).await.unwrap();
+    try_connect(server(&new), (None, None), &credentials).await.unwrap();
     fs::remove_file(&files.key).unwrap();
-    try_connect(server(&new), expected(None, None), &credentials).await.unwrap();
+    try_connect(server(&new), (None, None), &credentials).await.unwrap();
 
     put(&old, &client(&old));
-    try_connect(server(&old), expected(None, None), &credentials).await.unwrap();
+    try_connect(server(&old), (None, None), &credentials).await.unwrap();
 }
 
 #[test]

@@ -1,0 +1,152 @@
+//! `pveletctl watch`: the events of all hosts in one stream.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use pvelet_proto::v1;
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+
+use super::{CliError, Exit, Io, Session, args::Format, args::Watch, output, view::EventView};
+use crate::agents::{AgentClient, AgentError};
+
+/// The first and the longest pause before a host is asked again.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// The cluster and node of every host whose stream is open. Each agent tells about VMs of its whole cluster; so that each event is told
+/// once, it is taken from the VM's own host, or from the first one where that does not answer.
+#[derive(Clone, Default)]
+struct Open(Arc<Mutex<BTreeMap<String, (String, String)>>>);
+
+impl Open {
+    fn set(&self, host: &str, place: Option<(String, String)>) {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match place {
+            Some(place) => open.insert(host.to_owned(), place),
+            None => open.remove(host),
+        };
+    }
+
+    fn tells(&self, host: &str, node: &str) -> bool {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((cluster, own)) = open.get(host) else { return true };
+        let mut of_cluster = open.iter().filter(|(_, (c, _))| c == cluster);
+        if own == node {
+            return true;
+        }
+        let first = of_cluster.clone().next().is_some_and(|(h, _)| h == host);
+        first && !of_cluster.any(|(_, (_, n))| n == node)
+    }
+}
+
+pub(super) async fn watch(session: &Session, args: &Watch) -> Result<Exit, CliError> {
+    let (send, mut events) = mpsc::channel(256);
+    let (open, mut tasks) = (Open::default(), JoinSet::new());
+    for agent in &session.agents {
+        tasks.spawn(host(agent.clone(), open.clone(), session.io.clone(), send.clone()));
+    }
+    drop(send);
+    let mut left = args.count.unwrap_or(u64::MAX);
+    while left > 0 {
+        let Some(event) = events.recv().await else {
+            // Every host has refused for good.
+            return Ok(Exit::Unreachable);
+        };
+        if event.event == "existing" && !args.existing {
+            continue;
+        }
+        session.io.print(&render(session.format, &event)?)?;
+        left -= 1;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Watches one host until it refuses for good or nobody listens.
+async fn host(agent: AgentClient, open: Open, io: Io, send: mpsc::Sender<EventView>) {
+    let mut pause = PAUSE.0;
+    let mut last = String::new();
+    loop {
+        let mut told = false;
+        let error = stream(&agent, &open, &send, &mut told).await;
+        open.set(agent.name(), None);
+        let Err(error) = error else { return };
+        if told {
+            (pause, last) = (PAUSE.0, String::new());
+        }
+        let again = error.retryable() || error.unreachable() && error.code == tonic::Code::Unavailable;
+        let line = error.to_string();
+        if line != last {
+            io.warn(&format!("{line}; {}", if again { "trying again" } else { "given up" }));
+            last = line;
+        }
+        if !again {
+            return;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// One stream to its end; `Ok` when nobody listens any more.
+async fn stream(agent: &AgentClient, open: &Open, send: &mpsc::Sender<EventView>, told: &mut bool) -> Result<(), AgentError> {
+    let place = agent.get_host().await?;
+    let mut stream = agent.answer(agent.host().watch_host(v1::WatchHostRequest {}).await)?;
+    open.set(agent.name(), Some((place.cluster, place.node)));
+    while let Some(message) = stream.message().await.map_err(|s| agent.error(&s))? {
+        *told = true;
+        let Some(event) = EventView::new(agent.name(), &message) else { continue };
+        let mine = event.vm.as_ref().is_none_or(|vm| open.tells(agent.name(), &vm.node));
+        if mine && send.send(event).await.is_err() {
+            return Ok(());
+        }
+    }
+    Err(agent.error(&tonic::Status::unavailable("the agent ended the stream")))
+}
+
+fn render(format: Format, event: &EventView) -> Result<String, CliError> {
+    match format {
+        Format::Json => serde_json::to_string(event).map(|l| l + "\n").map_err(|e| CliError::Output(std::io::Error::other(e))),
+        Format::Yaml => Ok(format!("---\n{}", output::yaml(event)?)),
+        Format::Table => Ok(line(event) + "\n"),
+    }
+}
+
+fn line(e: &EventView) -> String {
+    let mut line = format!("{}  {}  {}", e.time.as_deref().unwrap_or("-"), e.host, e.event);
+    if let Some(vm) = &e.vm {
+        line += &format!("  {}  {}  {}", vm.vmid, if vm.name.is_empty() { "-" } else { &vm.name }, vm.state);
+        if !e.from_node.is_empty() {
+            line += &format!("  from {} to {}", e.from_node, vm.node);
+        }
+        if !vm.lock.is_empty() {
+            line += &format!("  locked: {}", vm.lock);
+        }
+    }
+    if let Some(f) = &e.facts {
+        line += &format!("  mode {}, state {}, {}", f.mode, f.state, if f.quorate { "quorate" } else { "no quorum" });
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_event_is_told_by_one_host() {
+        let open = Open::default();
+        for (host, cluster, node) in [("a", "lab", "pve1"), ("b", "lab", "pve2"), ("c", "prod", "pve1")] {
+            open.set(host, Some((cluster.to_owned(), node.to_owned())));
+        }
+        // Its own host, whatever others say.
+        assert!(open.tells("b", "pve2") && !open.tells("a", "pve2"));
+        // Another cluster's node of the same name is another node.
+        assert!(open.tells("c", "pve1") && open.tells("a", "pve1"));
+        // A node without an agent here: the first of its cluster.
+        assert!(open.tells("a", "pve9") && !open.tells("b", "pve9") && open.tells("c", "pve9"));
+        open.set("b", None);
+        assert!(open.tells("a", "pve2"));
+    }
+}
