@@ -5,11 +5,11 @@
 
 /// Every crash point, in the order in which an operation passes them. A test checks that each stands in the code exactly once.
 pub const NAMES: &[&str] = &[
+    "task.upid_written",
     "clone.leased",
     "clone.intent_written",
     "clone.lane_held",
     "clone.called",
-    "clone.upid_written",
     "clone.task_ended",
     "clone.checked",
     "clone.bound",
@@ -24,14 +24,12 @@ pub const NAMES: &[&str] = &[
     "configure.end_written",
     "power.intent_written",
     "power.called",
-    "power.upid_written",
     "power.task_ended",
     "power.before_end",
     "power.end_written",
     "delete.intent_written",
     "delete.stopped",
     "delete.called",
-    "delete.upid_written",
     "delete.task_ended",
     "delete.volumes_checked",
     "delete.end_written",

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Lane, LeaseRequest, Operations, State, TaskRef, record::Entry};
-use crate::error::Error;
+use crate::{crash_point, error::Error};
 
 /// An operation that is being carried out. Cheap to clone; dropping it ends nothing.
 #[derive(Clone)]
@@ -109,14 +109,39 @@ impl Handle {
         self.operations.journal.durable(number).await
     }
 
-    /// Records a task of PVE, and returns when that is on the disk. Errors: `Journal`.
-    pub async fn task(&self, task: TaskRef) -> Result<(), Error> {
+    /// Records a task of PVE. It is queued for the disk at once and not waited for: the task runs, and its log and the config tell the rest
+    /// if the agent dies before.
+    pub fn task(&self, task: TaskRef) {
         let number = {
             let mut inner = self.operations.lock();
             if let Some(entry) = inner.entries.get_mut(&self.name).filter(|e| !e.state.tasks.contains(&task)) {
                 entry.state.tasks.push(task.clone());
                 self.operations.publish(&mut inner, &self.name, |op| op.upids.push(task.upid));
             }
+            self.operations.queue(&mut inner, &self.name, Vec::new())
+        };
+        let (journal, name) = (Arc::clone(&self.operations.journal), self.name.clone());
+        tokio::spawn(async move {
+            if let Err(error) = journal.durable(number).await {
+                tracing::error!(operation = name, %error, "a task id is not on the disk");
+            }
+            crash_point!("task.upid_written");
+        });
+    }
+
+    /// Begins to undo: there is no way forward any more, also after a restart. Returns when that is on the disk. Errors: `Journal`.
+    pub async fn undo(&self, error: &Error) -> Result<(), Error> {
+        let status = error.to_rpc_status();
+        let number = {
+            let mut inner = self.operations.lock();
+            if let Some(entry) = inner.entries.get_mut(&self.name) {
+                entry.state.undoing = true;
+                entry.committed = Some("it is being undone already");
+            }
+            self.operations.publish(&mut inner, &self.name, |op| {
+                op.error.get_or_insert(status);
+                "undoing".clone_into(&mut op.step);
+            });
             self.operations.queue(&mut inner, &self.name, Vec::new())
         };
         self.operations.journal.durable(number).await

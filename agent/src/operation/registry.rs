@@ -347,15 +347,18 @@ impl Operations {
             let inner = &mut *guard;
             let Some(entry) = inner.entries.get(name) else { return };
             let mut shown = (*entry.shown).clone();
-            let (state, reason) = match &result {
-                Ok(()) => (v1::OperationState::Succeeded, ""),
-                Err(e @ Error::Cancelled { .. }) => (v1::OperationState::Cancelled, e.reason()),
-                Err(e) => (v1::OperationState::Failed, e.reason()),
+            // What made the operation be undone stands there already, also after a restart of the agent.
+            let error = result.as_ref().err().map(|e| shown.error.take().unwrap_or_else(|| e.to_rpc_status()));
+            let state = match &error {
+                None => v1::OperationState::Succeeded,
+                Some(status) if status.code == i32::from(tonic::Code::Cancelled) => v1::OperationState::Cancelled,
+                Some(_) => v1::OperationState::Failed,
             };
+            let reason = result.as_ref().err().map_or("", Error::reason);
             shown.state = state.into();
             shown.end_time = Some(timestamp(now));
             shown.step.clear();
-            shown.error = result.as_ref().err().map(Error::to_rpc_status);
+            shown.error = error;
             if result.is_ok() {
                 shown.progress.get_or_insert_default().percent = 100;
             }

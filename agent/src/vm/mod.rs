@@ -1,3 +1,316 @@
-//! VMs.
+//! VMs: what the calls of `VmService` mean.
+//!
+//! Each mutation has three parts: `accept` checks everything that can be checked and begins the operation; `run` carries it out, detached
+//! from the call; `settle` goes on with what a former run of the agent left. `run` and `settle` share their steps, and each step judges by
+//! what is true in PVE, not by what the agent remembers having done.
 
+mod change;
+mod clone;
+mod configure;
+mod delete;
+mod failure;
 pub mod mark;
+mod power;
+mod rollback;
+mod select;
+mod settle;
+mod task;
+#[cfg(test)]
+mod tests;
+mod validate;
+pub mod view;
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use pvelet_proto::{reason, v1};
+use tokio::time::Instant;
+
+use crate::{
+    error::Error,
+    host::{
+        links::Links,
+        pve::{Inventory, Pve, StorageInfo, VmRecord},
+    },
+    operation::{Body, Caller, Handle, Operations, canonical_meta},
+};
+
+/// Facts about storages are used for so long: PVE takes 20 ms a storage to tell them.
+const STORAGES_MAX_AGE: Duration = Duration::from_secs(10);
+
+/// Whether the agent changes anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Every mutation is refused with `ObserveOnly`.
+    Observe,
+    /// Mutations too.
+    Manage,
+}
+
+/// What is configured about VMs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This node.
+    pub node: String,
+    /// First and last VMID that may be given to new VMs.
+    pub vmid_range: (u32, u32),
+    /// How long a VMID rests after its VM is gone: PVE's own clean-up after a stop may last 30 s.
+    pub lease_quarantine: Duration,
+    /// Whether the agent changes anything.
+    pub mode: Mode,
+    /// The first pause before a lock of PVE is tried again; doubled up to 50 times of it.
+    pub lock_pause: Duration,
+    /// How long the task of a call whose answer was lost is looked for.
+    pub lost_answer: Duration,
+}
+
+impl Settings {
+    /// The defaults for a node.
+    pub fn new(node: impl Into<String>, vmid_range: (u32, u32), mode: Mode) -> Self {
+        Self {
+            node: node.into(),
+            vmid_range,
+            lease_quarantine: Duration::from_secs(300),
+            mode,
+            lock_pause: Duration::from_millis(200),
+            lost_answer: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The VMs of this host. Cheap to clone.
+#[derive(Clone)]
+pub struct Vms {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) pve: Arc<dyn Pve>,
+    pub(crate) links: Arc<dyn Links>,
+    pub(crate) ops: Arc<Operations>,
+    pub(crate) settings: Settings,
+    manage: AtomicBool,
+    storages: Mutex<Option<(Instant, Arc<Vec<StorageInfo>>)>>,
+}
+
+impl Vms {
+    /// VMs as `pve` has them.
+    pub fn new(pve: Arc<dyn Pve>, links: Arc<dyn Links>, ops: Arc<Operations>, settings: Settings) -> Self {
+        let manage = AtomicBool::new(settings.mode == Mode::Manage);
+        Self { inner: Arc::new(Inner { pve, links, ops, settings, manage, storages: Mutex::new(None) }) }
+    }
+
+    /// Changes the mode. Operations that run go on.
+    pub fn set_mode(&self, mode: Mode) {
+        self.inner.manage.store(mode == Mode::Manage, Ordering::Relaxed);
+    }
+
+    /// Goes on with the operations that the last run of the agent left unfinished. Returns when each is being worked on; while PVE or the
+    /// quorum is away they wait for it, and stay `RUNNING`. To be called once, before calls are served.
+    pub async fn settle(&self) {
+        Inner::settle(&self.inner).await;
+    }
+
+    /// Begins to make a VM. Returns the operation once its intent is on the disk. Errors: those of `VmService.CloneVm`.
+    pub async fn clone_vm(&self, caller: &Caller, request: v1::CloneVmRequest) -> Result<v1::Operation, Error> {
+        let target = v1::VmRef { vmid: request.vmid, uuid: String::new() };
+        let canonical = v1::CloneVmRequest { meta: request.meta.as_ref().map(canonical_meta), ..request };
+        let call = self.call(caller, v1::OperationKind::CloneVm, canonical.meta.as_ref(), request.meta.as_ref(), target, &canonical)?;
+        Inner::answer(&self.inner, &call, Inner::accept_clone(&self.inner, &call, canonical)).await
+    }
+
+    /// Begins to change settings. Errors: those of `VmService.ConfigureVm`.
+    pub async fn configure_vm(&self, caller: &Caller, request: v1::ConfigureVmRequest) -> Result<v1::Operation, Error> {
+        let target = request.vm.clone().unwrap_or_default();
+        let canonical = v1::ConfigureVmRequest { meta: request.meta.as_ref().map(canonical_meta), ..request };
+        let call = self.call(caller, v1::OperationKind::ConfigureVm, canonical.meta.as_ref(), request.meta.as_ref(), target, &canonical)?;
+        Inner::answer(&self.inner, &call, Inner::accept_configure(&self.inner, &call, canonical)).await
+    }
+
+    /// Begins to start a VM. Errors: those of `VmService.StartVm`.
+    pub async fn start_vm(&self, caller: &Caller, request: v1::StartVmRequest) -> Result<v1::Operation, Error> {
+        let target = request.vm.clone().unwrap_or_default();
+        let canonical = v1::StartVmRequest { meta: request.meta.as_ref().map(canonical_meta), ..request };
+        let call = self.call(caller, v1::OperationKind::StartVm, canonical.meta.as_ref(), request.meta.as_ref(), target, &canonical)?;
+        Inner::answer(&self.inner, &call, Inner::accept_power(&self.inner, &call, power::Wish::Start)).await
+    }
+
+    /// Begins to shut a VM down. Errors: those of `VmService.ShutdownVm`.
+    pub async fn shutdown_vm(&self, caller: &Caller, request: v1::ShutdownVmRequest) -> Result<v1::Operation, Error> {
+        let target = request.vm.clone().unwrap_or_default();
+        let canonical = v1::ShutdownVmRequest { meta: request.meta.as_ref().map(canonical_meta), ..request };
+        let call = self.call(caller, v1::OperationKind::ShutdownVm, canonical.meta.as_ref(), request.meta.as_ref(), target, &canonical)?;
+        let wish = power::Wish::shutdown(&canonical);
+        Inner::answer(&self.inner, &call, async { Inner::accept_power(&self.inner, &call, wish?).await }).await
+    }
+
+    /// Begins to stop a VM. Errors: those of `VmService.StopVm`.
+    pub async fn stop_vm(&self, caller: &Caller, request: v1::StopVmRequest) -> Result<v1::Operation, Error> {
+        let target = request.vm.clone().unwrap_or_default();
+        let canonical = v1::StopVmRequest { meta: request.meta.as_ref().map(canonical_meta), ..request };
+        let call = self.call(caller, v1::OperationKind::StopVm, canonical.meta.as_ref(), request.meta.as_ref(), target, &canonical)?;
+        Inner::answer(&self.inner, &call, Inner::accept_power(&self.inner, &call, power::Wish::Stop)).await
+    }
+
+    /// Begins to reset a VM. Errors: those of `VmService.ResetVm`.
+    pub async fn reset_vm(&self, caller: &Caller, request: v1::ResetVmRequest) -> Result<v1::Operation, Error> {
+        let target = request.vm.clone().unwrap_or_default();
+        let canonical = v1::ResetVmRequest { meta: request.meta.as_ref().map(canonical_meta), ..request };
+        let call = self.call(caller, v1::OperationKind::ResetVm, canonical.meta.as_ref(), request.meta.as_ref(), target, &canonical)?;
+        Inner::answer(&self.inner, &call, Inner::accept_power(&self.inner, &call, power::Wish::Reset)).await
+    }
+
+    /// Begins to delete a VM. Errors: those of `VmService.DeleteVm`.
+    pub async fn delete_vm(&self, caller: &Caller, request: v1::DeleteVmRequest) -> Result<v1::Operation, Error> {
+        let target = request.vm.clone().unwrap_or_default();
+        let canonical = v1::DeleteVmRequest { meta: request.meta.as_ref().map(canonical_meta), ..request };
+        let call = self.call(caller, v1::OperationKind::DeleteVm, canonical.meta.as_ref(), request.meta.as_ref(), target, &canonical)?;
+        Inner::answer(&self.inner, &call, Inner::accept_delete(&self.inner, &call, canonical)).await
+    }
+
+    /// VMs by ascending VMID. `tenant`: only those whose mark names it, whatever the request says. Errors: `Invalid`.
+    pub fn list(&self, request: &v1::ListVmsRequest, tenant: Option<&str>) -> Result<v1::ListVmsResponse, Error> {
+        select::list(&self.inner.pve.inventory(), request, tenant)
+    }
+
+    /// One VM, by VMID, UUID or both. `tenant`: another's VM is not found. Errors: `VmNotFound`, `UuidMismatch`, `AmbiguousUuid`, `Invalid`.
+    pub fn get(&self, vm: &v1::VmRef, tenant: Option<&str>) -> Result<v1::Vm, Error> {
+        select::get(&self.inner.pve.inventory(), vm, tenant)
+    }
+
+    fn call(
+        &self,
+        caller: &Caller,
+        kind: v1::OperationKind,
+        canonical: Option<&v1::RequestMeta>,
+        meta: Option<&v1::RequestMeta>,
+        target: v1::VmRef,
+        request: &impl prost::Message,
+    ) -> Result<Call, Error> {
+        validate::meta(canonical)?;
+        let meta = meta.cloned().unwrap_or_default();
+        Ok(Call { caller: caller.clone(), kind, meta, target, body: Body::new(kind, request) })
+    }
+}
+
+/// A mutating call.
+pub(crate) struct Call {
+    pub(crate) caller: Caller,
+    pub(crate) kind: v1::OperationKind,
+    pub(crate) meta: v1::RequestMeta,
+    pub(crate) target: v1::VmRef,
+    pub(crate) body: Body,
+}
+
+impl Inner {
+    /// What every mutating call shares: a call that was made before gets its operation, whatever is true now; else `accept` decides, and
+    /// a refusal is audited. `accept` returns the operation's name.
+    async fn answer(
+        this: &Arc<Self>,
+        call: &Call,
+        accept: impl Future<Output = Result<String, Error>>,
+    ) -> Result<v1::Operation, Error> {
+        if !this.manage.load(Ordering::Relaxed) {
+            this.ops.refused(&call.caller, &call.meta, call.kind, &call.target, &Error::ObserveOnly);
+            return Err(Error::ObserveOnly);
+        }
+        let name = match this.ops.existing(&call.meta, call.kind, &call.body) {
+            Ok(Some(name)) => name,
+            Ok(None) => match Box::pin(accept).await {
+                Ok(name) => name,
+                // Between the two looks the same call may have begun it and made the preconditions untrue.
+                Err(error) => match this.ops.existing(&call.meta, call.kind, &call.body)? {
+                    Some(name) => name,
+                    None => {
+                        this.ops.refused(&call.caller, &call.meta, call.kind, &call.target, &error);
+                        return Err(error);
+                    }
+                },
+            },
+            Err(error) => {
+                this.ops.refused(&call.caller, &call.meta, call.kind, &call.target, &error);
+                return Err(error);
+            }
+        };
+        this.ops.written(&name).await
+    }
+
+    /// The inventory, when this node may write. Errors: `PveFsHung`, `NoQuorum`.
+    pub(crate) fn writable(&self) -> Result<Arc<Inventory>, Error> {
+        let inventory = self.pve.inventory();
+        if !inventory.complete || inventory.hung_since.is_some() {
+            return Err(Error::PveFsHung { detail: "no answer below /etc/pve".to_owned() });
+        }
+        if !inventory.quorate {
+            return Err(Error::NoQuorum { node: self.settings.node.clone() });
+        }
+        Ok(inventory)
+    }
+
+    /// The VM that a mutating call names, when it is this node's and the caller's to change.
+    pub(crate) async fn target(&self, call: &Call) -> Result<Arc<VmRecord>, Error> {
+        validate::vm_ref(&call.target)?;
+        let inventory = self.writable()?;
+        let vmid = call.target.vmid;
+        // Read now: the inventory may be 250 ms old, and a decision to change or delete hangs on it.
+        let found = self.pve.read_vm(vmid).await?;
+        select::target(&inventory, found, &call.target, &self.settings.node, call.caller.tenant(), &call.caller.identity.to_string())
+    }
+
+    /// The storages, at most ten seconds old. Errors: `PveDown`.
+    pub(crate) async fn storages(&self) -> Result<Arc<Vec<StorageInfo>>, Error> {
+        let now = Instant::now();
+        let cached = self.storages.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, storages)) = cached.filter(|(at, _)| now.duration_since(*at) < STORAGES_MAX_AGE) {
+            return Ok(storages);
+        }
+        let storages = Arc::new(self.pve.storages().await?);
+        *self.storages.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, Arc::clone(&storages)));
+        Ok(storages)
+    }
+
+    /// Runs `work` detached. If it panics, the operation ends with an error instead of running for ever.
+    pub(crate) fn spawn(handle: Handle, work: impl Future<Output = ()> + Send + 'static) {
+        let task = tokio::spawn(work);
+        tokio::spawn(async move {
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!(operation = handle.name(), "an operation panicked; a restart of the agent settles it");
+                handle.step("stopped by a fault of the agent; a restart of the agent settles it");
+            }
+        });
+    }
+
+    /// When an operation that begins now has to end.
+    pub(crate) fn deadline(after: Duration) -> Limit {
+        Limit { at: Instant::now() + after, after }
+    }
+}
+
+/// An operation's deadline.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    pub(crate) at: Instant,
+    pub(crate) after: Duration,
+}
+
+impl Limit {
+    pub(crate) fn over(&self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    pub(crate) fn timeout(&self, what: impl Into<String>) -> Error {
+        Error::OperationTimeout { after: self.after, what: what.into() }
+    }
+}
+
+/// A missing message part.
+pub(crate) fn missing(field: &str) -> Error {
+    Error::invalid(field, reason::INVALID_FIELD, "it is missing")
+}

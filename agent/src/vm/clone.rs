@@ -1,0 +1,478 @@
+//! CloneVm: a new VM from a template, whole or not at all.
+//!
+//! The steps: check everything; lease a VMID; write the intent; enter the storage's lane; have PVE clone, with the mark in the description;
+//! judge by the new config whether it is made; bind the mark to the new UUID together with the settings, in one write; grow the boot disk;
+//! look at the result. Whatever fails is undone by [`super::rollback`].
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use prost::Message;
+use pvelet_proto::v1;
+use tokio::time::Instant;
+
+use super::{
+    Call, Inner, Limit, change,
+    failure::{Failed, lock_timeout},
+    mark::{self, Mark},
+    select,
+    task::Backoff,
+    validate, view,
+};
+use crate::{
+    crash_point,
+    error::Error,
+    host::pve::{CloneCall, TaskEnd, Upid, VmRecord},
+    operation::{Begin, Begun, Guards, Handle, Lane, LeaseRequest, State},
+};
+
+/// What stands under a VMID, seen from one clone operation.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Found {
+    /// Nothing.
+    Absent,
+    /// A clone in the making: PVE's temporary config, which names nobody.
+    InTheMaking,
+    /// The VM of this operation.
+    Ours(Arc<VmRecord>),
+    /// The VM of this operation, moved to another node.
+    OursElsewhere(Arc<VmRecord>),
+    /// Somebody else's.
+    Foreign,
+}
+
+/// Judges what stands under a clone's VMID.
+pub(super) fn judge(record: Option<Arc<VmRecord>>, operation: uuid::Uuid, node: &str) -> Found {
+    let Some(vm) = record else { return Found::Absent };
+    let uuid = vm.config.uuid().map(str::to_ascii_lowercase);
+    match Mark::own(&vm.config.description, uuid.as_deref()) {
+        Some(mark) if mark.operation == operation && vm.node == node => Found::Ours(vm),
+        Some(mark) if mark.operation == operation => Found::OursElsewhere(vm),
+        Some(_) => Found::Foreign,
+        None if vm.node == node && uuid.is_none() && vm.config.lock() == Some("clone") => Found::InTheMaking,
+        None => Found::Foreign,
+    }
+}
+
+/// What follows from how a clone task ended and what stands there now.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Verdict {
+    /// It is made; go on with its settings.
+    Made(Arc<VmRecord>),
+    /// PVE gave up on a lock and left nothing; ask again.
+    Again(String),
+    /// It failed.
+    Failed(Error),
+}
+
+/// The decision after a clone task. The end alone never counts.
+pub(super) fn verdict(end: &TaskEnd, found: Found, failed: &Failed<'_>) -> Verdict {
+    match (end, found) {
+        (_, Found::OursElsewhere(vm)) => Verdict::Failed(Error::VmOnOtherHost { vmid: vm.vmid, node: vm.node.clone() }),
+        // Without an end line the config tells whether it came to its end: PVE takes the lock off last.
+        (TaskEnd::Ok | TaskEnd::Warnings(_) | TaskEnd::NoEndLine, Found::Ours(vm)) if vm.config.lock().is_none() => Verdict::Made(vm),
+        (TaskEnd::Error(message), Found::Absent) => match lock_timeout(message) {
+            Some(what) => Verdict::Again(what),
+            None => Verdict::Failed(failed.error()),
+        },
+        (TaskEnd::Error(_), _) => Verdict::Failed(failed.error()),
+        (TaskEnd::Ok | TaskEnd::Warnings(_), Found::Foreign) => Verdict::Failed(Error::VmidInUse { vmid: failed.vmid, node: None }),
+        (end, found) => {
+            let is = match found {
+                Found::Absent => "there is no such VM",
+                Found::InTheMaking => "the VM is half made",
+                Found::Ours(_) => "the VM is still locked",
+                _ => "the VM is somebody else's",
+            };
+            let said = match end {
+                TaskEnd::Ok => "ended OK".to_owned(),
+                TaskEnd::Warnings(lines) => format!("ended with warnings ({})", lines.join("; ")),
+                _ => "was killed".to_owned(),
+            };
+            Verdict::Failed(Error::PveFailed { message: format!("the clone task {said}, yet {is}"), upid: Some(failed.upid.to_owned()) })
+        }
+    }
+}
+
+impl Inner {
+    /// Checks a clone request and begins the operation; returns its name.
+    pub(super) async fn accept_clone(this: &Arc<Self>, call: &Call, request: v1::CloneVmRequest) -> Result<String, Error> {
+        let config = request.config.clone().unwrap_or_default();
+        let mut violations = validate::clone_request(&request, this.settings.vmid_range);
+        violations.extend(validate::config(&config));
+        validate::done(violations)?;
+        let inventory = this.writable()?;
+        let node = &this.settings.node;
+        let template = select::template(&inventory, node, request.source.as_ref())?;
+        if let Some(lock) = template.config.lock() {
+            return Err(Error::VmLocked { vmid: template.vmid, lock: lock.to_owned() });
+        }
+        let full = request.mode() == v1::CloneMode::Full;
+        if config.cloud_init.is_some() && view::cloud_init_drive(&template.config).is_none() {
+            return Err(Error::NoCloudInitDrive { vmid: template.vmid });
+        }
+        let disk = view::boot_disk(&template.config);
+        if let Some(bytes) = config.boot_disk_bytes {
+            Self::may_grow(disk.as_ref(), bytes)?;
+        }
+        if let Some(nics) = &config.nics {
+            this.check_nics(&nics.nics, &inventory, 0)?;
+        }
+        if !request.pool.is_empty() && !inventory.pools.contains(&request.pool) {
+            return Err(Error::PoolNotFound { pool: request.pool.clone() });
+        }
+        let owner = request.owner.clone().unwrap_or_default();
+        let mut guards = Guards { exclusive: Vec::new(), shared: vec![Guards::vm(template.vmid)] };
+        if !owner.machine_uid.is_empty() {
+            let of_machine = |vm: &&Arc<VmRecord>| {
+                view::bound_mark(vm).is_some_and(|m| m.machine_uid == owner.machine_uid && m.tenant == call.meta.tenant && m.cluster == owner.cluster)
+            };
+            if let Some(vm) = inventory.vms.values().find(of_machine) {
+                return Err(Error::MachineHasVm { machine_uid: owner.machine_uid, vmid: vm.vmid, node: vm.node.clone() });
+            }
+            guards.exclusive.push(format!("machine {}/{}/{}", call.meta.tenant, owner.cluster, owner.machine_uid));
+        }
+        let storages = this.clone_storages(&request, &template, full).await?;
+        let lease = LeaseRequest { range: this.settings.vmid_range, vmid: request.vmid, used: inventory.vmids.clone() };
+        let state = State {
+            template: template.vmid,
+            name: config.name.clone().unwrap_or_default(),
+            storages,
+            ..State::default()
+        };
+        let begin = Begin {
+            caller: &call.caller,
+            meta: &call.meta,
+            kind: call.kind,
+            body: call.body.clone(),
+            target: v1::VmRef::default(),
+            guards,
+            lease: Some(lease.clone()),
+            state,
+        };
+        match this.ops.begin(begin)? {
+            Begun::Existing(name) => Ok(name),
+            Begun::New(h) => {
+                crash_point!("clone.leased");
+                let name = h.name().to_owned();
+                let inner = Arc::clone(this);
+                Self::spawn(h.clone(), async move {
+                    if h.written().await.is_ok() {
+                        crash_point!("clone.intent_written");
+                        inner.run_clone(&h, &request, Some((template, lease))).await;
+                    }
+                });
+                Ok(name)
+            }
+        }
+    }
+
+    /// Where the new disks go, the lane's storage first; it exists, works and has room as far as can be told.
+    async fn clone_storages(&self, request: &v1::CloneVmRequest, template: &VmRecord, full: bool) -> Result<Vec<String>, Error> {
+        let disks: Vec<(String, u64)> = template
+            .config
+            .drives()
+            .filter_map(|(_, value)| {
+                let volume = value.split(',').next().unwrap_or_default();
+                let size = value.split(',').find_map(|p| p.strip_prefix("size=")).and_then(view::parse_size);
+                let (storage, _) = volume.split_once(':')?;
+                view::owner_of(volume).map(|_| (storage.to_owned(), size.unwrap_or(0)))
+            })
+            .collect();
+        let boot = view::boot_disk(&template.config).map(|d| d.storage);
+        let mut storages: Vec<String> = if full && !request.storage.is_empty() { vec![request.storage.clone()] } else { boot.into_iter().collect() };
+        if request.storage.is_empty() {
+            storages.extend(disks.iter().map(|(s, _)| s.clone()));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        storages.retain(|s| seen.insert(s.clone()));
+        if !full {
+            // PVE itself takes 20 ms a storage to tell its state, more than the clone's own share; a storage that fails ends the task.
+            return Ok(storages);
+        }
+        let known = self.storages().await?;
+        for storage in &storages {
+            let not_found = || Error::StorageNotFound { storage: storage.clone(), node: self.settings.node.clone() };
+            let info = known.iter().find(|s| s.id == *storage).ok_or_else(not_found)?;
+            let offline = |detail: &str| Error::StorageOffline { storage: storage.clone(), detail: detail.to_owned() };
+            if !info.enabled {
+                return Err(offline("it is disabled"));
+            }
+            if !info.active {
+                return Err(offline("it is not active on this node"));
+            }
+            if !info.content.iter().any(|c| c == "images") {
+                let text = format!("'{storage}' does not hold disk images (content: {}); choose another, or add content type images to it", info.content.join(", "));
+                return Err(Error::invalid("storage", pvelet_proto::reason::INVALID_FIELD, text));
+            }
+            let here = |s: &str| !request.storage.is_empty() || s == *storage;
+            let needed: u64 = disks.iter().filter(|(s, _)| here(s)).map(|(_, size)| size).sum();
+            // Thin storages may promise more than they have; one that is fuller than full is refused, a tight one is left to PVE.
+            if info.total > 0 && info.available == 0 && needed > 0 {
+                return Err(Error::StorageFull { storage: storage.clone(), detail: format!("{needed} bytes are needed, none is free") });
+            }
+            let thick = matches!(info.kind.as_str(), "lvm" | "iscsi" | "iscsidirect");
+            if thick && info.available < needed {
+                let detail = format!("{needed} bytes are needed, {} are free", info.available);
+                return Err(Error::StorageFull { storage: storage.clone(), detail });
+            }
+        }
+        Ok(storages)
+    }
+
+    /// Carries a clone out, or goes on with it: `fresh` is its template and lease when it has just begun.
+    pub(super) async fn run_clone(&self, h: &Handle, request: &v1::CloneVmRequest, fresh: Option<(Arc<VmRecord>, LeaseRequest)>) {
+        let limits = self.ops.settings().deadlines;
+        let full = request.mode() == v1::CloneMode::Full;
+        let limit = Self::deadline(if full { limits.clone_full } else { limits.clone_linked });
+        // Whether a clone may be under way that no UPID is known of.
+        let lost = AtomicBool::new(fresh.is_none());
+        let result = if h.state().undoing {
+            Err(Error::AgentRestarted)
+        } else {
+            Box::pin(self.make_clone(h, request, fresh, limit, &lost)).await
+        };
+        if let Err(error) = &result {
+            self.undo_clone(h, error, lost.load(Ordering::Relaxed)).await;
+        }
+        crash_point!("clone.before_end");
+        h.finish(result, Some(self.settings.lease_quarantine)).await;
+        crash_point!("clone.end_written");
+    }
+
+    async fn make_clone(
+        &self,
+        h: &Handle,
+        request: &v1::CloneVmRequest,
+        fresh: Option<(Arc<VmRecord>, LeaseRequest)>,
+        limit: Limit,
+        lost: &AtomicBool,
+    ) -> Result<(), Error> {
+        let mark = Mark {
+            operation: h.uuid(),
+            tenant: request.meta.as_ref().map(|m| m.tenant.clone()).unwrap_or_default(),
+            cluster: request.owner.as_ref().map(|o| o.cluster.clone()).unwrap_or_default(),
+            machine_uid: request.owner.as_ref().map(|o| o.machine_uid.clone()).unwrap_or_default(),
+            uuid: None,
+        };
+        let vm = match fresh {
+            Some((template, lease)) => self.clone_fresh(h, request, (&template, &lease), &mark, limit, lost).await?,
+            None => self.clone_found(h, request, limit).await?,
+        };
+        crash_point!("clone.checked");
+        h.check_cancelled()?;
+        let vm = self.bind(h, request, vm, &mark, limit).await?;
+        crash_point!("clone.bound");
+        if let Some(bytes) = request.config.as_ref().and_then(|c| c.boot_disk_bytes) {
+            self.grow(h, vm.vmid, bytes, limit, true).await?;
+            crash_point!("clone.resized");
+        }
+        h.commit("the VM is made")
+    }
+
+    async fn clone_fresh(
+        &self,
+        h: &Handle,
+        request: &v1::CloneVmRequest,
+        (template, lease): (&VmRecord, &LeaseRequest),
+        mark: &Mark,
+        limit: Limit,
+        lost: &AtomicBool,
+    ) -> Result<Arc<VmRecord>, Error> {
+        let full = request.mode() == v1::CloneMode::Full;
+        let state = h.state();
+        let storage = state.storages.first().cloned().unwrap_or_default();
+        let lane = if full { Lane::Long } else { Lane::Short };
+        let wanted = request.config.as_ref().and_then(|c| c.description.clone());
+        let text = wanted.unwrap_or_else(|| mark::strip(&template.config.description));
+        let mut backoff = Backoff::new(self.settings.lock_pause);
+        loop {
+            let place = h.enter(&storage, lane, limit.at, limit.after).await?;
+            crash_point!("clone.lane_held");
+            let vmid = self.clean_vmid(h, &storage, lease).await?;
+            h.check_cancelled()?;
+            h.step("cloning");
+            let call = CloneCall {
+                template: template.vmid,
+                vmid,
+                name: state.name.clone(),
+                description: mark.append_to(&text),
+                full,
+                storage: Some(request.storage.clone()).filter(|s| full && !s.is_empty()),
+                pool: Some(request.pool.clone()).filter(|p| !p.is_empty()),
+            };
+            let called = Instant::now();
+            let upid = match self.pve.clone_vm(&call).await {
+                Ok(upid) => {
+                    h.task(crate::operation::TaskRef { purpose: "clone".to_owned(), upid: upid.text.clone(), found: false });
+                    upid
+                }
+                Err(Error::LockTimeout { what }) => {
+                    drop(place);
+                    self.wait_for_lock(h, &what, &mut backoff, limit).await?;
+                    continue;
+                }
+                Err(Error::PveAnswerLost { detail }) => {
+                    lost.store(true, Ordering::Relaxed);
+                    let found = self.find_clone(h).await?;
+                    lost.store(false, Ordering::Relaxed);
+                    found.ok_or(Error::PveDown { detail })?
+                }
+                Err(e) => return Err(e),
+            };
+            crash_point!("clone.called");
+            match self.clone_task(h, &upid, called, limit).await? {
+                Verdict::Made(vm) => return Ok(vm),
+                Verdict::Failed(error) => return Err(error),
+                Verdict::Again(what) => {
+                    drop(place);
+                    self.wait_for_lock(h, &what, &mut backoff, limit).await?;
+                }
+            }
+        }
+    }
+
+    /// Follows a clone task and judges what came of it.
+    async fn clone_task(&self, h: &Handle, upid: &Upid, called: Instant, limit: Limit) -> Result<Verdict, Error> {
+        let followed = self.follow(h, upid, called, limit, true).await?;
+        crash_point!("clone.task_ended");
+        if let Some(error) = followed.interrupted {
+            return Err(error);
+        }
+        let state = h.state();
+        let found = judge(self.pve.read_vm(state.vmid).await?, h.uuid(), &self.settings.node);
+        let failed = Failed {
+            vmid: state.vmid,
+            upid: &upid.text,
+            message: if let TaskEnd::Error(message) = &followed.end { message } else { "" },
+            lines: &followed.lines,
+            storage: state.storages.first().map_or("", String::as_str),
+            node: &self.settings.node,
+        };
+        let verdict = verdict(&followed.end, found, &failed);
+        if let (Verdict::Made(vm), false) = (&verdict, followed.end == TaskEnd::Ok) {
+            if let TaskEnd::Warnings(lines) = &followed.end {
+                lines.iter().for_each(|line| h.warn(line.clone()));
+            }
+            self.volumes_exist(vm).await?;
+        }
+        Ok(verdict)
+    }
+
+    /// That the disks of a config are there. Only asked where the task did not simply end OK.
+    async fn volumes_exist(&self, vm: &VmRecord) -> Result<(), Error> {
+        for volume in view::own_volumes(vm) {
+            let storage = volume.split(':').next().unwrap_or_default();
+            if !self.pve.volumes(storage, vm.vmid).await?.iter().any(|v| v.volid == volume) {
+                return Err(Error::PveFailed { message: format!("the config names disk {volume}, which does not exist"), upid: None });
+            }
+        }
+        Ok(())
+    }
+
+    /// The leased VMID, once no volume with its number lies on the target: what somebody left there would become the new VM's.
+    async fn clean_vmid(&self, h: &Handle, storage: &str, lease: &LeaseRequest) -> Result<u32, Error> {
+        let mut vmid = h.state().vmid;
+        loop {
+            let left = match self.pve.volumes(storage, vmid).await {
+                Ok(left) => left,
+                // Whether the storage works is not the question here, and the clone will tell.
+                Err(_) => return Ok(vmid),
+            };
+            let Some(volume) = left.first() else { return Ok(vmid) };
+            if lease.vmid != 0 {
+                return Err(Error::NotOurs { what: format!("volume {} of VMID {vmid}, left by a former VM,", volume.volid) });
+            }
+            tracing::warn!(vmid, volume = %volume.volid, "a VMID is passed over: a volume of it is left");
+            let used = self.pve.inventory().vmids.clone();
+            vmid = h.lease_again(&LeaseRequest { used, ..lease.clone() }, self.settings.lease_quarantine).await?;
+        }
+    }
+
+    /// The clone task of this operation whose answer was lost: the one that says in its log that it makes our VMID.
+    pub(super) async fn find_clone(&self, h: &Handle) -> Result<Option<Upid>, Error> {
+        let state = h.state();
+        let says = format!("with ID {}", state.vmid);
+        let since = h.accepted_at().saturating_sub(1);
+        let found = self
+            .find_lost(h, &["qmclone"], &state.template.to_string(), since, Some(&says))
+            .await?;
+        if let Some(upid) = &found {
+            h.task(crate::operation::TaskRef { purpose: "clone".to_owned(), upid: upid.text.clone(), found: true });
+        }
+        Ok(found)
+    }
+
+    /// Finds out how far a clone of the agent's last run came.
+    async fn clone_found(&self, h: &Handle, request: &v1::CloneVmRequest, limit: Limit) -> Result<Arc<VmRecord>, Error> {
+        let state = h.state();
+        let recorded = state.task("clone").and_then(|t| Upid::parse(&t.upid));
+        let upid = match recorded {
+            Some(upid) => Some(upid),
+            None => self.find_clone(h).await?,
+        };
+        if let Some(upid) = upid {
+            h.step("cloning");
+            return match self.clone_task(h, &upid, Instant::now(), limit).await? {
+                Verdict::Made(vm) => Ok(vm),
+                Verdict::Again(what) => Err(Error::LockTimeout { what }),
+                Verdict::Failed(error) => Err(error),
+            };
+        }
+        let _ = request;
+        match judge(self.pve.read_vm(state.vmid).await?, h.uuid(), &self.settings.node) {
+            Found::Ours(vm) if vm.config.lock().is_none() => Ok(vm),
+            Found::Foreign => Err(Error::VmidInUse { vmid: state.vmid, node: None }),
+            _ => Err(Error::AgentRestarted),
+        }
+    }
+
+    /// Binds the mark to the new UUID, together with the first settings. A VM whose mark is bound has its settings.
+    async fn bind(&self, h: &Handle, request: &v1::CloneVmRequest, mut vm: Arc<VmRecord>, mark: &Mark, limit: Limit) -> Result<Arc<VmRecord>, Error> {
+        let mut backoff = Backoff::new(self.settings.lock_pause);
+        loop {
+            let vmid = vm.vmid;
+            let uuid = vm.config.uuid().map(str::to_ascii_lowercase).ok_or_else(|| Error::PveFailed {
+                message: format!("PVE gave VM {vmid} no SMBIOS UUID"),
+                upid: None,
+            })?;
+            h.target_uuid(&uuid);
+            if view::bound_mark(&vm).is_some_and(|m| m.operation == mark.operation) {
+                return Ok(vm);
+            }
+            h.step("configuring");
+            let wanted = v1::VmConfig { description: None, ..request.config.clone().unwrap_or_default() };
+            let call = change::plan(&wanted, &vm.config, Some(&mark.bind(&uuid)));
+            match self.pve.set_config_now(vmid, &call).await {
+                Ok(()) | Err(Error::ConfigChanged { .. }) => {}
+                Err(Error::PveAnswerLost { .. }) => tokio::time::sleep(backoff.next()).await,
+                Err(Error::LockTimeout { what }) => self.wait_for_lock(h, &what, &mut backoff, limit).await?,
+                Err(e) => return Err(e),
+            }
+            // Whatever the answer was, what stands there counts; another one's change meanwhile is seen here too.
+            vm = match judge(self.pve.read_vm(vmid).await?, h.uuid(), &self.settings.node) {
+                Found::Ours(vm) => vm,
+                Found::OursElsewhere(vm) => return Err(Error::VmOnOtherHost { vmid, node: vm.node.clone() }),
+                _ => return Err(Error::NotOurs { what: format!("VM {vmid}, replaced while it was being configured,") }),
+            };
+            if view::bound_mark(&vm).is_some() {
+                let unmet = change::unmet(&call, &vm.config);
+                if unmet.is_empty() {
+                    return Ok(vm);
+                }
+                return Err(Error::PveFailed { message: format!("PVE did not take the settings {}", unmet.join(", ")), upid: None });
+            }
+            if limit.over() {
+                return Err(limit.timeout("the VM could not be configured"));
+            }
+            h.check_cancelled()?;
+        }
+    }
+}
+
+/// The request of a journalled clone.
+pub(super) fn decode(request: &[u8]) -> Result<v1::CloneVmRequest, Error> {
+    v1::CloneVmRequest::decode(request).map_err(|e| Error::Internal(format!("the journalled request cannot be read: {e}")))
+}

@@ -1,0 +1,219 @@
+//! ConfigureVm: settings of an existing VM, written in one compare-and-swap; then the boot disk is grown.
+
+use std::sync::Arc;
+
+use prost::Message;
+use pvelet_proto::{reason, v1};
+use tokio::time::Instant;
+
+use super::{
+    Call, Inner, Limit, change,
+    failure::{Failed, lock_timeout},
+    task::Backoff,
+    validate, view,
+};
+use crate::{
+    crash_point,
+    error::Error,
+    host::pve::{Inventory, TaskEnd, Upid, VmRecord},
+    operation::{Begin, Begun, Guards, Handle, State},
+};
+
+impl Inner {
+    /// Errors: `Invalid` with `DISK_SHRINK`, or when there is no disk.
+    pub(super) fn may_grow(disk: Option<&v1::Disk>, bytes: u64) -> Result<(), Error> {
+        let field = "config.boot_disk_bytes";
+        match disk {
+            None => Err(Error::invalid(field, reason::INVALID_FIELD, "there is no boot disk to grow; leave it unset")),
+            Some(disk) if bytes < disk.size_bytes => {
+                let text = format!("{bytes} is less than the {} bytes of {}; a disk can only grow", disk.size_bytes, disk.slot);
+                Err(Error::invalid(field, reason::DISK_SHRINK, text))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Errors: `BridgeNotFound`, `Invalid`.
+    pub(super) fn check_nics(&self, nics: &[v1::Nic], inventory: &Inventory, own: u32) -> Result<(), Error> {
+        if nics.is_empty() {
+            return Ok(());
+        }
+        let bridges = self.links.bridges().map_err(|e| Error::Internal(format!("the host's bridges cannot be read: {e}")))?;
+        validate::nics_here(nics, &bridges, inventory, own, &self.settings.node)
+    }
+
+    /// Checks the request and begins the operation; returns its name.
+    pub(super) async fn accept_configure(this: &Arc<Self>, call: &Call, request: v1::ConfigureVmRequest) -> Result<String, Error> {
+        let config = request.config.clone().unwrap_or_default();
+        validate::done(validate::config(&config))?;
+        let vm = this.target(call).await?;
+        if let Some(lock) = vm.config.lock() {
+            return Err(Error::VmLocked { vmid: vm.vmid, lock: lock.to_owned() });
+        }
+        if config.cloud_init.is_some() && view::cloud_init_drive(&vm.config).is_none() {
+            return Err(Error::NoCloudInitDrive { vmid: vm.vmid });
+        }
+        if let Some(bytes) = config.boot_disk_bytes {
+            Self::may_grow(view::boot_disk(&vm.config).as_ref(), bytes)?;
+        }
+        if let Some(nics) = &config.nics {
+            this.check_nics(&nics.nics, &this.pve.inventory(), vm.vmid)?;
+        }
+        let state = State { vmid: vm.vmid, digest: vm.config.digest.clone(), uuid: call.target.uuid.to_ascii_lowercase(), ..State::default() };
+        let begin = Begin {
+            caller: &call.caller,
+            meta: &call.meta,
+            kind: call.kind,
+            body: call.body.clone(),
+            target: v1::VmRef { vmid: vm.vmid, uuid: state.uuid.clone() },
+            guards: Guards { exclusive: vec![Guards::vm(vm.vmid)], shared: Vec::new() },
+            lease: None,
+            state,
+        };
+        match this.ops.begin(begin)? {
+            Begun::Existing(name) => Ok(name),
+            Begun::New(h) => {
+                let name = h.name().to_owned();
+                let inner = Arc::clone(this);
+                Self::spawn(h.clone(), async move {
+                    if h.written().await.is_ok() {
+                        crash_point!("configure.intent_written");
+                        inner.run_configure(&h, &config).await;
+                    }
+                });
+                Ok(name)
+            }
+        }
+    }
+
+    /// Carries the change out, or goes on with it: what is so already is not written again.
+    pub(super) async fn run_configure(&self, h: &Handle, config: &v1::VmConfig) {
+        let limit = Self::deadline(self.ops.settings().deadlines.configure);
+        let result = match h.commit("settings are being written") {
+            Ok(()) => Box::pin(self.configure(h, config, limit)).await,
+            Err(cancelled) => Err(cancelled),
+        };
+        crash_point!("configure.before_end");
+        h.finish(result, None).await;
+        crash_point!("configure.end_written");
+    }
+
+    async fn configure(&self, h: &Handle, config: &v1::VmConfig, limit: Limit) -> Result<(), Error> {
+        let state = h.state();
+        let vmid = state.vmid;
+        let mut backoff = Backoff::new(self.settings.lock_pause);
+        loop {
+            let vm = self.same_vm(vmid, &state.uuid).await?;
+            let mut call = change::plan(config, &vm.config, view::bound_mark(&vm).as_ref());
+            if call.set.is_empty() && call.delete.is_empty() {
+                break;
+            }
+            // The digest of when the request was checked: whoever changed the config since then wins, and the caller reads it again.
+            call.digest = Some(state.digest.clone());
+            h.step("configuring");
+            match self.pve.set_config_now(vmid, &call).await {
+                Ok(()) => {}
+                // Whether it was written is told by the config.
+                Err(Error::PveAnswerLost { .. }) => {
+                    tokio::time::sleep(backoff.next()).await;
+                    if limit.over() {
+                        return Err(limit.timeout("PVE's local daemon did not answer"));
+                    }
+                    let vm = self.same_vm(vmid, &state.uuid).await?;
+                    if vm.config.digest == state.digest {
+                        continue;
+                    }
+                }
+                Err(Error::LockTimeout { what }) => {
+                    self.wait_for_lock(h, &what, &mut backoff, limit).await?;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            }
+            crash_point!("configure.written");
+            let after = self.same_vm(vmid, &state.uuid).await?;
+            let unmet = change::unmet(&call, &after.config);
+            if !unmet.is_empty() {
+                return Err(Error::PveFailed { message: format!("PVE did not take the settings {}", unmet.join(", ")), upid: None });
+            }
+            let waiting = change::waiting(&call, &after.config);
+            if !waiting.is_empty() {
+                h.warn(format!("takes effect when the VM is started the next time: {}", waiting.join(", ")));
+            }
+            break;
+        }
+        if let Some(bytes) = config.boot_disk_bytes {
+            self.grow(h, vmid, bytes, limit, false).await?;
+        }
+        Ok(())
+    }
+
+    /// The VM, as long as it is the same one and here. Errors: `VmNotFound`, `UuidMismatch`, `VmOnOtherHost`.
+    pub(super) async fn same_vm(&self, vmid: u32, uuid: &str) -> Result<Arc<VmRecord>, Error> {
+        let vm = self.pve.read_vm(vmid).await?.ok_or_else(|| Error::VmNotFound { what: vmid.to_string() })?;
+        let found = vm.config.uuid().unwrap_or_default().to_ascii_lowercase();
+        if found != uuid {
+            return Err(Error::UuidMismatch { vmid, expected: uuid.to_owned(), found });
+        }
+        if vm.node != self.settings.node {
+            return Err(Error::VmOnOtherHost { vmid, node: vm.node.clone() });
+        }
+        Ok(vm)
+    }
+
+    /// Grows the boot disk to `bytes` and looks whether it did. The size is absolute, so asking again does no harm. `stop`: a cancellation
+    /// ends the task.
+    pub(super) async fn grow(&self, h: &Handle, vmid: u32, bytes: u64, limit: Limit, stop: bool) -> Result<(), Error> {
+        let mut backoff = Backoff::new(self.settings.lock_pause);
+        loop {
+            let vm = self.pve.read_vm(vmid).await?.ok_or_else(|| Error::VmNotFound { what: vmid.to_string() })?;
+            let disk = view::boot_disk(&vm.config);
+            Self::may_grow(disk.as_ref(), bytes)?;
+            let Some(disk) = disk.filter(|d| d.size_bytes < bytes) else { return Ok(()) };
+            h.step(format!("growing {}", disk.slot));
+            let called = Instant::now();
+            let (digest, slot) = (vm.config.digest.clone(), disk.slot.clone());
+            let ask = || self.pve.resize_disk(vmid, &slot, bytes, Some(&digest));
+            let upid: Upid = self.start_task(h, "resize", &["resize"], &vmid.to_string(), limit, ask).await?;
+            if stop {
+                crash_point!("clone.resize_called");
+            } else {
+                crash_point!("configure.resize_called");
+            }
+            let followed = self.follow(h, &upid, called, limit, stop).await?;
+            if let Some(error) = followed.interrupted {
+                return Err(error);
+            }
+            let now = self.pve.read_vm(vmid).await?.and_then(|vm| view::boot_disk(&vm.config)).map_or(0, |d| d.size_bytes);
+            if now >= bytes {
+                if let TaskEnd::Warnings(lines) = followed.end {
+                    lines.into_iter().for_each(|line| h.warn(line));
+                }
+                return Ok(());
+            }
+            let message = match &followed.end {
+                TaskEnd::Error(message) => message.clone(),
+                TaskEnd::Ok => "the resize task ended OK".to_owned(),
+                TaskEnd::Warnings(lines) => format!("the resize task warned: {}", lines.join("; ")),
+                TaskEnd::NoEndLine => "the resize task was killed".to_owned(),
+            };
+            if let Some(what) = lock_timeout(&message) {
+                self.wait_for_lock(h, &what, &mut backoff, limit).await?;
+                continue;
+            }
+            return Err(match &followed.end {
+                TaskEnd::Error(text) => {
+                    let (lines, node) = (&followed.lines, self.settings.node.as_str());
+                    Failed { vmid, upid: &upid.text, message: text, lines, storage: &disk.storage, node }.error()
+                }
+                _ => Error::PveFailed { message: format!("{message}, yet {} has {now} bytes, not {bytes}", disk.slot), upid: Some(upid.text) },
+            });
+        }
+    }
+}
+
+/// The settings of a journalled request.
+pub(super) fn decode(request: &[u8]) -> Result<v1::VmConfig, Error> {
+    let request = v1::ConfigureVmRequest::decode(request).map_err(|e| Error::Internal(format!("the journalled request cannot be read: {e}")))?;
+    Ok(request.config.unwrap_or_default())
+}

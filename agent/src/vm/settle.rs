@@ -1,0 +1,94 @@
+//! Settlement: what the agent does at its start about operations that its last run left unfinished. It goes on where it can and undoes where
+//! it cannot; settling twice changes nothing. A VM that carries the mark of a clone that failed is removed too: its call was taken by PVE
+//! after everybody had given up on it.
+
+use std::sync::Arc;
+
+use pvelet_proto::v1;
+
+use super::{
+    Inner, clone, configure, delete,
+    power::Wish,
+    task::{Backoff, transient},
+};
+use crate::{
+    error::Error,
+    operation::{Handle, Unfinished},
+};
+
+impl Inner {
+    /// Goes on with everything unfinished. Returns when each is being worked on.
+    pub(super) async fn settle(this: &Arc<Self>) {
+        for unfinished in this.ops.unfinished() {
+            tracing::info!(operation = unfinished.handle.name(), kind = unfinished.kind.as_str_name(), "settling an unfinished operation");
+            let inner = Arc::clone(this);
+            Self::spawn(unfinished.handle.clone(), async move { Box::pin(inner.settle_one(unfinished)).await });
+        }
+        let inner = Arc::clone(this);
+        tokio::spawn(async move { Box::pin(inner.report_strays()).await });
+    }
+
+    async fn settle_one(&self, unfinished: Unfinished) {
+        let Unfinished { handle: h, kind, request, .. } = unfinished;
+        self.wait_for_pve(&h).await;
+        match kind {
+            v1::OperationKind::CloneVm => match clone::decode(&request) {
+                Ok(request) => self.run_clone(&h, &request, None).await,
+                Err(error) => h.finish(Err(error), Some(self.settings.lease_quarantine)).await,
+            },
+            v1::OperationKind::ConfigureVm => match configure::decode(&request) {
+                Ok(config) => self.run_configure(&h, &config).await,
+                Err(error) => h.finish(Err(error), None).await,
+            },
+            v1::OperationKind::DeleteVm => match delete::decode(&request) {
+                Ok(request) => self.run_delete(&h, &request, false).await,
+                Err(error) => h.finish(Err(error), None).await,
+            },
+            v1::OperationKind::StartVm | v1::OperationKind::ShutdownVm | v1::OperationKind::StopVm | v1::OperationKind::ResetVm => {
+                match Wish::decode(kind, &request) {
+                    Ok(wish) => self.run_power(&h, wish, false).await,
+                    Err(error) => h.finish(Err(error), None).await,
+                }
+            }
+            v1::OperationKind::Unspecified => h.finish(Err(Error::Internal("an operation without a kind".to_owned())), None).await,
+        }
+    }
+
+    /// Returns when PVE answers and this node may write. Until then the operation stays running and says why.
+    async fn wait_for_pve(&self, h: &Handle) {
+        let mut backoff = Backoff::new(self.settings.lock_pause);
+        loop {
+            let error = match self.pve.refresh().await.map(drop).and_then(|()| self.writable().map(drop)) {
+                Ok(()) => match self.pve.storages().await {
+                    Ok(_) => return,
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if !transient(&error) {
+                tracing::warn!(operation = h.name(), %error, "settling without PVE's storages");
+                return;
+            }
+            h.step(format!("settling: waiting, for {error}"));
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    /// Removes VMs of clones that failed, and names those with a mark of this agent's own past that no operation explains.
+    async fn report_strays(&self) {
+        for (name, state) in self.ops.failed_clones() {
+            let Ok(operation) = pvelet_proto::id::OperationName::parse(&name) else { continue };
+            let mut backoff = Backoff::new(self.settings.lock_pause);
+            loop {
+                match self.remove_stray(operation.uuid(), state.vmid).await {
+                    Ok(()) => break,
+                    Err(error) if transient(&error) => tokio::time::sleep(backoff.next()).await,
+                    Err(error) => {
+                        tracing::warn!(operation = %name, vmid = state.vmid, %error, "a VM of a failed clone is left");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Tests of the VM operations against the fake.
