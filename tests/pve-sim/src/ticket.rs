@@ -24,12 +24,23 @@ fn key_path(layout: &NodeLayout) -> PathBuf {
 }
 
 /// Makes a ticket for `user` (`root@pam`), valid from now on. The cluster's key is made when there is none yet.
+///
+/// # Errors
+/// When the key can be neither read nor made.
 pub fn assemble(layout: &NodeLayout, user: &str) -> io::Result<String> {
+    assemble_at(layout, user, now())
+}
+
+/// Like [`assemble`], with a clock that shows `time`, in seconds since 1970.
+///
+/// # Errors
+/// When the key can be neither read nor made.
+pub fn assemble_at(layout: &NodeLayout, user: &str, time: u64) -> io::Result<String> {
     let key = match fs::read(key_path(layout)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(layout)?,
         other => other?,
     };
-    Ok(sign(&key, user, now()))
+    Ok(sign(&key, user, time))
 }
 
 fn make_key(layout: &NodeLayout) -> io::Result<Vec<u8>> {

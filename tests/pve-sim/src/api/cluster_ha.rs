@@ -222,8 +222,8 @@ fn status(call: &Call) -> Result<Reply, Failure> {
 
 fn manager_status(call: &Call) -> Result<Reply, Failure> {
     let status = match manager(&call.layout) {
-        Value::Null => json!({"node_status": {}}),
-        status => status,
+        Value::Object(status) if !status.is_empty() => Value::Object(status),
+        _ => json!({"node_status": {}}),
     };
     Ok(Reply::from(json!({"quorum": {"node": call.layout.node(), "quorate": "1"}, "manager_status": status})))
 }

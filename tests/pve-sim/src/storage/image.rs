@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, BufReader, Read},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     process::{Command, Stdio},
 };
@@ -119,7 +119,8 @@ impl Place<'_> {
             )));
         }
         match self.run(&mut command) {
-            Ok(()) => Ok(()),
+            // PVE works with umask 0027.
+            Ok(()) => Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o640))?),
             Err(lines) => Err(Failure::die(format!("unable to create image: {}", lines.last().cloned().unwrap_or_default()))),
         }
     }

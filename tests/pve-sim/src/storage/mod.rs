@@ -209,8 +209,11 @@ impl Storages {
         if path.exists() {
             return Err(Failure::die(format!("disk image '{}' already exists", self.shown_path(volume)?)));
         }
-        if let Some(folder) = path.parent() {
+        if let Some(folder) = path.parent()
+            && !folder.exists()
+        {
             fs::create_dir_all(folder)?;
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o740))?;
         }
         Ok(())
     }

@@ -35,6 +35,7 @@ impl Answer {
 /// How the request proves who sends it.
 pub(crate) enum Login<'a> {
     Ticket(&'a str),
+    Made(String),
     Token(&'a str),
     None,
 }
@@ -79,7 +80,11 @@ fn request(record: &Record, path: &str, login: &Login<'_>) -> Vec<u8> {
         }
     }
     let mut head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
-    let ticket = if let Login::Ticket(ticket) = login { *ticket } else { "" };
+    let ticket = match login {
+        Login::Ticket(ticket) => *ticket,
+        Login::Made(ticket) => ticket.as_str(),
+        Login::Token(_) | Login::None => "",
+    };
     let own = |name: &str| record.request_headers.iter().any(|line| line.to_ascii_lowercase().starts_with(name));
     if !ticket.is_empty() && !own("cookie") && !own("authorization") {
         head += &format!("Cookie: PVEAuthCookie={ticket}\r\n");

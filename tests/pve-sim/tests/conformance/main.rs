@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod client;
+mod commands;
 mod counters;
+mod files;
 mod golden;
 mod ledger;
 mod node;
@@ -49,4 +51,19 @@ fn api_storage() {
 #[test]
 fn api_cluster() {
     check("api-cluster");
+}
+
+#[test]
+fn files() {
+    ledger::settle("files", &files::replay());
+}
+
+#[test]
+fn cli_lifecycle() {
+    check("cli-lifecycle");
+}
+
+#[test]
+fn cli_failures() {
+    check("cli-failures");
 }

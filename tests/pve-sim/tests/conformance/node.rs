@@ -1,11 +1,13 @@
 //! The simulated node that the records are replayed on.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs::{self, File},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
+    sync::mpsc::{self, Sender},
     thread,
     time::Duration,
 };
@@ -36,6 +38,8 @@ pub(crate) struct Node {
     daemon: Handle,
     /// The cluster whose file system is at `/etc/pve`; none: a plain folder is.
     cluster: Option<Cluster>,
+    /// What ends the holders of locks.
+    holders: RefCell<BTreeMap<String, Sender<()>>>,
     _folder: Option<TempDir>,
 }
 
@@ -71,7 +75,7 @@ impl Node {
         };
         let runtime = Runtime::new().unwrap();
         let daemon = runtime.block_on(api::serve_with(layout.clone(), "127.0.0.1:0".parse().unwrap(), settings)).unwrap();
-        Self { layout, ticket, runtime, daemon, cluster, _folder: folder }
+        Self { layout, ticket, runtime, daemon, cluster, holders: RefCell::default(), _folder: folder }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -118,6 +122,9 @@ impl Node {
         }
         seed.running.iter().for_each(|vmid| self.run(*vmid));
         seed.stopped.iter().for_each(|vmid| self.stop(*vmid));
+        for path in &seed.released {
+            self.holders.borrow_mut().remove(path);
+        }
         for (path, seconds) in &seed.held {
             self.hold(path, *seconds);
         }
@@ -222,13 +229,15 @@ impl Node {
     }
 
     /// Holds a lock as another process would.
-    fn hold(&self, path: &str, seconds: f64) {
-        let path = self.layout.host_path(path);
+    fn hold(&self, name: &str, seconds: f64) {
+        let path = self.layout.host_path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let file = File::options().create(true).append(true).open(path).unwrap();
         let held = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap();
+        let (release, released) = mpsc::channel();
+        self.holders.borrow_mut().insert(name.to_owned(), release);
         thread::spawn(move || {
-            thread::sleep(Duration::from_secs_f64(seconds * FACTOR));
+            let _ = released.recv_timeout(Duration::from_secs_f64(seconds * FACTOR));
             drop(held);
         });
     }

@@ -175,29 +175,29 @@ fn sorted(list: &[Value]) -> Vec<Value> {
     list
 }
 
-/// The lines of a log, with a copy's progress in one line: how often it is told depends on the disk's speed.
-fn lines(list: &Value) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for line in list.as_array().into_iter().flatten().filter_map(|entry| entry["t"].as_str()) {
-        let progress = |text: &str| text.starts_with("transferred ") && text.ends_with("%)");
-        if !(progress(line) && lines.last().is_some_and(|last| progress(last))) {
-            lines.push(line.to_owned());
-        }
-    }
-    lines
+fn compare_logs(at: &str, old: &Map<String, Value>, new: &Map<String, Value>, pairs: &mut Pairs, found: &mut Vec<Difference>) {
+    let lines =
+        |list: &Value| list.as_array().into_iter().flatten().filter_map(|entry| entry["t"].as_str().map(str::to_owned)).collect::<Vec<_>>();
+    found.extend(compare_lines(&format!("{at}.log"), lines(&old["data"]), lines(&new["data"]), pairs));
 }
 
-fn compare_logs(at: &str, old: &Map<String, Value>, new: &Map<String, Value>, pairs: &mut Pairs, found: &mut Vec<Difference>) {
-    let (old, new) = (lines(&old["data"]), lines(&new["data"]));
+fn is_progress(line: &str) -> bool {
+    line.starts_with("transferred ") && line.ends_with("%)")
+}
+
+/// Compares the lines of two logs, with a copy's progress in one line: how often it is told depends on the disk's speed.
+pub(crate) fn compare_lines(at: &str, mut old: Vec<String>, mut new: Vec<String>, pairs: &mut Pairs) -> Option<Difference> {
+    for lines in [&mut old, &mut new] {
+        lines.dedup_by(|one, before| is_progress(one) && is_progress(before));
+    }
     for index in 0..old.len().max(new.len()) {
         let line = |lines: &[String]| lines.get(index).cloned().unwrap_or_else(|| String::from("(no line)"));
         let (one, other) = (line(&old), line(&new));
-        let progress = one.starts_with("transferred ") && other.starts_with("transferred ");
-        if !progress && !same_text(&one, &other, pairs) {
-            found.push((format!("{at}.log"), one, other));
-            return;
+        if !(is_progress(&one) && is_progress(&other)) && !same_text(&one, &other, pairs) {
+            return Some((at.to_owned(), one, other));
         }
     }
+    None
 }
 
 /// Whether two texts are the same but for what varies.

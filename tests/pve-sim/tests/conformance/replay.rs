@@ -3,14 +3,15 @@
 use std::{
     collections::BTreeMap,
     path::Path,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use pve_sim::task::Upid;
+use pve_sim::{task::Upid, ticket};
 use serde_json::Value;
 
 use crate::{
     client::{self, Answer, Login},
+    commands,
     counters::Counters,
     golden::{self, Record},
     node::{FACTOR, Node},
@@ -21,7 +22,7 @@ use crate::{
 /// As it stands in the seed of `api`.
 const TOKEN: &str = "root@pam!rig=11111111-1111-1111-1111-111111111111";
 /// Longest wait for an answer, and for a task's end.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a record came out.
 #[derive(Clone, Debug)]
@@ -75,13 +76,25 @@ pub(crate) fn replay(file: &str) -> Vec<Outcome> {
 
 impl Replay {
     fn step(&mut self, record: &Record, seed: Option<&Seed>) -> Outcome {
-        if !self.continues(record) && !seed.is_some_and(|seed| seed.at_once) {
-            self.wait_for_tasks();
+        let looked_at = record.upid_in_path().and_then(|upid| self.tasks.get(&upid)).and_then(|(now, _)| now.parse().ok());
+        match looked_at {
+            _ if self.continues(record) => {}
+            Some(task) => wait_for(&task),
+            None if seed.is_some_and(|seed| seed.at_once) => {}
+            None => self.wait_for_tasks(),
         }
         if let Some(seed) = seed {
             self.prepare(seed);
         }
         let mut outcome = Outcome { name: record.name.clone(), request: String::new(), differences: Vec::new() };
+        if !record.argv.is_empty() {
+            outcome.request = record.argv.join(" ");
+            outcome.differences = match commands::call(record) {
+                Some(call) => self.command(record, &call),
+                None => vec![(String::from("no call"), record.argv.join(" "), String::from("there is no call for this command"))],
+            };
+            return outcome;
+        }
         if let Some(method) = &record.method {
             outcome.request = format!("{method} {} {}", record.path.as_deref().unwrap_or_default(), short_params(&record.params));
             outcome.differences = self.call(record);
@@ -93,6 +106,44 @@ impl Replay {
             outcome.differences.extend(self.files(record));
         }
         outcome
+    }
+
+    /// A command by its call: whether it is refused, with what words, what it prints, what it leaves.
+    fn command(&mut self, record: &Record, call: &Record) -> Vec<Difference> {
+        let answer = client::send(self.node.address(), call, &self.path(call, None), &self.login(call), PATIENCE);
+        let Answer::Complete { status_line, .. } = &answer else {
+            return vec![(String::from("answer"), String::from("an answer"), format!("{answer:?}"))];
+        };
+        let body = answer.json();
+        let mut refused = String::new();
+        let mut printed = None;
+        if let Some(upid) = body["data"].as_str().and_then(|text| text.parse::<Upid>().ok()) {
+            wait_for(&upid);
+            let log = std::fs::read_to_string(pve_sim::task::log::path(&self.node.layout, &upid)).unwrap_or_default();
+            let mut lines: Vec<String> = log.lines().map(str::to_owned).collect();
+            let end = lines.pop().unwrap_or_default();
+            refused = end.strip_prefix("TASK ERROR: ").unwrap_or_default().to_owned();
+            printed = Some(lines);
+        } else if !status_line.contains(" 200 ") {
+            let fields = body["errors"].as_object().into_iter().flatten();
+            let fields: Vec<String> =
+                fields.map(|(name, text)| format!("{name}: {}", text.as_str().unwrap_or_default().trim_end())).collect();
+            refused =
+                if fields.is_empty() { body["message"].as_str().unwrap_or(status_line).trim_end().to_owned() } else { fields.join("\n") };
+        }
+        let mut found = Vec::new();
+        let (wanted, pairs) = (commands::refusal(record), &mut self.pairs.clone());
+        if !normal::same_text(&wanted, &refused, pairs) {
+            found.push((String::from("refusal"), wanted, refused));
+        }
+        if let Some(lines) = printed {
+            found.extend(normal::compare_lines("printed", commands::printed(record), lines, pairs));
+        } else if call.method.as_deref() == Some("GET") && found.is_empty() && status_line.contains(" 200 ") {
+            found.extend(same_values(record, &body["data"], pairs));
+        }
+        let files = Record { files: record.files_changed.clone(), ..call.clone() };
+        found.extend(self.files(&files));
+        found
     }
 
     fn prepare(&mut self, seed: &Seed) {
@@ -111,12 +162,7 @@ impl Replay {
     }
 
     fn wait_for_tasks(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        for upid in self.running.drain(..) {
-            while upid.is_running() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
+        self.running.drain(..).for_each(|upid| wait_for(&upid));
     }
 
     fn call(&mut self, record: &Record) -> Vec<Difference> {
@@ -188,7 +234,22 @@ impl Replay {
     }
 
     fn login(&self, record: &Record) -> Login<'_> {
+        let made = |user: &str, offset: i64| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+            Login::Made(ticket::assemble_at(&self.node.layout, user, now.saturating_add_signed(offset)).unwrap())
+        };
+        let offset = |text: &str| text.strip_suffix('s').and_then(|text| text.parse::<i64>().ok()).unwrap_or(0);
+        if let Some(seconds) = record.name.strip_prefix("ticket-aged-minus-") {
+            return made("root@pam", -offset(seconds));
+        }
+        for future in ["ticket-aged-plus-", "ticket-age-future-"] {
+            if let Some(seconds) = record.name.strip_prefix(future) {
+                return made("root@pam", offset(seconds));
+            }
+        }
         match record.name.as_str() {
+            "ticket-made-with-unescaped-at-sign" => made("root", 0),
+            "ticket-unknown-user" => made("nobody@pam", 0),
             "noauth" | "ticket-none" => Login::None,
             "ticket-empty" => Login::Ticket(""),
             "badtoken" => Login::Token("root@pam!rig=00000000-0000-0000-0000-000000000000"),
@@ -255,6 +316,14 @@ impl Replay {
     }
 }
 
+/// Waits until a task has ended.
+pub(crate) fn wait_for(upid: &Upid) {
+    let deadline = Instant::now() + PATIENCE;
+    while upid.is_running() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Two texts of a file; sets that PVE writes in any order are compared as such.
 fn same_file(path: &str, recorded: &str, now: &str, pairs: &mut Pairs) -> bool {
     let order = |text: &str| -> String {
@@ -280,6 +349,32 @@ fn vm_of(path: &str) -> Option<u32> {
         return name.strip_suffix(".conf")?.parse().ok();
     }
     path.contains("/images/").then(|| parts.next()?.parse().ok()).flatten()
+}
+
+/// What a command that looks at something prints: JSON, or a line `key: value` for each value.
+fn same_values(record: &Record, data: &Value, pairs: &mut Pairs) -> Vec<Difference> {
+    let text = record.stdout.as_ref().and_then(Value::as_str).unwrap_or_default();
+    if let Ok(json) = serde_json::from_str::<Value>(text) {
+        return normal::compare(&json, data, false, pairs);
+    }
+    let value = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut wanted = Vec::new();
+    let mut found = Vec::new();
+    for line in text.lines() {
+        let line = line.strip_prefix("cur ").unwrap_or(line);
+        if let Some((key, text)) = line.split_once(": ") {
+            wanted.push((key, text.trim_end()));
+        }
+    }
+    for (key, text) in wanted {
+        let listed = data.as_array().and_then(|list| list.iter().find(|entry| entry["key"] == key)).map(|entry| &entry["value"]);
+        let now = value(listed.unwrap_or(&data[key]));
+        let hidden = key == "description" || key == "uptime" || key == "pid" || key.starts_with("ctime");
+        if !hidden && !normal::same_text(text, now.trim_end(), pairs) {
+            found.push((format!("value {key}"), text.to_owned(), now));
+        }
+    }
+    found
 }
 
 fn deadline(record: &Record) -> bool {

@@ -28,6 +28,8 @@ pub(crate) struct Seed {
     pub(crate) stopped: Vec<u32>,
     /// Locks, by their path on a real host, that somebody else holds for so many seconds of the recording, beginning now.
     pub(crate) held: BTreeMap<String, f64>,
+    /// Locks that are held no longer.
+    pub(crate) released: Vec<String>,
     /// Requests to the cluster's control socket.
     pub(crate) control: Vec<serde_json::Value>,
     /// What goes wrong from now on.
