@@ -1,12 +1,21 @@
 //! pvelet-agent: what the kubelet is to a Kubernetes node, this daemon is to a Proxmox VE host.
 
-pub mod auth;
 pub mod config;
-pub mod crash;
 pub mod error;
-pub mod host;
+
+pub mod auth;
 pub mod limits;
-pub mod metrics;
-pub mod operation;
+pub mod rpc;
 pub mod tls;
+
+pub mod inventory;
+pub mod operation;
 pub mod vm;
+
+pub mod crash;
+pub mod host;
+
+pub mod logging;
+pub mod metrics;
+pub mod notify;
+pub mod server;

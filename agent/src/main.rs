@@ -1,1 +1,237 @@
-fn main() {}
+//! The command `pvelet-agent`.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use clap::{Parser, Subcommand};
+use pvelet_agent::{
+    config::{self, Config, Mistake, defaults},
+    error::Error,
+    host::{
+        facts::HostFactsReader,
+        links::SysfsLinks,
+        pve::{Options, Paths, PveHost},
+    },
+    logging, notify,
+    server::{self, Agent, World},
+    tls::Material,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Two: one for calls while the other is busy with a long answer. The agent waits far more than it computes.
+const WORKERS: usize = 2;
+/// Nothing recurses deeply; small stacks keep the resident memory small.
+const STACK_BYTES: usize = 512 * 1024;
+/// PVE's first answers (a ticket from its Perl, all configs) take about a second. Longer, and it is down: then the agent serves without.
+const FIRST_READING: Duration = Duration::from_secs(5);
+/// The watchdog's question is answered at once, unless something is stuck.
+const ALIVE_WITHIN: Duration = Duration::from_secs(5);
+/// Threads for what blocks: the journal, files, a hung file system. They end when idle.
+const BLOCKING_THREADS: usize = 32;
+
+/// The pvelet agent: manages the VMs of one Proxmox VE host for its controllers, over mutually authenticated gRPC.
+///
+/// A first install only observes: it answers reads and streams events, and refuses every change. Set `mode = "manage"` and a
+/// `vmid_range` in the configuration to let it make changes.
+#[derive(Parser)]
+#[command(
+    name = "pvelet-agent",
+    version,
+    after_help = "Files:\n  /etc/pvelet/agent.toml   configuration (pvelet-agent example-config prints one)\n  /var/lib/pvelet/         journal of operations\n\nSignals:\n  SIGHUP    reload mode, [[identity]], log.level and the TLS files\n  SIGTERM   drain: refuse new calls, let operations end (drain_deadline), stop"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM.
+    Run {
+        /// The configuration.
+        #[arg(long, value_name = "FILE", default_value = defaults::CONFIG_FILE)]
+        config: PathBuf,
+        /// Write the bound address (and, on a second line, that of the metrics) here once the agent serves.
+        #[arg(long, value_name = "PATH")]
+        ready_file: Option<PathBuf>,
+    },
+    /// Report every mistake of a configuration, and of the certificates it names. Exit status: 0 when there is none, else 1.
+    CheckConfig {
+        /// The configuration.
+        #[arg(value_name = "FILE", default_value = defaults::CONFIG_FILE)]
+        config: PathBuf,
+    },
+    /// Print a commented configuration that holds every key with its default.
+    ExampleConfig,
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::ExampleConfig => print(config::EXAMPLE),
+        Command::CheckConfig { config } => check(&config),
+        Command::Run { config, ready_file } => run(&config, ready_file.as_deref()),
+    }
+}
+
+/// A closed standard output is the reader's wish.
+fn print(text: &str) -> ExitCode {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+fn complain(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+fn check(file: &Path) -> ExitCode {
+    let (config, warnings) = match config::load(file) {
+        Ok(loaded) => loaded,
+        Err(mistakes) => {
+            complain(&format!("{mistakes}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    for warning in warnings {
+        complain(&format!("{}: warning: {warning}\n", file.display()));
+    }
+    match Material::load(&config.tls, &config.pve.node, SystemTime::now()) {
+        Ok(material) => {
+            material.warnings.iter().for_each(|w| complain(&format!("{}: warning: {w}\n", file.display())));
+            print(&format!("{}: good\n", file.display()))
+        }
+        Err(error) => {
+            complain(&format!("{}: 1 mistake\n  tls: {error}\n", file.display()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(file: &Path, ready_file: Option<&Path>) -> ExitCode {
+    let started = config::load(file)
+        .map_err(|mistakes| mistakes.to_string())
+        .and_then(|(config, warnings)| Ok((logging::start(&config.log).map_err(|e| e.to_string())?, config, warnings)));
+    let (level, config, warnings) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            complain(&format!("pvelet-agent: {error}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match run_with(&config, &warnings, file, ready_file, level) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the agent cannot run");
+            notify::status(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_with(config: &Config, warnings: &[Mistake], file: &Path, ready_file: Option<&Path>, level: logging::Level) -> Result<(), Error> {
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(STACK_BYTES)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::Start(format!("no runtime: {e}")))?;
+    let result = runtime.block_on(serve(config, file, ready_file, level));
+    // What blocks on a hung file system must not keep the process from ending.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn pve_options(config: &config::Pve) -> Options {
+    let defaults = Options::default();
+    Options {
+        node: Some(config.node.clone()),
+        paths: Paths {
+            etc_pve: config.etc_pve.clone(),
+            run_qemu: config.run.join("qemu-server"),
+            task_log: config.task_log.clone(),
+            proc: config.proc.clone(),
+        },
+        api: config.api_address,
+        ticket_command: config.ticket_command.clone().unwrap_or(defaults.ticket_command),
+    }
+}
+
+async fn serve(config: &Config, file: &Path, ready_file: Option<&Path>, level: logging::Level) -> Result<(), Error> {
+    let failed = |what: &str, e: std::io::Error| Error::Start(format!("{what}: {e}"));
+    // Before anything is begun: a signal that comes early must not end the process halfway.
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| failed("SIGTERM", e))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| failed("SIGINT", e))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(|e| failed("SIGHUP", e))?;
+
+    let operations = server::open_operations(config).await?;
+    let pve = PveHost::start(pve_options(&config.pve)).map_err(|e| failed("PVE cannot be watched", e))?;
+    let world = World {
+        pve,
+        links: std::sync::Arc::new(SysfsLinks::new(config.pve.sysfs.clone())),
+        facts: std::sync::Arc::new(HostFactsReader::new(config.pve.proc.clone())),
+    };
+    let listener = notify::passed_listener().map_err(|e| failed("LISTEN_FDS", e))?;
+    let mut agent = Agent::start(config, world, operations, listener).await?;
+    let reload = agent.reloader(file.to_owned(), Some(level));
+
+    agent.known(FIRST_READING).await;
+    tracing::info!(address = %agent.address, node = config.pve.node, version = env!("CARGO_PKG_VERSION"), "serving");
+    if let Some(path) = ready_file {
+        write_ready_file(path, &agent).map_err(|e| failed("--ready-file", e))?;
+    }
+    notify::ready(&agent.status());
+    let mut watchdog = notify::watchdog_interval().map(tokio::time::interval);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                notify::reloading();
+                if let Err(error) = reload.run(config).await {
+                    tracing::error!(%error, "the configuration is not taken over; the last good one stays in use");
+                }
+                notify::ready(&agent.status());
+            }
+            _ = tick(watchdog.as_mut()) => {
+                if agent.alive(ALIVE_WITHIN).await {
+                    notify::watchdog();
+                }
+            }
+            error = agent.ended() => return Err(error),
+        }
+    }
+    notify::stopping("draining");
+    tracing::info!(deadline = ?config.drain_deadline, "draining");
+    let left = agent.drain(config.drain_deadline).await;
+    if left > 0 {
+        tracing::warn!(left, "operations are left; the next start takes them up again");
+    }
+    Ok(())
+}
+
+async fn tick(watchdog: Option<&mut tokio::time::Interval>) {
+    match watchdog {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// By rename: whoever waits for the file never reads half of it.
+fn write_ready_file(path: &Path, agent: &Agent) -> std::io::Result<()> {
+    let mut text = format!("{}\n", agent.address);
+    if let Some(metrics) = agent.metrics_address {
+        text.push_str(&format!("{metrics}\n"));
+    }
+    let new = path.with_extension("new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(&new, path)
+}

@@ -175,10 +175,18 @@ impl Agent {
         format!("{mode}, serving on {}", self.address)
     }
 
-    /// Whether the runtime and those who read PVE still answer.
-    pub async fn alive(&self) -> bool {
+    /// Waits until PVE has told what there is, no longer than `patience`: who calls right after the start shall not be refused for it.
+    pub async fn known(&self, patience: Duration) {
+        if !self.shared.host.known(patience).await {
+            tracing::warn!("PVE has not told its VMs and its version yet: serving, but refusing what needs them");
+        }
+    }
+
+    /// Whether the runtime's workers and its threads for blocking work answer within `patience`.
+    pub async fn alive(&self, patience: Duration) -> bool {
         let (worker, blocking) = (tokio::spawn(async {}), tokio::task::spawn_blocking(|| {}));
-        worker.await.is_ok() && blocking.await.is_ok()
+        let both = async { worker.await.is_ok() && blocking.await.is_ok() };
+        timeout(patience, both).await.unwrap_or(false)
     }
 
     /// Returns when the server has ended by itself, which it never should.

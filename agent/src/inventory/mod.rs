@@ -13,7 +13,10 @@ use std::{
 };
 
 use pvelet_proto::{API_VERSION, v1};
-use tokio::sync::watch as channel;
+use tokio::{
+    sync::{broadcast::error::RecvError, watch as channel},
+    time::timeout,
+};
 
 use self::slow::{Reading, Slow};
 use crate::{
@@ -164,16 +167,37 @@ impl HostView {
                 }
                 last = version;
             }
-            if let Err(tokio::sync::broadcast::error::RecvError::Closed) = changes.recv().await {
+            if let Err(RecvError::Closed) = changes.recv().await {
                 return;
             }
         }
     }
 
+    /// Whether changes are made.
+    ///
     /// # Errors
-    /// `ObserveOnly` unless changes are made.
+    /// `ObserveOnly` when they are not; `PveDown` while that is not known, because PVE has not told its version yet.
     pub fn require_manage(&self) -> Result<(), Error> {
-        if self.mode() == v1::Mode::Manage { Ok(()) } else { Err(Error::ObserveOnly) }
+        if self.mode() == v1::Mode::Manage {
+            Ok(())
+        } else if self.manage.load(Ordering::Relaxed) && self.pve.inventory().pve_version.is_empty() {
+            Err(Error::PveDown { detail: "it has not told its version yet, without which nothing is changed".into() })
+        } else {
+            Err(Error::ObserveOnly)
+        }
+    }
+
+    /// Waits until VMs and PVE's version are known, no longer than `patience`. Returns whether they are.
+    pub async fn known(&self, patience: Duration) -> bool {
+        let mut changes = self.pve.changes();
+        let known = || {
+            let inventory = self.pve.inventory();
+            inventory.complete && !inventory.pve_version.is_empty()
+        };
+        let wait = async { while !known() && !matches!(changes.recv().await, Err(RecvError::Closed)) {} };
+        // Whether it was in time is told by another look.
+        let _ = timeout(patience, wait).await;
+        known()
     }
 
     /// Whether the inventory has this VM.
@@ -261,12 +285,12 @@ impl HostView {
             storages: slow.storages.clone(),
             bridges: slow.bridges.clone(),
             vmid_range: self.settings.vmid_range.map(|(first, last)| v1::VmidRange { first, last }),
-            state: self.state(inventory).into(),
+            state: self.state(inventory, facts.shutdown_scheduled).into(),
         }
     }
 
-    fn state(&self, inventory: &Inventory) -> v1::HostState {
-        if self.shutting_down.load(Ordering::Relaxed) {
+    fn state(&self, inventory: &Inventory, scheduled: bool) -> v1::HostState {
+        if scheduled || self.shutting_down.load(Ordering::Relaxed) {
             v1::HostState::ShuttingDown
         } else if inventory.maintenance {
             v1::HostState::Maintenance

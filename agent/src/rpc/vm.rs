@@ -34,7 +34,8 @@ impl VmRpc {
             Some(vm) if self.0.host.has_vm(vm.vmid) => Target::Vm { vmid: vm.vmid, owner: owner.as_deref() },
             _ => Target::New,
         };
-        match self.0.authorizer.authorize(&caller.identity, &meta.tenant, Verb::Mutate, target) {
+        let allowed = self.0.authorizer.authorize(&caller.identity, &meta.tenant, Verb::Mutate, target);
+        match allowed.and_then(|decision| self.0.host.require_manage().map(|()| decision)) {
             Ok(decision) => {
                 tracing::debug!(caller = %caller.identity, tenant = meta.tenant, ?kind, decision = decision.as_str(), "allowed");
                 Ok(())

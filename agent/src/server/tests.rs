@@ -103,6 +103,28 @@ async fn an_untested_pve_version_is_only_observed_until_allowed() {
 }
 
 #[tokio::test]
+async fn until_pves_version_is_known_changes_are_put_off_not_refused_for_good() {
+    let stand = stand(&[vm(100, None)], |c| {
+        c.mode = crate::config::Mode::Manage;
+        c.vm.vmid_range = Some(100_000..=100_999);
+    })
+    .await;
+    stand.pve.change(Change::Cluster, |i| i.pve_version.clear());
+    let mut client = VmServiceClient::new(stand.connect("role/operator/o").await);
+    let request = v1::StopVmRequest {
+        meta: Some(v1::RequestMeta { tenant: "t".into(), request_id: "r".into(), ..v1::RequestMeta::default() }),
+        vm: Some(v1::VmRef { vmid: 100, uuid: "00000000-0000-4000-8000-000000000100".into() }),
+    };
+    let status = client.stop_vm(request).await.unwrap_err();
+    assert_eq!((status.code(), why(&status).as_str()), (Code::Unavailable, reason::PVE_DOWN));
+    assert!(!stand.agent.shared.host.known(Duration::ZERO).await);
+    let view = stand.agent.shared.host.clone();
+    let known = tokio::spawn(async move { view.known(DEADLINE).await });
+    stand.pve.change(Change::Cluster, |i| i.pve_version = "9.0.10".into());
+    assert!(known.await.unwrap());
+}
+
+#[tokio::test]
 async fn a_watch_tells_what_exists_and_then_what_happens() {
     let stand = stand(&[vm(100, None), vm(101, Some("t"))], |_| {}).await;
     let mut client = HostServiceClient::new(stand.connect("role/reader/r").await);
@@ -408,7 +430,7 @@ async fn a_reload_takes_over_what_is_good_and_nothing_of_what_is_not() {
     std::fs::write(&file, text("observe")).unwrap();
     reload.run(&stand.config).await.unwrap();
     assert_eq!(view.mode(), v1::Mode::Observe);
-    assert!(stand.agent.alive().await);
+    assert!(stand.agent.alive(DEADLINE).await);
     assert!(timeout(Duration::ZERO, stand.agent.ended()).await.is_err());
 }
 
