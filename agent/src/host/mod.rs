@@ -3,5 +3,7 @@
 //! One trait per outside thing; the real implementation and a fake stand beside each other.
 
 pub mod clock;
+pub mod facts;
 pub mod links;
+pub mod process;
 pub mod pve;

@@ -1,7 +1,20 @@
 //! PVE as the agent sees it: what it reads, what it asks PVE to do, and how it follows what PVE does.
 
+mod api;
+mod calls;
+pub mod classify;
 pub mod config_file;
+pub mod files;
+mod host;
+mod orphan;
+mod qmp;
+mod reader;
+mod running;
+mod task;
+mod task_log;
+mod ticket;
 mod types;
+mod world;
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,6 +22,7 @@ use tokio::sync::broadcast;
 
 use crate::error::Error;
 
+pub use host::{Options, Paths, PveHost};
 pub use types::*;
 
 /// PVE on this host. Every call has a deadline of its own and never blocks the runtime's threads.
