@@ -149,6 +149,10 @@ fn early_refusal(head: &hyper::http::request::Parts, length: usize) -> Option<An
 
 /// Serves a request on a worker; none means that the ticket is refused.
 fn serve(shared: &Shared, head: &hyper::http::request::Parts, body: &Bytes, ticket: &str, split: bool) -> Option<Answer> {
+    if !shared.layout.etc_pve().join("nodes").exists() {
+        // The cluster file system is down: every call begins with the list of users.
+        return Some(Answer::bare(500, "RPCEnvironment init request failed: Unable to load access control list: Connection refused"));
+    }
     let user = ticket::verify(&shared.layout, ticket)?;
     if split && Faults::load(&shared.layout.faults()).is_ok_and(|faults| faults.split_request_bug) {
         return Some(Answer::from(Err(Failure::die("user name not set"))));

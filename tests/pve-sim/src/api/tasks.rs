@@ -29,6 +29,7 @@ pub(super) fn routes() -> Vec<Route> {
     let page = vec![Param::text("upid"), count("start"), count("limit"), Param::boolean("download").optional()];
     vec![
         Route::new("GET", "/nodes/{node}/tasks", filters, list),
+        Route::new("GET", "/cluster/tasks", Vec::new(), cluster),
         Route::new("GET", "/nodes/{node}/tasks/{upid}/log", page, lines),
         Route::new("GET", "/nodes/{node}/tasks/{upid}/status", vec![Param::text("upid")], status),
         Route::new("GET", "/nodes/{node}/tasks/{upid}", vec![Param::text("upid")], parts),
@@ -96,7 +97,7 @@ fn lines(call: &Call) -> Result<Reply, Failure> {
     let number = |name| call.params.integer(name).and_then(|n| usize::try_from(n).ok());
     if call.params.flag("download") {
         let text = std::fs::read(log::path(&call.layout, &existing(call)?))?;
-        return Ok(Reply { plain: Some(String::from_utf8_lossy(&text).into_owned()), ..Reply::default() });
+        return Ok(Reply { plain: Some(log::decoded(&text)), ..Reply::default() });
     }
     let (lines, total) = log::lines(&call.layout, &upid, number("start").unwrap_or(0), number("limit").unwrap_or(PAGE));
     let data: Value = lines.into_iter().map(|(n, text)| json!({"n": n, "t": text})).collect();
@@ -105,7 +106,10 @@ fn lines(call: &Call) -> Result<Reply, Failure> {
 
 fn with_total(data: Value, total: usize) -> Reply {
     let mut reply = Reply::from(data);
-    reply.extra.insert("total".into(), json!(total));
+    // PVE leaves out a total of none.
+    if total > 0 {
+        reply.extra.insert("total".into(), json!(total));
+    }
     reply
 }
 
@@ -125,6 +129,21 @@ fn list(call: &Call) -> Result<Reply, Failure> {
     let limit = number("limit").unwrap_or(PAGE);
     let page: Value = entries.iter().skip(number("start").unwrap_or(0)).take(limit).map(listed).collect();
     Ok(with_total(page, total))
+}
+
+/// The running and the last ended tasks of the cluster; each node tells its own here.
+fn cluster(call: &Call) -> Result<Reply, Failure> {
+    let row = |Entry { upid, end }: &Entry| {
+        let mut data = fields(upid);
+        let row = data.as_object_mut()?;
+        row.remove("pstart");
+        if let Some((time, status)) = end {
+            row.remove("pid");
+            row.extend([("endtime", json!(time)), ("saved", json!("1")), ("status", json!(status))].map(|(key, value)| (key.to_owned(), value)));
+        }
+        Some(data)
+    };
+    Ok(Reply::from(index::update(&call.layout, None)?.iter().filter_map(row).collect::<Value>()))
 }
 
 fn fits(call: &Call, Entry { upid, end }: &Entry) -> bool {

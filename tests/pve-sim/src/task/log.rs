@@ -14,6 +14,14 @@ pub fn path(layout: &NodeLayout, upid: &Upid) -> PathBuf {
     layout.tasks().join(upid.log_name())
 }
 
+/// The text of a log: UTF-8, or one byte a character.
+pub fn decoded(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect(),
+    }
+}
+
 /// How an ended task ended: `OK`, `WARNINGS: n`, its error, or `unexpected status` when the log has no end line.
 pub fn exit_status(layout: &NodeLayout, upid: &Upid) -> String {
     match last_bytes(layout, upid) {
@@ -29,7 +37,7 @@ fn last_bytes(layout: &NodeLayout, upid: &Upid) -> io::Result<String> {
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(decoded(&bytes))
 }
 
 fn status_in(text: &str) -> String {
@@ -47,7 +55,7 @@ fn status_in(text: &str) -> String {
 /// Lines `start..start + limit` (limit 0: all) with their numbers from 1, and the number of all lines.
 pub fn lines(layout: &NodeLayout, upid: &Upid, start: usize, limit: usize) -> (Vec<(usize, String)>, usize) {
     let text = match fs::read(path(layout, upid)) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Ok(bytes) => decoded(&bytes),
         Err(error) => return (vec![(1, format!("unable to open file - {}", os_text(&error)))], 1),
     };
     if text.is_empty() {

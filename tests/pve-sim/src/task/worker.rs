@@ -41,8 +41,11 @@ pub struct Worker {
 impl Worker {
     /// Writes a line to the task's log.
     pub fn log(&self, line: &str) {
+        let line = format!("{line}\n");
+        // Perl writes a text whose characters all fit into a byte as such bytes, and any other as UTF-8.
+        let bytes: Option<Vec<u8>> = line.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
         // A log that cannot be written is no reason to stop half-way.
-        let _ = (&self.log).write_all(format!("{line}\n").as_bytes());
+        let _ = (&self.log).write_all(&bytes.unwrap_or_else(|| line.into_bytes()));
     }
 
     /// Writes a warning: a task with warnings ends in `TASK WARNINGS: n`.

@@ -4,7 +4,7 @@ mod drive;
 mod text;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -31,6 +31,8 @@ pub struct VmConfig {
     pub pending: Values,
     /// Keys that vanish when it is started next; true: their volumes are removed.
     pub pending_delete: BTreeMap<String, bool>,
+    /// `[special:cloudinit]`: network cards that a running VM got since its cloud-init drive was written.
+    pub cloudinit_added: Option<BTreeSet<String>>,
     /// Snapshots by name.
     pub snapshots: BTreeMap<String, Section>,
     /// SHA-1 of the file's text, in hex.

@@ -11,6 +11,7 @@ enum At {
     Current,
     Pending,
     Snapshot(String),
+    CloudInit,
     Nowhere,
 }
 
@@ -23,7 +24,10 @@ pub(super) fn parse(text: &str) -> VmConfig {
             close(&mut config, &at, description.take());
             at = match name {
                 "PENDING" => At::Pending,
-                // Sections of clones with cloud-init values and the like, which PVE keeps for itself.
+                "special:cloudinit" => {
+                    config.cloudinit_added.get_or_insert_default();
+                    At::CloudInit
+                }
                 name if name.starts_with("special:") => At::Nowhere,
                 name => {
                     config.snapshots.entry(name.to_owned()).or_default();
@@ -44,6 +48,10 @@ pub(super) fn parse(text: &str) -> VmConfig {
                 }
                 At::Pending => &mut config.pending,
                 At::Snapshot(name) => &mut config.snapshots.entry(name.clone()).or_default().values,
+                At::CloudInit => {
+                    config.cloudinit_added.get_or_insert_default().extend(value.split(',').map(str::to_owned));
+                    continue;
+                }
                 At::Nowhere => continue,
             };
             let key = if key == "cdrom" { "ide2" } else { key };
@@ -64,7 +72,7 @@ fn close(config: &mut VmConfig, at: &At, description: Option<String>) {
                 config.pending.insert(String::from("description"), text);
             }
         }
-        At::Nowhere => {}
+        At::CloudInit | At::Nowhere => {}
     }
 }
 
@@ -105,6 +113,12 @@ pub(super) fn print(config: &VmConfig) -> String {
         }
         if let Some(keys) = delete {
             line(&mut text, "delete", &keys);
+        }
+    }
+    if let Some(added) = &config.cloudinit_added {
+        text.push_str("\n[special:cloudinit]\n");
+        if !added.is_empty() {
+            line(&mut text, "added", &added.iter().cloned().collect::<Vec<_>>().join(","));
         }
     }
     for (name, Section { description, values }) in &config.snapshots {
@@ -157,6 +171,13 @@ mod tests {
     }
 
     #[test]
+    fn cards_added_while_running_are_kept() {
+        let text = "name: a\n\n[PENDING]\ncores: 2\n\n[special:cloudinit]\nadded: net1,net3\n";
+        assert_eq!(print(&parse(text)), text);
+        assert_eq!(print(&parse("\n[special:cloudinit]\n")), "\n[special:cloudinit]\n");
+    }
+
+    #[test]
     fn snapshots_and_lines_that_are_none() {
         let text = "name: a\nparent: s1\n\n[s1]\n#first try\nname: a\nsnaptime: 1795416931\n";
         assert_eq!(print(&parse(text)), text);
@@ -177,7 +198,7 @@ mod tests {
             snapshot in prop::option::of(prop::collection::btree_map(key(), "[!-~]{1,9}", 0..4)),
         ) {
             let snapshots = snapshot.map(|values| (String::from("snap1"), Section { description: None, values })).into_iter().collect();
-            let config = VmConfig { description, values, pending, pending_delete: gone, snapshots, digest: String::new() };
+            let config = VmConfig { description, values, pending, pending_delete: gone, cloudinit_added: None, snapshots, digest: String::new() };
             let read = parse(&print(&config));
             prop_assert_eq!(VmConfig { digest: String::new(), ..read }, config);
         }

@@ -176,7 +176,7 @@ fn build(env: &Env<'_>, params: &Params, plan: Plan, made: &mut Vec<Volume>) -> 
             made.push(volume.clone());
             volume
         } else {
-            copy(env, &storages, params, &from, drive.is_cloudinit(), newid, made)?
+            copy(env, &storages, params, &key, &drive, newid, made)?
         };
         env.begun();
         drive.file = to.volid();
@@ -204,11 +204,15 @@ fn drive_is_cloned(drive: &Drive) -> bool {
 
 /// A full copy of one volume.
 fn copy(
-    env: &Env<'_>, storages: &Storages, params: &Params, from: &Volume, cloudinit: bool, newid: u32, made: &mut Vec<Volume>,
+    env: &Env<'_>, storages: &Storages, params: &Params, key: &str, drive: &Drive, newid: u32, made: &mut Vec<Volume>,
 ) -> Result<Volume, Failure> {
+    let (from, cloudinit) = (&Volume::parse(&drive.file)?, drive.is_cloudinit());
     let storage = params.text("storage").unwrap_or(&from.storage);
     let wanted = params.text("format").unwrap_or(from.format());
     let format = super::target_format(storages, storage, wanted)?;
+    if params.has("format") && format != wanted {
+        env.log(&format!("format '{wanted}' is not supported by the target storage '{storage}' - using '{format}' instead"));
+    }
     let name = cloudinit.then(|| format!("vm-{newid}-cloudinit.qcow2"));
     let (format, bytes) = if cloudinit { ("qcow2", super::disk::CLOUDINIT_BYTES) } else { (format, storages.info(from)?.size) };
     let new = NewImage { storage, vmid: newid, format, name: name.as_deref(), bytes };
@@ -217,7 +221,10 @@ fn copy(
     env.log(&format!("allocated target volume '{}'", to.volid()));
     if !cloudinit {
         storages.copy(from, params.text("snapname"), &to, &|line| {
-            env.log(line);
+            // Firmware variables are copied without a word.
+            if !key.starts_with("efidisk") {
+                env.log(line);
+            }
             env.begun();
         })?;
     }

@@ -39,7 +39,7 @@ pub(super) fn generate(env: &Env<'_>, storages: &Storages, config: &VmConfig, dr
 
 fn pending(call: &Call) -> Result<Reply, Failure> {
     let config = Env::of_call(call).load(call.params.vmid())?;
-    let ours = |key: &str| (KEYS.contains(&key) && key != "cicustom" && key != "ciupgrade") || key.starts_with("ipconfig");
+    let ours = |key: &str| KEYS.contains(&key) && key != "cicustom" && key != "ciupgrade";
     let row = |(key, value): (&String, &String)| {
         let value = if key == "cipassword" { json!("**********") } else { options::json(key, value) };
         json!({"key": key, "value": value})

@@ -62,7 +62,7 @@ pub(super) fn work(worker: &Worker, args: &Value) -> Result<(), Failure> {
     let storages = env.storages()?;
     if config.flag("template") {
         for volume in volumes_of(&config).iter().filter_map(|volid| Volume::parse(volid).ok()) {
-            if volume.is_base() && storages.is_in_use(&volume) {
+            if volume.owner == vmid && volume.is_base() && storages.is_in_use(&volume) {
                 return Err(Failure::die(format!("base volume '{}' is still in use by linked cloned", volume.volid())));
             }
         }
@@ -74,7 +74,10 @@ pub(super) fn work(worker: &Worker, args: &Value) -> Result<(), Failure> {
     }
     if params.flag("purge") {
         env.log(&format!("purging VM {vmid} from related configurations.."));
-        ha::remove(env.layout, vmid)?;
+        if ha::resource(env.layout, vmid).is_some() {
+            ha::remove(env.layout, vmid)?;
+            env.log(&format!("NOTE: removed VM {vmid} from HA resource configuration."));
+        }
     }
     super::pool::leave(env.layout, vmid)?;
     std::fs::remove_file(env.layout.vm_config(vmid))?;

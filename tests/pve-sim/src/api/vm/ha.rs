@@ -26,7 +26,7 @@ pub(super) fn is_managed(layout: &NodeLayout, vmid: u32) -> bool {
 
 /// The `ha` member of a VM's status: what the HA manager last said about it.
 pub(super) fn json(layout: &NodeLayout, vmid: u32) -> Value {
-    if resource(layout, vmid).is_none() {
+    if !is_managed(layout, vmid) {
         return json!({"managed": 0});
     }
     let text = fs::read(layout.etc_pve().join("ha/manager_status")).unwrap_or_default();
@@ -88,7 +88,14 @@ pub(super) fn remove(layout: &NodeLayout, vmid: u32) -> Result<(), Failure> {
             kept.push('\n');
         }
     }
-    if kept == text { Ok(()) } else { replace(&path, &kept) }
+    if kept == text {
+        return Ok(());
+    }
+    let rules = layout.etc_pve().join("ha/rules.cfg");
+    if !rules.exists() {
+        fs::write(rules, "")?;
+    }
+    replace(&path, &kept)
 }
 
 fn replace(path: &std::path::Path, text: &str) -> Result<(), Failure> {

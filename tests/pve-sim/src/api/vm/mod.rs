@@ -8,11 +8,13 @@ mod destroy;
 mod disk;
 mod env;
 mod ha;
+mod move_disk;
 mod options;
 mod pool;
 mod power;
 mod read;
 mod resize;
+mod snapshot;
 mod status;
 mod template;
 mod update;
@@ -37,11 +39,15 @@ pub const WORKS: &[(&str, Work)] = &[
     ("destroy", destroy::work),
     ("ha_start", power::ha_start_work),
     ("ha_stop", power::ha_stop_work),
+    ("move_disk", move_disk::work),
     ("reboot", power::reboot_work),
     ("reset", power::reset_work),
     ("resize", resize::work),
     ("resume", power::resume_work),
     ("shutdown", power::shutdown_work),
+    ("snapshot", snapshot::create_work),
+    ("snapshot_delete", snapshot::delete_work),
+    ("snapshot_rollback", snapshot::rollback_work),
     ("start", power::start_work),
     ("stop", power::stop_work),
     ("suspend", power::suspend_work),
@@ -51,7 +57,7 @@ pub const WORKS: &[(&str, Work)] = &[
 /// The calls on VMs.
 pub(super) fn routes() -> Vec<Route> {
     let all = [read::routes, power::routes, clone::routes, create::routes, update::routes, resize::routes, template::routes];
-    let more = [cloudinit::routes, destroy::routes, agent::routes];
+    let more = [cloudinit::routes, destroy::routes, agent::routes, snapshot::routes, move_disk::routes];
     all.iter().chain(&more).flat_map(|routes| routes()).collect()
 }
 

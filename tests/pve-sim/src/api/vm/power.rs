@@ -167,7 +167,12 @@ pub(super) fn start_locked(env: &Env<'_>, vmid: u32, skiplock: bool, machine: Op
         return Err(Failure::die(format!("VM {vmid} already running")));
     }
     if suspended {
+        env.log("Resuming suspended VM");
         config.values.remove("lock");
+        env.store(vmid, &config)?;
+        env.log("Resumed VM, removing state");
+    }
+    if config.cloudinit_added.take().is_some() {
         env.store(vmid, &config)?;
     }
     if !config.pending.is_empty() || !config.pending_delete.is_empty() {
@@ -221,15 +226,16 @@ fn check_volumes(env: &Env<'_>, config: &VmConfig) -> Result<(), Failure> {
 
 /// The bridges of a node: those of its network configuration. Without one, any bridge is taken.
 fn check_bridges(env: &Env<'_>, config: &VmConfig) -> Result<(), Failure> {
-    let Ok(interfaces) = std::fs::read_to_string(env.layout.host_path("/etc/network/interfaces")) else { return Ok(()) };
-    for (key, value) in config.values.iter().filter(|(key, _)| key.starts_with("net")) {
-        let Some(bridge) = super::options::net(key, value).and_then(|net| net.get("bridge").cloned()) else { continue };
-        let known = interfaces.lines().any(|line| line.strip_prefix("iface ").and_then(|rest| rest.split(' ').next()) == Some(&bridge));
-        if !known {
-            return Err(Failure::die(format!("bridge '{bridge}' does not exist")));
-        }
-    }
-    Ok(())
+    let unknown = config.values.iter().find_map(|(key, value)| unknown_bridge(env, key, value));
+    unknown.map_or(Ok(()), |bridge| Err(Failure::die(format!("bridge '{bridge}' does not exist"))))
+}
+
+/// The bridge of a network card, if this node has none of that name.
+pub(super) fn unknown_bridge(env: &Env<'_>, key: &str, value: &str) -> Option<String> {
+    let bridge = super::options::net(key, value).filter(|_| key.starts_with("net"))?.remove("bridge")?;
+    let interfaces = std::fs::read_to_string(env.layout.host_path("/etc/network/interfaces")).ok()?;
+    let known = interfaces.lines().any(|line| line.strip_prefix("iface ").and_then(|rest| rest.split(' ').next()) == Some(&bridge));
+    (!known).then_some(bridge)
 }
 
 /// The work of `qmstop`.

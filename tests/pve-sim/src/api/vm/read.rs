@@ -44,6 +44,7 @@ fn list(call: &Call) -> Result<Reply, Failure> {
         let mut entry = status::entry(vmid, &config, pid);
         if full {
             entry.insert("qmpstatus".into(), json!(status::qmp_status(&call.layout, vmid, pid)));
+            status::add_cards(&mut entry, vmid, &config, pid);
         }
         entries.push(Value::Object(entry));
     }

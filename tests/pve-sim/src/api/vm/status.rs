@@ -102,6 +102,12 @@ pub(super) fn current(layout: &NodeLayout, vmid: u32, config: &VmConfig) -> Map<
     if config.get("vga").is_some() {
         entry.insert("clipboard".into(), Value::Null);
     }
+    add_cards(&mut entry, vmid, config, pid);
+    entry
+}
+
+/// The network cards of a running VM.
+pub(super) fn add_cards(entry: &mut Map<String, Value>, vmid: u32, config: &VmConfig, pid: Option<u32>) {
     let cards: BTreeMap<String, Value> = config
         .values
         .keys()
@@ -110,7 +116,6 @@ pub(super) fn current(layout: &NodeLayout, vmid: u32, config: &VmConfig) -> Map<
     if pid.is_some() && !cards.is_empty() {
         entry.insert("nics".into(), json!(cards));
     }
-    entry
 }
 
 fn uptime(pid: u32) -> u64 {

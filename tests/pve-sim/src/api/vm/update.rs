@@ -135,8 +135,7 @@ fn told(params: &Params) -> String {
     let mut text = String::new();
     for name in params.0.keys().filter(|name| !silent.contains(&name.as_str())) {
         let value = if name == "cipassword" { "<hidden>" } else { params.text(name).unwrap_or_default() };
-        let latin: String = value.chars().map(|c| if c.is_ascii() { c.to_string() } else { format!("\\x{:02x}", u32::from(c)) }).collect();
-        text += &format!(" -{name} {latin}");
+        text += &format!(" -{name} {value}");
     }
     text
 }
@@ -247,30 +246,8 @@ fn run(env: &Env<'_>, change: &Change) -> Result<(), Failure> {
     for key in &change.delete {
         delete(env, &storages, change, &mut config, key)?;
     }
-    let mut made = Vec::new();
-    let mut set = BTreeMap::new();
     for (key, value) in &change.set {
-        let value = if is_drive_key(key) {
-            let template = config.flag("template");
-            let created = disk::create(env, &storages, vmid, key, value, template, &mut made);
-            // What was made before stays with the VM: the failed call has stored it as pending.
-            created.inspect_err(|_| disk::sweep(env, &storages, &made))?
-        } else {
-            kept(env, key, value)
-        };
-        set.insert(key.clone(), value);
-    }
-    if let Some(device) = unknown_boot_device(&config, &set) {
-        return Err(Failure::die(format!("invalid bootorder: device '{device}' does not exist'")));
-    }
-    for (key, value) in set {
-        config.pending_delete.remove(&key);
-        if let Some(old) = config.pending.insert(key.clone(), value.clone())
-            && is_drive_key(&key)
-            && Drive::parse(&old).file != Drive::parse(&value).file
-        {
-            disk::detach(env, &storages, &mut config, vmid, &Drive::parse(&old), false)?;
-        }
+        set(env, &storages, vmid, &mut config, key, value, &change.set)?;
     }
     env.begun();
     let result = if env.running(vmid).is_some() { hotplug(env, &storages, vmid, &mut config) } else { apply(env, &storages, vmid, &mut config) };
@@ -288,6 +265,54 @@ fn run(env: &Env<'_>, change: &Change) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Notes one new value as pending. What was made for earlier ones is pending already, and stays when this one fails.
+fn set(
+    env: &Env<'_>, storages: &Storages, vmid: u32, config: &mut VmConfig, key: &str, value: &str, all: &BTreeMap<String, String>,
+) -> Result<(), Failure> {
+    // Without keys nothing changes: PVE takes an empty text for none.
+    if key == "sshkeys" && value.is_empty() {
+        return Ok(());
+    }
+    if key == "boot"
+        && let Some(device) = unknown_boot_device(config, all)
+    {
+        return Err(Failure::die(format!("invalid bootorder: device '{device}' does not exist'")));
+    }
+    let value = if is_drive_key(key) {
+        let template = config.flag("template");
+        let mut made = Vec::new();
+        let created = disk::create(env, storages, vmid, key, value, template, &mut made);
+        created.inspect_err(|_| disk::sweep(env, storages, &made))?
+    } else {
+        kept(env, key, value)
+    };
+    let drive = Drive::parse(&value);
+    if is_drive_key(key) && drive.is_cdrom() && !drive.is_cloudinit() && !config.values.contains_key(key) {
+        add_to_boot_order(config, key);
+    }
+    if key == "ostype" && value.starts_with('w') && !config.values.contains_key("machine") && !all.contains_key("machine") {
+        // Windows is tied to the machine that it saw first.
+        config.pending.insert("machine".into(), "pc-i440fx-10.0+pve1".into());
+    }
+    config.pending_delete.remove(key);
+    if let Some(old) = config.pending.insert(key.to_owned(), value.clone())
+        && is_drive_key(key)
+        && Drive::parse(&old).file != drive.file
+    {
+        disk::detach(env, storages, config, vmid, &Drive::parse(&old), false)?;
+    }
+    if is_drive_key(key) {
+        env.store(vmid, config)?;
+    }
+    Ok(())
+}
+
+fn add_to_boot_order(config: &mut VmConfig, key: &str) {
+    let boot = config.pending.get("boot").map(String::as_str).or_else(|| config.get("boot")).unwrap_or_default();
+    let Some(order) = boot.strip_prefix("order=").filter(|order| !order.split(';').any(|device| device == key)) else { return };
+    config.pending.insert("boot".into(), format!("order={order};{key}"));
 }
 
 fn unknown_boot_device(config: &VmConfig, set: &BTreeMap<String, String>) -> Option<String> {
@@ -367,6 +392,7 @@ fn hotplug(env: &Env<'_>, storages: &Storages, vmid: u32, config: &mut VmConfig)
     let has = |feature: &str| features == "1" || features.split(',').any(|one| one == feature);
     let boot: Vec<String> = status::boot_drives(config);
     let gone: Vec<String> = config.pending_delete.keys().cloned().collect();
+    let planned = config.pending.clone();
     take_over(env, storages, vmid, config, |key, deleted| {
         if FAST.contains(&key) || key.starts_with("ipconfig") {
             return Ok(());
@@ -375,9 +401,20 @@ fn hotplug(env: &Env<'_>, storages: &Storages, vmid: u32, config: &mut VmConfig)
             if deleted && boot.iter().any(|device| device == key) && gone.iter().any(|gone| gone == key) {
                 return Err(Some(format!("hotplug problem - can't unplug bootdisk '{key}'\n")));
             }
+            let base = planned.get(key).filter(|_| !deleted).and_then(|value| Volume::parse(&Drive::parse(value).file).ok()).filter(Volume::is_base);
+            if let Some(path) = base.and_then(|volume| storages.shown_path(&volume).ok()) {
+                let why = format!("VM {vmid} qmp command 'blockdev-add' failed - Could not open '{path}': Operation not permitted");
+                return Err(Some(format!("hotplug problem - adding blockdev 'drive-{key}' failed : {why}\n\n")));
+            }
             return if has("disk") { Ok(()) } else { Err(None) };
         }
         if key.strip_prefix("net").is_some_and(|rest| vmconf::number(rest).is_some()) {
+            let value = planned.get(key).filter(|_| !deleted);
+            if let Some(bridge) = value.and_then(|value| power::unknown_bridge(env, key, value)) {
+                let script = "network script /usr/libexec/qemu-server/pve-bridge-hotplug failed with status 512";
+                tracing::debug!(bridge, "no such bridge");
+                return Err(Some(format!("hotplug problem - VM {vmid} qmp command 'netdev_add' failed - {script}\n")));
+            }
             return if has("network") { Ok(()) } else { Err(None) };
         }
         if key.starts_with("unused") {
@@ -412,6 +449,9 @@ fn take_over(
             continue;
         }
         config.pending_delete.remove(&key);
+        if let Some(added) = &mut config.cloudinit_added {
+            added.remove(&key);
+        }
     }
     for (key, value) in config.pending.clone() {
         match may(&key, false) {
@@ -427,6 +467,9 @@ fn take_over(
             continue;
         }
         let old = config.values.insert(key.clone(), value.clone());
+        if old.is_none() && key.starts_with("net") && env.running(vmid).is_some() && config.drives().any(|(_, drive)| drive.is_cloudinit()) {
+            config.cloudinit_added.get_or_insert_default().insert(key.clone());
+        }
         let moved = old.map(|old| Drive::parse(&old)).filter(|old| is_drive_key(&key) && old.file != Drive::parse(&value).file);
         if let Some(old) = moved
             && let Err(error) = disk::detach(env, storages, config, vmid, &old, false)
