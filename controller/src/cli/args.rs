@@ -21,18 +21,19 @@ Examples:
 Exit status:
   0  done
   1  a call or an operation failed
-  2  the command line, the configuration or the credentials are wrong, or a VM's name is ambiguous
+  2  command line, configuration or credentials are wrong, or a VM's name is ambiguous
   3  some hosts failed; what the others answered was printed
   4  not found: no such VM, host or operation
   5  no host that matters could be reached
   6  --timeout has passed; the operation goes on
 
-Configuration: --config, else $PVELETCTL_CONFIG, else ~/.config/pvelet/config.toml (pveletctl config init --help). Colour only on a
-terminal, and not where NO_COLOR is set. An interrupted pveletctl cancels nothing: an operation goes on without it.";
+The configuration file is --config, else $PVELETCTL_CONFIG, else ~/.config/pvelet/config.toml;
+pveletctl config init makes it. Colour only on a terminal, and not where NO_COLOR is set.
+An interrupted pveletctl cancels nothing: an operation goes on without it.";
 
 /// Hosts and VMs of pvelet, from the command line.
 #[derive(Debug, Parser)]
-#[command(name = "pveletctl", version, about, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 120)]
+#[command(name = "pveletctl", version, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 120)]
 pub(super) struct Cli {
     #[command(flatten)]
     pub(super) global: Global,

@@ -1,6 +1,7 @@
 //! The configuration file: credentials and hosts.
 
 use std::{
+    collections::HashSet,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -128,7 +129,8 @@ fn targets(global: &Global, file: &File, path: &str) -> Result<Vec<Target>, CliE
             targets.push(host.target(path)?);
         }
     }
-    targets.dedup_by(|a, b| a == b);
+    let mut seen = HashSet::new();
+    targets.retain(|t| seen.insert((t.name.clone(), t.address.clone())));
     if targets.is_empty() {
         return Err(CliError::Usage(format!(
             "no hosts are known: give --agent ADDRESS, or add hosts to {path} with pveletctl config add-host NAME ADDRESS"
@@ -167,7 +169,7 @@ fn read(path: &Path) -> Result<Option<File>, CliError> {
 fn parse_file(text: &str) -> Result<File, String> {
     // toml's own message shows the line and names what is allowed.
     let file: File = toml::from_str(text).map_err(|e| format!("not a configuration of pveletctl: {}", e.to_string().trim_end()))?;
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     for h in &file.host {
         if !seen.insert(h.name.as_str()) {
             return Err(format!("host '{}' is there twice: give each host a name of its own", h.name));

@@ -33,6 +33,15 @@ fn errors<T>(results: &[HostResult<T>]) -> impl Iterator<Item = &AgentError> {
     results.iter().filter_map(|r| r.result.as_ref().err())
 }
 
+/// What stands for a list without rows. Hosts that did not answer may have had some.
+fn empty(nothing: &'static str, hosts: usize, failed: usize) -> &'static str {
+    match failed {
+        0 => nothing,
+        f if f == hosts => "",
+        _ => "nothing on the hosts that answered",
+    }
+}
+
 pub(super) async fn hosts(session: &Session) -> Result<Exit, CliError> {
     let results = session.ask_hosts(&session.agents).await;
     let hosts = Hosts { hosts: host_views(&session.agents, &results) };
@@ -115,7 +124,7 @@ pub(super) async fn vms(session: &Session, args: &VmsArgs) -> Result<Exit, CliEr
     let (vms, results) = gather_vms(session, args).await;
     let vms = Vms { vms, errors: views(&results) };
     let colour = session.io.colour;
-    output::print(&session.io, session.format, &vms, |v| vm_table(v).render(colour, "no VMs"))?;
+    output::print(&session.io, session.format, &vms, |v| vm_table(v).render(colour, empty("no VMs", results.len(), v.errors.len())))?;
     session.tell_missing(&vms.errors);
     Ok(of_many(results.len(), errors(&results)))
 }
@@ -199,7 +208,9 @@ pub(super) async fn operations(session: &Session, args: &Ops) -> Result<Exit, Cl
     all.sort_by(|a, b| b.create_time.cmp(&a.create_time));
     let operations = Operations { operations: all, errors: views(&results) };
     let colour = session.io.colour;
-    output::print(&session.io, session.format, &operations, |o| operation_table(o).render(colour, "no operations"))?;
+    output::print(&session.io, session.format, &operations, |o| {
+        operation_table(o).render(colour, empty("no operations", results.len(), o.errors.len()))
+    })?;
     session.tell_missing(&operations.errors);
     Ok(of_many(results.len(), errors(&results)))
 }

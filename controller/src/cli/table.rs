@@ -31,10 +31,10 @@ impl Rows {
         self.rows.push((look, cells.into_iter().map(cell).collect()));
     }
 
-    /// The text, each line ended; `empty` where there is no row.
+    /// The text, each line ended; where there is no row `empty`, which may be nothing at all.
     pub(super) fn render(self, colour: bool, empty: &str) -> String {
         if self.rows.is_empty() {
-            return format!("{empty}\n");
+            return if empty.is_empty() { String::new() } else { format!("{empty}\n") };
         }
         let mut table = Table::new();
         table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);

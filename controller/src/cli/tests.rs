@@ -136,6 +136,8 @@ async fn hosts_shows_every_host_and_hides_no_dead_one() {
     assert_eq!(same["hosts"][1]["name"], "pve2");
 
     world.run(&["hosts", "--host", "dead"]).await.expect(Exit::Unreachable);
+    let ran = world.run(&["vms", "--host", "dead"]).await.expect(Exit::Unreachable);
+    assert!(ran.out.is_empty(), "a host that does not answer is not one without VMs: {}", ran.out);
     world.run(&["hosts", "--host", "pve2"]).await.expect(Exit::Ok);
     let coloured = world.run_with(&["hosts"], None, |io| io.colour = true).await;
     assert!(coloured.out.contains("\u{1b}[31mdead"), "{}", coloured.out);
@@ -198,7 +200,8 @@ async fn a_vm_is_found_by_name_vmid_or_uuid_and_its_uuid_is_sent() {
         let ran = world.run(&["start", name]).await.expect(Exit::Ok);
         assert!(ran.out.contains("pve2: start of VM 200 (web-2): succeeded in 2.5 s\n"), "{}", ran.out);
     }
-    let requests = world.hosts[1].lock().requests.clone();
+    world.run_with(&["start", "web-2"], None, |io| io.bars = true).await.expect(Exit::Ok);
+    let requests = world.hosts[1].lock().requests.split_off(1);
     assert_eq!(requests, vec!["start_vm 200 00000000-0000-4000-8000-000000000200"; 4]);
 }
 

@@ -131,7 +131,12 @@ impl PkiDir {
             }
             return Ok(vec![cert.serial]);
         }
-        let serial = normal_serial(what)?;
+        let serial = normal_serial(what).map_err(|_| PkiError::Invalid {
+            field: "certificate",
+            value: what.chars().take(128).collect(),
+            why: "there is no such file; name a certificate's file, a serial number in hexadecimal, or an identity (spiffe://...)"
+                .to_owned(),
+        })?;
         if issued.iter().any(|c| c.serial == serial) { Ok(vec![serial]) } else { Err(unknown()) }
     }
 

@@ -46,6 +46,8 @@ fn write(path: &Path, content: &[u8], mode: u32, replace: bool) -> Result<(), Pk
     let temp = dir.join(format!(".{name}.{:016x}", rand::random::<u64>()));
     let placed = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temp)?;
+        // Exactly this mode, whatever the umask takes away.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
         file.sync_all()?;
         if replace {

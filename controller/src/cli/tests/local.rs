@@ -132,6 +132,8 @@ async fn pki_from_the_first_ca_to_a_revocation() {
     let ran = plain(&["pki", "revoke", "spiffe://pvelet.example/role/admin/ann.b", "--dir", &dir]).await.expect(Exit::Ok);
     assert!(ran.out.starts_with("revoked "), "{}", ran.out);
     plain(&["pki", "revoke", "spiffe://pvelet.example/role/admin/nobody", "--dir", &dir]).await.expect(Exit::NotFound);
+    let ran = plain(&["pki", "revoke", "nope.crt", "--dir", &dir]).await.expect(Exit::Usage);
+    assert!(ran.err.contains("'nope.crt': there is no such file; name a certificate's file, a serial number"), "{}", ran.err);
     let json = plain(&["pki", "crl", "--dir", &dir, "-o", "json"]).await.expect(Exit::Ok).json();
     assert_eq!(json["number"], 2);
     assert_eq!(json["revoked"][0]["identity"], "spiffe://pvelet.example/role/admin/ann.b");
