@@ -55,7 +55,7 @@ enum Command {
         /// The configuration.
         #[arg(long, value_name = "FILE", default_value = defaults::CONFIG_FILE)]
         config: PathBuf,
-        /// Write the bound address (and, on a second line, that of the metrics) here once the agent serves.
+        /// Write the bound address here once the agent serves.
         #[arg(long, value_name = "PATH")]
         ready_file: Option<PathBuf>,
     },
@@ -183,6 +183,9 @@ async fn serve(config: &Config, file: &Path, ready_file: Option<&Path>, level: l
 
     agent.known(FIRST_READING).await;
     tracing::info!(address = %agent.address, node = config.pve.node, version = env!("CARGO_PKG_VERSION"), "serving");
+    if let Some(address) = agent.metrics_address {
+        tracing::info!(%address, "serving metrics");
+    }
     if let Some(path) = ready_file {
         write_ready_file(path, &agent).map_err(|e| failed("--ready-file", e))?;
     }
@@ -227,11 +230,7 @@ async fn tick(watchdog: Option<&mut tokio::time::Interval>) {
 
 /// By rename: whoever waits for the file never reads half of it.
 fn write_ready_file(path: &Path, agent: &Agent) -> std::io::Result<()> {
-    let mut text = format!("{}\n", agent.address);
-    if let Some(metrics) = agent.metrics_address {
-        text.push_str(&format!("{metrics}\n"));
-    }
     let new = path.with_extension("new");
-    std::fs::write(&new, text)?;
+    std::fs::write(&new, format!("{}\n", agent.address))?;
     std::fs::rename(&new, path)
 }

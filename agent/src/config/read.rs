@@ -230,7 +230,7 @@ fn article(value: &DeValue<'_>) -> String {
 /// The known key that a mistyped one probably means.
 fn nearest(key: &str, known: &[&'static str]) -> Option<&'static str> {
     let close = |k: &&'static str| (distance(key, k), *k);
-    known.iter().map(close).filter(|(d, k)| *d <= (k.len() / 3).clamp(1, 3)).min().map(|(_, k)| k)
+    known.iter().map(close).filter(|(d, k)| *d <= (k.len() / 3).clamp(2, 3)).min().map(|(_, k)| k)
 }
 
 /// Levenshtein's distance.
