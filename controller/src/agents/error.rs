@@ -140,7 +140,11 @@ impl AgentError {
             }
         }
         if text.is_empty() {
-            text = "no message".to_owned();
+            text = match self.code {
+                Code::Unimplemented => "the agent does not offer this call; compare the versions (pveletctl version)",
+                _ => "the agent gave no message",
+            }
+            .to_owned();
         }
         // One line, whatever the agent or PVE wrote.
         let mut line = text.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");

@@ -1,5 +1,7 @@
 //! Commands that only look.
 
+use std::cmp::Reverse;
+
 use pvelet_proto::v1;
 
 use super::{
@@ -201,11 +203,12 @@ pub(super) async fn operations(session: &Session, args: &Ops) -> Result<Exit, Cl
         a.list_operations(args.tenant.as_deref().unwrap_or_default(), args.active, args.limit.into()).await
     })
     .await;
-    let mut all: Vec<OperationView> = Vec::new();
+    let mut all: Vec<(&str, &v1::Operation)> = Vec::new();
     for r in &results {
-        all.extend(r.result.iter().flatten().map(|o| OperationView::new(&r.host, o)));
+        all.extend(r.result.iter().flatten().map(|o| (r.host.as_str(), o)));
     }
-    all.sort_by(|a, b| b.create_time.cmp(&a.create_time));
+    all.sort_by_key(|(_, o)| Reverse(o.create_time.map(|t| (t.seconds, t.nanos))));
+    let all = all.into_iter().map(|(host, o)| OperationView::new(host, o)).collect();
     let operations = Operations { operations: all, errors: views(&results) };
     let colour = session.io.colour;
     output::print(&session.io, session.format, &operations, |o| {

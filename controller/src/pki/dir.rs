@@ -83,13 +83,20 @@ impl PkiDir {
         Ok(out.join(base))
     }
 
-    /// Every certificate that was issued here, soonest expiry first.
+    /// Every certificate that this CA issued, soonest expiry first. Those of an earlier CA in the same folder are left out.
     pub fn issued(&self) -> Result<Vec<CertInfo>, PkiError> {
         let dir = self.dir.join(CERTS);
         if !dir.exists() {
             return Ok(Vec::new());
         }
-        read_certs(&dir)
+        let own = self.key_id()?;
+        let mut certs = read_certs(&dir)?;
+        certs.retain(|c| c.issuer_key_id == own);
+        Ok(certs)
+    }
+
+    fn key_id(&self) -> Result<Option<Vec<u8>>, PkiError> {
+        Ok(CertInfo::from_pem(&files::read(&self.ca_cert_path())?)?.key_id)
     }
 
     /// The CRL as it is now.
@@ -126,7 +133,7 @@ impl PkiDir {
         }
         if Path::new(what).is_file() {
             let cert = CertInfo::from_pem(&files::read(Path::new(what))?)?;
-            if cert.issuer_key_id != CertInfo::from_pem(&files::read(&self.ca_cert_path())?)?.key_id {
+            if cert.issuer_key_id != self.key_id()? {
                 return Err(PkiError::Invalid { field: "certificate", value: what.to_owned(), why: "this CA did not issue it".to_owned() });
             }
             return Ok(vec![cert.serial]);

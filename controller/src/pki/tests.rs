@@ -180,3 +180,35 @@ fn revocation_by_file_serial_or_identity_grows_the_crl() {
     let error = pki.revoke(&temp.path().join("eve.crt").display().to_string(), now).unwrap_err().to_string();
     assert!(error.contains("did not issue"), "{error}");
 }
+
+#[test]
+fn of_many_writers_one_wins_and_the_others_are_told() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("key");
+    let won: Vec<usize> = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..8)
+            .map(|i| {
+                let path = &path;
+                scope.spawn(move || write_private(path, format!("{i}").as_bytes(), false).map(|()| i))
+            })
+            .collect();
+        writers.into_iter().filter_map(|w| w.join().unwrap().ok()).collect()
+    });
+    assert_eq!(won.len(), 1);
+    assert_eq!(fs::read_to_string(&path).unwrap(), won[0].to_string());
+    assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1, "no temporary file is left");
+}
+
+#[test]
+fn a_replaced_ca_forgets_what_the_old_one_issued() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("pki");
+    let (pki, old) = PkiDir::init(&dir, "pvelet.example", Lifetime::days(10), false).unwrap();
+    let issued = old.issue_role(Role::Reader, "ann", Lifetime::days(1)).unwrap();
+    pki.deliver(&issued, None, false).unwrap();
+    pki.revoke(&issued.serial, SystemTime::now()).unwrap();
+    let (pki, _) = PkiDir::init(&dir, "pvelet.example", Lifetime::days(10), true).unwrap();
+    assert!(pki.issued().unwrap().is_empty());
+    assert_eq!((pki.crl().unwrap().number(), pki.crl().unwrap().list().len()), (1, 0));
+    assert!(matches!(pki.revoke(&issued.serial, SystemTime::now()), Err(PkiError::Unknown { .. })));
+}
