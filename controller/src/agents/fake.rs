@@ -113,6 +113,8 @@ pub(crate) struct FakeAgent {
     pub(crate) state: Arc<Mutex<State>>,
     /// While `true`, reads are never answered.
     pub(crate) hang: watch::Sender<bool>,
+    /// While `true`, mutations are done and never answered.
+    pub(crate) mute: watch::Sender<bool>,
     /// Tells the streams of operations; its receivers are the open streams.
     pub(crate) changed: broadcast::Sender<Operation>,
     stop: tokio::task::AbortHandle,
@@ -129,6 +131,7 @@ struct Service {
     state: Arc<Mutex<State>>,
     changed: broadcast::Sender<Operation>,
     hang: watch::Receiver<bool>,
+    mute: watch::Receiver<bool>,
 }
 
 impl FakeAgent {
@@ -179,8 +182,9 @@ impl FakeAgent {
             by_request: HashMap::new(),
         }));
         let (hang, receive_hang) = watch::channel(false);
+        let (mute, receive_mute) = watch::channel(false);
         let changed = broadcast::channel(64).0;
-        let service = Service { state: Arc::clone(&state), changed: changed.clone(), hang: receive_hang };
+        let service = Service { state: Arc::clone(&state), changed: changed.clone(), hang: receive_hang, mute: receive_mute };
         let server = Server::builder()
             .add_service(HostServiceServer::new(service.clone()))
             .add_service(VmServiceServer::new(service.clone()))
@@ -191,7 +195,7 @@ impl FakeAgent {
             let _accepting = AbortOnDrop(accepting.abort_handle());
             let _ = server.await;
         });
-        Self { address, state, hang, changed, stop: running.abort_handle() }
+        Self { address, state, hang, mute, changed, stop: running.abort_handle() }
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -362,6 +366,7 @@ macro_rules! power {
                 self.find(&target)?;
                 let text = format!("{} {} {}", stringify!($method), target.vmid, target.uuid);
                 let operation = self.mutate(request.meta, OperationKind::$kind, target, text)?;
+                let _ = self.mute.clone().wait_for(|m| !*m).await;
                 Ok(Response::new(v1::$response { operation: Some(operation) }))
             })*
         }

@@ -11,7 +11,10 @@ use super::{
     fake::{FakeAgent, Relay, refusal, vm},
     *,
 };
-use crate::pki::{Ca, Lifetime};
+use crate::{
+    pki::{Ca, Lifetime},
+    tls::CredentialFiles,
+};
 
 fn ca() -> Ca {
     Ca::create("pvelet.example", Lifetime::days(10)).unwrap()
@@ -217,4 +220,38 @@ fn every_streaming_method_is_known() {
     known.sort();
     assert_eq!(streaming, known);
     let _ = v1::Host::default();
+}
+
+#[tokio::test]
+async fn rotated_credentials_drop_no_call() {
+    let (old, new) = (ca(), ca());
+    let dir = tempfile::tempdir().unwrap();
+    let files = CredentialFiles { ca: dir.path().join("ca.crt"), cert: dir.path().join("me.crt"), key: dir.path().join("me.key") };
+    let put = |trusted: &str, issuer: &Ca| {
+        let own = issuer.issue_role(Role::Operator, "ann", Lifetime::days(1)).unwrap();
+        for (path, text) in [(&files.ca, trusted), (&files.cert, own.cert_pem.as_str()), (&files.key, own.key_pem.as_str())] {
+            crate::pki::write_private(path, text.as_bytes(), true).unwrap();
+        }
+    };
+    put(old.cert_pem(), &old);
+    let agents = Agents::new(Credentials::load(files.clone()).unwrap(), Limits::default());
+    let (before, after) = (FakeAgent::start(&old, "pve1", vec![]).await, FakeAgent::start(&new, "pve2", vec![]).await);
+    let first = agents.set(target("pve1", &before.address.to_string()));
+    first.get_host().await.unwrap();
+    let calls = tokio::spawn({
+        let first = first.clone();
+        async move {
+            let mut answered = 0;
+            while answered < 200 {
+                first.get_host().await.unwrap();
+                answered += 1;
+            }
+        }
+    });
+    // Both CAs first, then the new one alone, as a rotation goes; the files are never all of one kind at once.
+    put(&format!("{}{}", old.cert_pem(), new.cert_pem()), &old);
+    put(new.cert_pem(), &new);
+    agents.set(target("pve2", &after.address.to_string())).get_host().await.unwrap();
+    calls.await.unwrap();
+    first.get_host().await.unwrap();
 }

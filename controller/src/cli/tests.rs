@@ -74,6 +74,14 @@ impl World {
         fs::write(self.config(), config).unwrap();
     }
 
+    /// Puts a relay before the first host.
+    async fn relay(&self) -> Relay {
+        let relay = Relay::start(self.hosts[0].address).await;
+        let config = fs::read_to_string(self.config()).unwrap().replace(&self.hosts[0].address.to_string(), &relay.address);
+        fs::write(self.config(), config).unwrap();
+        relay
+    }
+
     async fn run(&self, args: &[&str]) -> Ran {
         self.run_with(args, None, |_| {}).await
     }
@@ -406,9 +414,7 @@ async fn one_agent_can_be_named_by_address() {
 #[tokio::test]
 async fn following_survives_a_broken_connection() {
     let world = World::new(two_hosts()).await;
-    let relay = Relay::start(world.hosts[0].address).await;
-    let config = fs::read_to_string(world.config()).unwrap().replace(&world.hosts[0].address.to_string(), &relay.address);
-    fs::write(world.config(), config).unwrap();
+    let relay = world.relay().await;
     world.hosts[0].lock().ending = Ending::Never;
     let host = &world.hosts[0];
     let meanwhile = async {
@@ -423,4 +429,33 @@ async fn following_survives_a_broken_connection() {
     let ran = ran.expect(Exit::Ok);
     assert!(ran.out.contains("start of VM 100 (web-1): succeeded"), "{}", ran.out);
     assert_eq!(host.lock().requests.len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_whose_answer_is_lost_is_repeated_and_done_once() {
+    let world = World::new(two_hosts()).await;
+    let relay = world.relay().await;
+    let host = &world.hosts[0];
+    host.mute.send_replace(true);
+    let meanwhile = async {
+        while host.lock().requests.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        relay.cut.notify_waiters();
+        host.mute.send_replace(false);
+    };
+    let (ran, ()) = tokio::join!(world.run(&["stop", "web-1"]), meanwhile);
+    ran.expect(Exit::Ok);
+    assert_eq!(host.lock().requests.len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_is_never_answered_says_how_to_find_out() {
+    let world = World::new(two_hosts()).await;
+    world.hosts[0].mute.send_replace(true);
+    let ran = world.run(&["stop", "web-1", "--deadline", "300ms", "--request-id", "r7"]).await.expect(Exit::Unreachable);
+    assert!(ran.err.contains("no answer within 0.3 s") && ran.err.contains("repeat it with --request-id r7"), "{}", ran.err);
+    world.hosts[0].mute.send_replace(false);
+    world.run(&["stop", "web-1", "--request-id", "r7"]).await.expect(Exit::Ok);
+    assert_eq!(world.hosts[0].lock().requests.len(), 1);
 }
