@@ -8,7 +8,7 @@ use pvelet_controller::{
 };
 use pvelet_proto::v1;
 use tonic::Status;
-use tonic_types::StatusExt;
+use tonic_types::{RpcStatusExt, StatusExt};
 
 use crate::{Agent, pki};
 
@@ -29,18 +29,7 @@ pub fn reason(status: &Status) -> String {
 
 /// Reason of an operation's error; empty when it has none.
 pub fn operation_reason(op: &v1::Operation) -> String {
-    op.error.as_ref().and_then(StatusExt::get_details_error_info_ext).unwrap_or_default()
-}
-
-trait ErrorInfoExt {
-    fn get_details_error_info_ext(&self) -> Option<String>;
-}
-
-impl ErrorInfoExt for tonic_types::Status {
-    fn get_details_error_info_ext(&self) -> Option<String> {
-        use tonic_types::RpcStatusExt;
-        self.get_details_error_info().map(|i| i.reason)
-    }
+    op.error.as_ref().and_then(RpcStatusExt::get_details_error_info).map(|i| i.reason).unwrap_or_default()
 }
 
 impl Client {

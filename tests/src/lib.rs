@@ -9,16 +9,22 @@
 )]
 
 pub mod agent;
+pub mod calls;
 pub mod client;
 pub mod controller;
+pub mod events;
 pub mod pki;
 pub mod process;
+pub mod pve;
+pub mod raw;
 pub mod stack;
 pub mod status;
 
 pub use agent::Agent;
 pub use client::Client;
 pub use controller::Controller;
+pub use events::{HostEvents, OperationEvents};
 pub use pki::Pki;
 pub use process::{Process, program};
+pub use pve::Pve;
 pub use stack::{Stack, StackOptions};

@@ -64,6 +64,12 @@ impl Process {
 
     /// Waits for `READY=1`. Fails with the end of the log when the program ends before, or after `limit`.
     pub fn wait_ready(&mut self, limit: Duration) -> io::Result<()> {
+        self.wait_notified("ready", limit, |text| text.lines().any(|l| l == "READY=1")).map(drop)
+    }
+
+    /// Waits until the program tells the service manager what is `wanted`, and returns all of that message. Fails like
+    /// [`Self::wait_ready`].
+    pub fn wait_notified(&mut self, what: &str, limit: Duration, wanted: impl Fn(&str) -> bool) -> io::Result<String> {
         let end = Instant::now() + limit;
         let socket = self.notify.as_ref().ok_or_else(|| io::Error::other("started without a notify socket"))?;
         let mut buffer = [0_u8; 4096];
@@ -71,14 +77,18 @@ impl Process {
             // Short turns, so that an early exit is told at once and not at the limit.
             socket.set_read_timeout(Some(Duration::from_millis(100)))?;
             match socket.recv(&mut buffer) {
-                Ok(n) if String::from_utf8_lossy(&buffer[..n]).lines().any(|l| l == "READY=1") => return Ok(()),
-                Ok(_) => {}
+                Ok(n) => {
+                    let text = String::from_utf8_lossy(&buffer[..n]);
+                    if wanted(&text) {
+                        return Ok(text.into_owned());
+                    }
+                }
                 Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                     if let Some(status) = self.child.try_wait()? {
-                        return Err(io::Error::other(format!("ended with {status} before it was ready:\n{}", self.log_tail())));
+                        return Err(io::Error::other(format!("ended with {status} before it was {what}:\n{}", self.log_tail())));
                     }
                     if Instant::now() > end {
-                        return Err(io::Error::other(format!("not ready within {limit:?}:\n{}", self.log_tail())));
+                        return Err(io::Error::other(format!("not {what} within {limit:?}:\n{}", self.log_tail())));
                     }
                 }
                 Err(e) => return Err(e),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use pvelet_proto::identity::Role;
 use tempfile::TempDir;
 
-use crate::{Agent, Client, Controller, Pki};
+use crate::{Agent, Client, Controller, Pki, Pve};
 
 /// What a stack is made of.
 pub struct StackOptions {
@@ -15,11 +15,13 @@ pub struct StackOptions {
     pub start_agents: bool,
     /// Lines for sections of each agent's configuration.
     pub extra: BTreeMap<String, String>,
+    /// PVE's lock time-outs (10 s) are multiplied by this.
+    pub lock_factor: f64,
 }
 
 impl Default for StackOptions {
     fn default() -> Self {
-        Self { nodes: vec!["pve1"], start_agents: true, extra: BTreeMap::new() }
+        Self { nodes: vec!["pve1"], start_agents: true, extra: BTreeMap::new(), lock_factor: 1.0 }
     }
 }
 
@@ -51,6 +53,7 @@ impl Stack {
         let dir = TempDir::with_prefix("pvelet-").expect("temporary folder");
         let sim = pve_sim::Cluster::start(pve_sim::Options {
             nodes: options.nodes.iter().map(|n| (*n).to_owned()).collect(),
+            lock_factor: options.lock_factor,
             ..Default::default()
         })
         .expect("simulated cluster");
@@ -69,6 +72,11 @@ impl Stack {
             agents.insert((*node).to_owned(), agent);
         }
         Self { agents, pki, sim, dir }
+    }
+
+    /// PVE's own API on a node, as somebody else uses it.
+    pub fn pve(&self, node: &str) -> Pve {
+        Pve::new(self.sim.node(node))
     }
 
     /// The agent of a node.
