@@ -1,13 +1,14 @@
 //! An agent for tests: the real transport, services that answer from memory.
 #![allow(clippy::unwrap_used)]
 
+mod net;
+
 use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll},
 };
 
 use futures_util::{Stream, StreamExt, stream};
@@ -21,51 +22,20 @@ use pvelet_proto::{
         vm_service_server::{VmService, VmServiceServer},
     },
 };
-use rustls::{
-    RootCertStore, ServerConfig,
-    crypto::ring,
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
-    version::TLS13,
-};
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject};
+use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{broadcast, mpsc, watch},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
-use tonic::{
-    Code, Request, Response, Status,
-    transport::{Server, server::Connected},
-};
+use tonic::{Code, Request, Response, Status, transport::Server};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::pki::{Ca, Crl, Issued};
+use net::ServerIo;
+pub(crate) use net::{Relay, server_config};
 
-/// A server as the agent's: TLS 1.3, client certificates of `ca` demanded.
-pub(crate) fn server_config(ca: &Ca, own: &Issued, crl: Option<&Crl>) -> ServerConfig {
-    let provider = Arc::new(ring::default_provider());
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ca.cert_pem().as_bytes()).unwrap()).unwrap();
-    let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-    if let Some(crl) = crl {
-        verifier = verifier.with_crls([CertificateRevocationListDer::from_pem_slice(crl.pem().as_bytes()).unwrap()]);
-    }
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&TLS13])
-        .unwrap()
-        .with_client_cert_verifier(verifier.build().unwrap())
-        .with_single_cert(
-            vec![CertificateDer::from_pem_slice(own.cert_pem.as_bytes()).unwrap()],
-            PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap(),
-        )
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config
-}
+use crate::pki::Ca;
 
 /// A VM with what most tests look at.
 pub(crate) fn vm(vmid: u32, name: &str, node: &str) -> Vm {
@@ -434,62 +404,5 @@ impl OperationService for Service {
         let operation = operation.clone();
         let _ = self.changed.send(operation.clone());
         Ok(Response::new(v1::CancelOperationResponse { operation: Some(operation) }))
-    }
-}
-
-/// What tonic's server wants a connection to be.
-struct ServerIo(tokio_rustls::server::TlsStream<TcpStream>);
-
-impl Connected for ServerIo {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for ServerIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for ServerIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-/// Passes bytes on and can cut what it carries.
-pub(crate) struct Relay {
-    pub(crate) address: String,
-    pub(crate) cut: Arc<tokio::sync::Notify>,
-}
-
-impl Relay {
-    pub(crate) async fn start(to: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let cut = Arc::new(tokio::sync::Notify::new());
-        let notify = Arc::clone(&cut);
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let notify = Arc::clone(&notify);
-                tokio::spawn(async move {
-                    let mut far = TcpStream::connect(to).await.unwrap();
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                        () = notify.notified() => {}
-                    }
-                });
-            }
-        });
-        Self { address, cut }
     }
 }
