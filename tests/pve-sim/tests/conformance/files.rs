@@ -76,7 +76,7 @@ impl Files {
         let login = Login::Ticket(&self.node.ticket);
         let answer = client::send(self.node.address(), &record, &format!("/api2/json{path}"), &login, PATIENCE);
         if let Some(upid) = answer.json()["data"].as_str().and_then(|text| text.parse().ok()) {
-            wait_for(&upid);
+            wait_for(&self.node.layout, &upid);
         }
         answer
     }

@@ -21,6 +21,9 @@ pub(crate) struct Record {
     pub(crate) client_error: Option<String>,
     pub(crate) request_headers: Vec<String>,
     pub(crate) text: Option<String>,
+    /// The task whose worker was killed.
+    #[serde(rename = "upid")]
+    pub(crate) killed: Option<String>,
     pub(crate) argv: Vec<String>,
     pub(crate) exit_code: Option<i64>,
     pub(crate) stdout: Option<Value>,
@@ -68,6 +71,8 @@ pub(crate) fn folder() -> PathBuf {
 pub(crate) fn load(file: &str) -> Vec<Record> {
     let path = folder().join(format!("{file}.jsonl"));
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    // The recording machine's qemu-img was started by a script of that name.
+    let text = text.replace("qemu-img.real:", "qemu-img:");
     let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{file}: {error}: {line:.200}"));
     text.lines().map(parse).collect()
 }

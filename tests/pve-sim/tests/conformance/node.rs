@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 use crate::seed::Seed;
 
 /// Waits are this much shorter than on the real host.
-pub(crate) const FACTOR: f64 = 0.04;
+pub(crate) const FACTOR: f64 = 0.1;
 
 /// One node with its daemon, in a folder of its own.
 pub(crate) struct Node {
@@ -122,6 +122,9 @@ impl Node {
         }
         seed.running.iter().for_each(|vmid| self.run(*vmid));
         seed.stopped.iter().for_each(|vmid| self.stop(*vmid));
+        for (vmid, behaviour) in &seed.guests {
+            behaviour.store(&self.layout, *vmid).unwrap();
+        }
         for path in &seed.released {
             self.holders.borrow_mut().remove(path);
         }

@@ -6,7 +6,11 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use pve_sim::{task::Upid, ticket};
+use pve_sim::{
+    layout::NodeLayout,
+    task::{self, Upid},
+    ticket,
+};
 use serde_json::Value;
 
 use crate::{
@@ -79,7 +83,8 @@ impl Replay {
         let looked_at = record.upid_in_path().and_then(|upid| self.tasks.get(&upid)).and_then(|(now, _)| now.parse().ok());
         match looked_at {
             _ if self.continues(record) => {}
-            Some(task) => wait_for(&task),
+            Some(task) if !seed.is_some_and(|seed| seed.at_once) => wait_for(&self.node.layout, &task),
+            Some(_) => {}
             None if seed.is_some_and(|seed| seed.at_once) => {}
             None => self.wait_for_tasks(),
         }
@@ -98,6 +103,11 @@ impl Replay {
         if let Some(method) = &record.method {
             outcome.request = format!("{method} {} {}", record.path.as_deref().unwrap_or_default(), short_params(&record.params));
             outcome.differences = self.call(record);
+        } else if let Some(task) = record.killed.as_ref().and_then(|upid| self.tasks.get(upid)).and_then(|(now, _)| now.parse::<Upid>().ok()) {
+            outcome.request = String::from("kill -9");
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(task.pid).unwrap());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+            wait_for(&self.node.layout, &task);
         } else if record.files.is_empty() {
             outcome.differences.push((String::from("not a request"), String::new(), String::new()));
         }
@@ -118,8 +128,8 @@ impl Replay {
         let mut refused = String::new();
         let mut printed = None;
         if let Some(upid) = body["data"].as_str().and_then(|text| text.parse::<Upid>().ok()) {
-            wait_for(&upid);
-            let log = std::fs::read_to_string(pve_sim::task::log::path(&self.node.layout, &upid)).unwrap_or_default();
+            wait_for(&self.node.layout, &upid);
+            let log = std::fs::read_to_string(task::log::path(&self.node.layout, &upid)).unwrap_or_default();
             let mut lines: Vec<String> = log.lines().map(str::to_owned).collect();
             let end = lines.pop().unwrap_or_default();
             refused = end.strip_prefix("TASK ERROR: ").unwrap_or_default().to_owned();
@@ -148,11 +158,26 @@ impl Replay {
 
     fn prepare(&mut self, seed: &Seed) {
         self.node.prepare(seed);
-        for (method, path, params) in &seed.calls {
-            let record = Record { method: Some(method.clone()), params: params.clone(), ..Record::default() };
-            let answer = client::send(self.node.address(), &record, &format!("/api2/json{path}"), &self.login(&record), PATIENCE);
-            self.running.extend(answer.json()["data"].as_str().and_then(|text| text.parse::<Upid>().ok()));
-            self.wait_for_tasks();
+        for call in &seed.calls {
+            let record = Record { method: Some(call.method.clone()), params: call.params.clone(), ..Record::default() };
+            let answer = client::send(self.node.address(), &record, &format!("/api2/json{}", call.path), &self.login(&record), PATIENCE);
+            let Some(now) = answer.json()["data"].as_str().and_then(|text| text.parse::<Upid>().ok()) else { continue };
+            match &call.upid {
+                Some(recorded) => {
+                    self.tasks.insert(recorded.clone(), (now.to_string(), vec![]));
+                    self.wait_until_it_copies(&now);
+                }
+                None => wait_for(&self.node.layout, &now),
+            }
+        }
+    }
+
+    /// Waits until a task's log tells of a copy's progress.
+    fn wait_until_it_copies(&self, upid: &Upid) {
+        let deadline = Instant::now() + PATIENCE;
+        let path = task::log::path(&self.node.layout, upid);
+        while Instant::now() < deadline && !std::fs::read_to_string(&path).is_ok_and(|log| log.contains("transferred ")) {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -162,7 +187,8 @@ impl Replay {
     }
 
     fn wait_for_tasks(&mut self) {
-        self.running.drain(..).for_each(|upid| wait_for(&upid));
+        let running: Vec<Upid> = self.running.drain(..).collect();
+        running.iter().for_each(|upid| wait_for(&self.node.layout, upid));
     }
 
     fn call(&mut self, record: &Record) -> Vec<Difference> {
@@ -316,10 +342,15 @@ impl Replay {
     }
 }
 
-/// Waits until a task has ended.
-pub(crate) fn wait_for(upid: &Upid) {
+/// Waits until a task has ended and the daemon has noted it.
+pub(crate) fn wait_for(layout: &NodeLayout, upid: &Upid) {
     let deadline = Instant::now() + PATIENCE;
-    while upid.is_running() && Instant::now() < deadline {
+    let noted = || {
+        let active = std::fs::read_to_string(layout.tasks().join("active")).unwrap_or_default();
+        let line = active.lines().find(|line| line.starts_with(&upid.to_string()));
+        line.is_none_or(|line| line.split(' ').count() > 2)
+    };
+    while (upid.is_running() || !noted()) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
     }
 }

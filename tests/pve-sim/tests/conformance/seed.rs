@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use pve_sim::faults::Faults;
+use pve_sim::{faults::Faults, guest::Behaviour};
 use serde::Deserialize;
 
 /// What is brought about before a record is replayed.
@@ -16,8 +16,10 @@ pub(crate) struct Seed {
     pub(crate) purge: Vec<u32>,
     /// Values of VMs' configurations; null: the key is not set.
     pub(crate) set: BTreeMap<u32, BTreeMap<String, Option<String>>>,
-    /// Calls that were made without being recorded: method, path, parameters.
-    pub(crate) calls: Vec<(String, String, serde_json::Value)>,
+    /// Calls that were made without being recorded.
+    pub(crate) calls: Vec<Call>,
+    /// What the systems inside guests do when asked.
+    pub(crate) guests: BTreeMap<u32, Behaviour>,
     /// Images, `storage:name`, that are there, with their sizes in bytes.
     pub(crate) images: BTreeMap<String, u64>,
     /// Images that are not.
@@ -36,6 +38,18 @@ pub(crate) struct Seed {
     pub(crate) faults: Option<Faults>,
     /// The tasks that run are not waited for before this record.
     pub(crate) at_once: bool,
+}
+
+/// A call that was made without being recorded.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Call {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    #[serde(default)]
+    pub(crate) params: serde_json::Value,
+    /// The UPID by which later records name the task that it started, which goes on running.
+    pub(crate) upid: Option<String>,
 }
 
 /// The seeds of a file of recordings, by record name.
