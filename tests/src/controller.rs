@@ -40,7 +40,7 @@ impl Controller {
         Self { manifests, dir, args, process: None }
     }
 
-    /// Starts it and waits until it is ready.
+    /// Starts it. Nobody needs to wait: what it does shows in its folder.
     pub fn start(&mut self) {
         self.start_with(&[]).expect("controller starts");
     }
@@ -48,10 +48,7 @@ impl Controller {
     /// Starts it with environment variables.
     pub fn start_with(&mut self, envs: &[(&str, &str)]) -> io::Result<()> {
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
-        let mut process =
-            Process::start("pvelet-controller", &args, envs, &self.dir.join("controller.log"), Some(&self.dir.join("notify.sock")))?;
-        process.wait_ready(SOON)?;
-        self.process = Some(process);
+        self.process = Some(Process::start("pvelet-controller", &args, envs, &self.dir.join("controller.log"), None)?);
         Ok(())
     }
 

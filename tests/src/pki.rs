@@ -39,18 +39,18 @@ impl Pki {
     /// A host's certificate and key.
     pub fn host(&self, node: &str) -> (PathBuf, PathBuf) {
         self.deliver(
-            &self.ca.issue_host(CLUSTER, node, &["localhost"], &[[127, 0, 0, 1].into()], Lifetime::days(2)).expect("host certificate"),
+            &self.ca.issue_host(CLUSTER, node, &["localhost"], &[[127, 0, 0, 1].into()], Lifetime::days(20)).expect("host certificate"),
         )
     }
 
     /// Certificate and key of somebody with a role.
     pub fn role(&self, role: Role, name: &str) -> (PathBuf, PathBuf) {
-        self.deliver(&self.ca.issue_role(role, name, Lifetime::days(2)).expect("role certificate"))
+        self.deliver(&self.ca.issue_role(role, name, Lifetime::days(20)).expect("role certificate"))
     }
 
     /// Certificate and key of a tenant's client.
     pub fn tenant(&self, tenant: &str, name: &str) -> (PathBuf, PathBuf) {
-        self.deliver(&self.ca.issue_tenant(tenant, name, Lifetime::days(2)).expect("tenant certificate"))
+        self.deliver(&self.ca.issue_tenant(tenant, name, Lifetime::days(20)).expect("tenant certificate"))
     }
 
     /// Credentials of a client that was issued something.
