@@ -1,4 +1,7 @@
 //! The command line.
+//!
+//! Doc comments here are the help that people read: brackets and angles in them are its notation, not links.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 

@@ -1,4 +1,6 @@
 //! The configuration file: credentials and hosts.
+// Doc comments of commands are the help that people read.
+#![allow(rustdoc::invalid_html_tags)]
 
 use std::{
     collections::HashSet,

@@ -99,12 +99,13 @@ impl Issued {
         files::write_public(&cert, self.cert_pem.as_bytes(), force)
     }
 
-    /// A file name without ending that tells whose it is: `host-lab-pve1`, `operator-ann`, `tenant-team-a-csi`.
+    /// A file name without ending that tells whose it is: `host-lab_pve1`, `operator-ann`, `tenant-team-a_csi`. No two identities share one:
+    /// `_` stands in no name. It may hold dots, so an ending is added to it, not set.
     pub fn base_name(&self) -> String {
         match &self.identity.subject {
-            Subject::Host { cluster, node } => format!("host-{cluster}-{node}"),
+            Subject::Host { cluster, node } => format!("host-{cluster}_{node}"),
             Subject::Role { role, name } => format!("{role}-{name}"),
-            Subject::Tenant { tenant, name } => format!("tenant-{tenant}-{name}"),
+            Subject::Tenant { tenant, name } => format!("tenant-{tenant}_{name}"),
         }
     }
 }

@@ -72,6 +72,21 @@ fn explicit_times_are_taken() {
 }
 
 #[test]
+fn no_two_identities_share_a_file_name() {
+    let (ca, day) = (ca(), Lifetime::days(1));
+    let names: Vec<String> = [
+        ca.issue_host("lab-a", "b", &[], &[], day),
+        ca.issue_host("lab", "a-b", &[], &[], day),
+        ca.issue_tenant("a-b", "c", day),
+        ca.issue_tenant("a", "b-c", day),
+        ca.issue_role(Role::Reader, "a.b", day),
+    ]
+    .map(|i| i.unwrap().base_name())
+    .to_vec();
+    assert_eq!(names, ["host-lab-a_b", "host-lab_a-b", "tenant-a-b_c", "tenant-a_b-c", "reader-a.b"]);
+}
+
+#[test]
 fn serials_are_random() {
     let ca = ca();
     let serials: std::collections::HashSet<String> =
@@ -112,7 +127,7 @@ fn keys_are_private_from_the_beginning_and_never_overwritten() {
 
     let issued = ca.issue_host("lab", "pve1", &[], &[], Lifetime::days(365)).unwrap();
     let base = pki.deliver(&issued, None, false).unwrap();
-    assert_eq!(base, dir.join("issued/host-lab-pve1"));
+    assert_eq!(base, dir.join("issued/host-lab_pve1"));
     assert_eq!(mode(&base.with_extension("key")), 0o600);
     let again = ca.issue_host("lab", "pve1", &[], &[], Lifetime::days(365)).unwrap();
     let error = pki.deliver(&again, None, false).unwrap_err().to_string();

@@ -121,7 +121,7 @@ async fn pki_from_the_first_ca_to_a_revocation() {
     plain(&["pki", "issue", "person", "ann.b", "--dir", &dir, "--role", "admin"]).await.expect(Exit::Ok);
     plain(&["pki", "issue", "controller", "main", "--dir", &dir]).await.expect(Exit::Ok);
     plain(&["pki", "issue", "tenant", "team-a", "csi", "--dir", &dir, "--days", "7"]).await.expect(Exit::Ok);
-    for file in ["host-lab-pve1", "admin-ann.b", "operator-main", "tenant-team-a-csi"] {
+    for file in ["host-lab_pve1", "admin-ann.b", "operator-main", "tenant-team-a_csi"] {
         for ending in ["crt", "key"] {
             assert!(PathBuf::from(format!("{dir}/issued/{file}.{ending}")).is_file(), "{file}.{ending}");
         }
@@ -145,7 +145,7 @@ async fn pki_from_the_first_ca_to_a_revocation() {
     assert!(row("/admin/ann.b").contains("client  revoked"));
     assert!(row("/tenant/team-a/csi").contains("client  ends soon"));
     assert_eq!(ran.out.lines().count(), 6);
-    let json = plain(&["pki", "show", &format!("{dir}/issued/host-lab-pve1.crt"), "-o", "json"]).await.expect(Exit::Ok).json();
+    let json = plain(&["pki", "show", &format!("{dir}/issued/host-lab_pve1.crt"), "-o", "json"]).await.expect(Exit::Ok).json();
     assert_eq!(json[0]["names"], serde_json::json!(["pve1.lab.example", "192.0.2.1"]));
     let ran = plain(&["pki", "show", key]).await.expect(Exit::Failed);
     assert!(ran.err.contains("no PEM block CERTIFICATE"), "{}", ran.err);
