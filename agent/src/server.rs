@@ -180,6 +180,10 @@ impl Agent {
         if !self.shared.host.known(patience).await {
             tracing::warn!("PVE has not told its VMs and its version yet: serving, but refusing what needs them");
         }
+        let (named, found) = (&self.credentials.current().cluster, self.shared.host.cluster());
+        if let Some(found) = found.filter(|found| found != named) {
+            tracing::warn!(named, found, "the certificate names another PVE cluster: clients that mean this one will refuse it");
+        }
     }
 
     /// Whether the runtime's workers and its threads for blocking work answer within `patience`.

@@ -105,9 +105,14 @@ impl<S> Gate<S> {
         // Every connection has a peer; without one nothing is allowed.
         let peer = request.extensions().get::<Peer>().cloned().ok_or_else(|| Error::Internal("a call without identity".into()))?;
         let rule = roles::admit(peer.identity(), path).inspect_err(|error| {
-            let known = roles::TABLE.iter().find(|r| r.path == path).map_or("other", Rule::method);
-            self.shared.metrics.call(known, error.code(), None);
-            tracing::info!(client = peer.name(), remote = %peer.remote(), method = path, decision = "denied", %error, "call refused");
+            let known = roles::TABLE.iter().find(|r| r.path == path);
+            let method = known.map_or("other", Rule::method);
+            self.shared.metrics.call(method, error.code(), None);
+            let (client, reason) = (peer.name(), error.reason());
+            tracing::info!(client, remote = %peer.remote(), method = path, decision = "denied", %error, "call refused");
+            if known.is_none_or(|r| matches!(r.class, Class::Mutation | Class::Network)) {
+                tracing::info!(target: "pvelet::audit", caller = client, action = method, decision = "refused", reason, "audit");
+            }
         })?;
         let place = self.shared.limits.enter(rule.class).inspect_err(|error| {
             self.shared.metrics.shed(rule.class.as_str());

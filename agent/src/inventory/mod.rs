@@ -187,6 +187,11 @@ impl HostView {
         }
     }
 
+    /// The PVE cluster's name, once it is known.
+    pub fn cluster(&self) -> Option<String> {
+        self.inventory().ok().map(|i| i.cluster.clone())
+    }
+
     /// Waits until VMs and PVE's version are known, no longer than `patience`. Returns whether they are.
     pub async fn known(&self, patience: Duration) -> bool {
         let mut changes = self.pve.changes();

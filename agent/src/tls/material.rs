@@ -57,6 +57,8 @@ pub struct Material {
     pub(super) verifier: Arc<ClientVerifier>,
     /// When the agent's certificate ends.
     pub not_after: SystemTime,
+    /// The PVE cluster that the agent's certificate names.
+    pub cluster: String,
     /// What an administrator should know although the set is good.
     pub warnings: Vec<String>,
 }
@@ -82,7 +84,7 @@ impl Material {
 
         let chain = certificates(&sources.cert, &files.cert)?;
         let key = PrivateKeyDer::from_pem_slice(&sources.key).map_err(|e| bad(&files.key, format!("holds no private key ({e})")))?;
-        let leaf = own_leaf(&chain[0], files, node, now)?;
+        let (leaf, cluster) = own_leaf(&chain[0], files, node, now)?;
         if leaf.not_after < now + EXPIRY_WARNING {
             warnings.push(format!("{}: the certificate ends in less than 14 days; issue a new one", files.cert.display()));
         }
@@ -118,7 +120,7 @@ impl Material {
         // A resumed session would skip the verification of a certificate that was revoked meanwhile.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Self { server: Arc::new(server), verifier, not_after: leaf.not_after, warnings })
+        Ok(Self { server: Arc::new(server), verifier, not_after: leaf.not_after, cluster, warnings })
     }
 }
 
@@ -143,20 +145,20 @@ fn authorities(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>, 
     Ok(list)
 }
 
-/// The agent's own certificate: for servers alone, valid now, for this node.
-fn own_leaf(der: &CertificateDer<'_>, files: &config::Tls, node: &str, now: SystemTime) -> Result<Leaf, Error> {
+/// The agent's own certificate: for servers alone, valid now, for this node; with the cluster that it names.
+fn own_leaf(der: &CertificateDer<'_>, files: &config::Tls, node: &str, now: SystemTime) -> Result<(Leaf, String), Error> {
     let leaf = Leaf::read(der, Purpose::Server, &files.trust_domain).map_err(|e| bad(&files.cert, e))?;
-    match &leaf.identity.subject {
-        Subject::Host { node: named, .. } if named == node => {}
+    let cluster = match &leaf.identity.subject {
+        Subject::Host { node: named, cluster } if named == node => cluster.clone(),
         _ => return Err(bad(&files.cert, format!("is for '{}', not for host {node}", leaf.identity))),
-    }
+    };
     if now < leaf.not_before {
         return Err(bad(&files.cert, "is not valid yet; check the host's clock"));
     }
     if now >= leaf.not_after {
         return Err(bad(&files.cert, "has expired; issue a new one"));
     }
-    Ok(leaf)
+    Ok((leaf, cluster))
 }
 
 /// The lists of each CA, each proven to be signed by it: webpki would refuse every client because of one bad signature.
