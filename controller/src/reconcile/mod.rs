@@ -9,6 +9,8 @@ mod queue;
 mod session;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use controller::Controller;

@@ -25,8 +25,11 @@ impl OperationTable {
     pub(super) fn insert(&mut self, host: &str, operation: &v1::Operation) -> bool {
         self.note_stop(operation);
         let known = knowledge(host, operation);
-        if self.known.get(&operation.request_id) == Some(&known) {
-            return false;
+        match self.known.get(&operation.request_id) {
+            Some(old) if *old == known => return false,
+            // A call's answer may be older than what the stream has told meanwhile; nothing that ended goes on.
+            Some(Knowledge::Ended(_)) if matches!(known, Knowledge::Active { .. }) => return false,
+            _ => {}
         }
         if self.known.insert(operation.request_id.clone(), known).is_none() {
             self.order.push_back(operation.request_id.clone());
@@ -95,5 +98,74 @@ pub(super) fn knowledge(host: &str, operation: &v1::Operation) -> Knowledge {
         v1::OperationState::Pending | v1::OperationState::Running | v1::OperationState::Unspecified => {
             Knowledge::Active { name: operation.name.clone() }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn operation(state: v1::OperationState) -> v1::Operation {
+        v1::Operation {
+            name: "operations/1".into(),
+            request_id: "u:clone:1".into(),
+            target: Some(v1::VmRef { vmid: 101, uuid: "x".into() }),
+            state: state.into(),
+            ..v1::Operation::default()
+        }
+    }
+
+    #[test]
+    fn what_ended_does_not_go_on_when_an_older_answer_arrives() {
+        let mut table = OperationTable::default();
+        assert!(table.insert("pve1", &operation(v1::OperationState::Running)));
+        assert!(table.insert("pve1", &operation(v1::OperationState::Succeeded)));
+        assert!(!table.insert("pve1", &operation(v1::OperationState::Running)));
+        assert!(matches!(table.get("u:clone:1"), Some(Knowledge::Ended(Ending::Succeeded { vmid: 101, .. }))));
+    }
+
+    #[test]
+    fn progress_is_no_news() {
+        let mut table = OperationTable::default();
+        assert!(table.insert("pve1", &operation(v1::OperationState::Running)));
+        let further = v1::Operation { progress: Some(v1::Progress { percent: 9, ..v1::Progress::default() }), ..operation(v1::OperationState::Running) };
+        assert!(!table.insert("pve1", &further));
+    }
+
+    #[test]
+    fn after_a_lost_connection_only_what_ended_is_still_known() {
+        let mut table = OperationTable::default();
+        table.insert("pve1", &operation(v1::OperationState::Running));
+        table.forget_active();
+        assert_eq!(table.get("u:clone:1"), None);
+    }
+
+    #[test]
+    fn only_stops_by_others_that_were_carried_out_count_and_the_newest_wins() {
+        let mut table = OperationTable::default();
+        let stop = |request_id: &str, name: &str, state: v1::OperationState, seconds| v1::Operation {
+            name: name.into(),
+            request_id: request_id.into(),
+            kind: v1::OperationKind::StopVm.into(),
+            end_time: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+            ..operation(state)
+        };
+        table.insert("pve1", &stop("u:shutdown:4", "own", v1::OperationState::Succeeded, 90));
+        table.insert("pve1", &stop("p1", "failed", v1::OperationState::Failed, 80));
+        assert_eq!(table.stop_of("x"), None);
+        table.insert("pve1", &stop("p2", "second", v1::OperationState::Succeeded, 70));
+        table.insert("pve1", &stop("p3", "first", v1::OperationState::Succeeded, 60));
+        assert_eq!(table.stop_of("x").unwrap().0, "second");
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten_when_there_are_too_many() {
+        let mut table = OperationTable::default();
+        for i in 0..=KEPT {
+            table.insert("pve1", &v1::Operation { request_id: format!("r{i}"), ..operation(v1::OperationState::Succeeded) });
+        }
+        assert_eq!(table.get("r0"), None);
+        assert!(table.get("r1").is_some());
     }
 }

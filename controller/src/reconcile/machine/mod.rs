@@ -156,7 +156,7 @@ impl<S: Store> Machines<S> {
             Ok(response) => Some(match response.operations.first() {
                 Some(operation) => {
                     session.operation(operation);
-                    knowledge(&session.name, operation)
+                    self.fleet.knowledge(attempt).unwrap_or_else(|| knowledge(&session.name, operation))
                 }
                 None => Knowledge::Absent,
             }),
@@ -174,7 +174,7 @@ impl<S: Store> Machines<S> {
         let error = match self.send(&session, request).await {
             Ok(operation) => {
                 session.operation(&operation);
-                return Some(knowledge(&session.name, &operation));
+                return self.fleet.knowledge(attempt).or_else(|| Some(knowledge(&session.name, &operation)));
             }
             Err(e) => e,
         };

@@ -15,7 +15,7 @@ mod watch;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -25,13 +25,14 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-pub use self::scan::is_manifest;
 use self::{record::Record, scan::Scan};
 use super::{Event, Store, StoreError};
 use crate::{
     epoch::Epoch,
     kind::{Kind, Manifest, Object, ObjectKey, ObjectRef},
 };
+
+pub use self::scan::is_manifest;
 
 /// How long an object must be in no manifest before it is deleted.
 pub const DELETION_GRACE: Duration = Duration::from_secs(2);
@@ -232,6 +233,7 @@ impl Inner {
                 }
             }
         }
+        let sources: BTreeSet<String> = self.records.values().map(|r| r.source.clone()).collect();
         let now = tokio::time::Instant::now();
         let ids: Vec<ObjectRef> = self.records.keys().filter(|id| !found.contains_key(id)).cloned().collect();
         for id in ids {
@@ -239,7 +241,7 @@ impl Inner {
             if record.metadata.deletion_timestamp.is_some() {
                 continue;
             }
-            if scan.holds(&id, &record.source) {
+            if scan.holds(&id, &record.source, &sources) {
                 self.missing.remove(&id);
                 continue;
             }

@@ -1,7 +1,7 @@
 //! What the manifests say, file by file.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -100,14 +100,16 @@ impl Scan {
         Some((file.clone(), manifest.clone()))
     }
 
-    /// Whether an object that stands in no sound manifest may stand in one that cannot be read: then it is not deleted.
-    pub(super) fn holds(&self, id: &ObjectRef, source: &str) -> bool {
+    /// Whether an object that stands in no sound manifest may stand in one that cannot be read: then it is not deleted. `sources` are the
+    /// files in which objects were last found.
+    pub(super) fn holds(&self, id: &ObjectRef, source: &str, sources: &BTreeSet<String>) -> bool {
         let source_is_gone = !self.files.contains_key(source);
         self.files.iter().any(|(file, parsed)| {
             parsed.problems.iter().any(|problem| match &problem.id {
                 Some(about) => about == id,
-                // Nobody knows what it holds: what it held before, or what stood in a file that is no more (it may have been renamed).
-                None => file == source || source_is_gone,
+                // Nobody knows what it holds: what it held before, or, if it is new, what stood in a file that is no more (it may have been
+                // renamed).
+                None => file == source || (source_is_gone && !sources.contains(file)),
             })
         })
     }
