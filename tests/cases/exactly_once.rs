@@ -49,7 +49,7 @@ async fn a_repeated_request_finds_its_operation_after_the_agent_was_killed() {
     stack.agent("pve1").start();
     let client = stack.operator("pve1");
     let again = client.clone_vm(client.clone_request("r1", 9000, "once")).await.unwrap();
-    assert_eq!((again.name, again.state()), (first.name, v1::OperationState::Succeeded));
+    assert_eq!((again.state(), again.name), (v1::OperationState::Succeeded, first.name));
     assert_eq!(client.vms().await.iter().filter(|vm| vm.name == "once").count(), 1);
 }
 

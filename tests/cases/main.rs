@@ -2,6 +2,11 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod events;
 mod exactly_once;
+mod faults;
+mod ha;
+mod locks;
 mod main_path;
+mod moves;
 mod truth;
