@@ -21,7 +21,8 @@ use pve_sim::{
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const STORAGES: &str = "dir: local\n\tpath /var/lib/vz\n\tcontent images,iso,snippets\n\ndir: rawdir\n\tpath /srv/raw\n\tcontent images\n\n";
+const STORAGES: &str =
+    "dir: local\n\tpath /var/lib/vz\n\tcontent images,iso,snippets\n\ndir: rawdir\n\tpath /srv/raw\n\tcontent images\n\n";
 
 struct Node {
     _dir: tempfile::TempDir,
@@ -41,7 +42,9 @@ impl Node {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let layout = NodeLayout::new(dir.path(), "pve1");
-        for folder in ["/etc/pve/nodes/pve1/qemu-server", "/etc/pve/priv", "/run/qemu-server", "/var/log/pve/tasks", "/var/lib/vz", "/srv/raw"] {
+        for folder in
+            ["/etc/pve/nodes/pve1/qemu-server", "/etc/pve/priv", "/run/qemu-server", "/var/log/pve/tasks", "/var/lib/vz", "/srv/raw"]
+        {
             fs::create_dir_all(layout.host_path(folder)).unwrap();
         }
         fs::write(layout.etc_pve().join("storage.cfg"), STORAGES).unwrap();
@@ -87,7 +90,8 @@ impl Node {
     }
 
     fn call(&self, method: &str, path: &str, form: &str) -> Answer {
-        let (path, body) = if matches!(method, "GET" | "DELETE") && !form.is_empty() { (format!("{path}?{form}"), "") } else { (path.to_owned(), form) };
+        let (path, body) =
+            if matches!(method, "GET" | "DELETE") && !form.is_empty() { (format!("{path}?{form}"), "") } else { (path.to_owned(), form) };
         let text = self.raw(&[&(self.head(method, &path, body.len()) + body)]);
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
         let status = head.lines().next().unwrap_or_default().trim_start_matches("HTTP/1.1 ").to_owned();
@@ -116,7 +120,10 @@ impl Node {
     }
 
     fn template(&self) {
-        assert_eq!(self.task("POST", "/nodes/pve1/qemu", "vmid=9000&name=tmpl&scsi0=local:0.0625,format=qcow2&net0=virtio,bridge=vmbr0"), "OK");
+        assert_eq!(
+            self.task("POST", "/nodes/pve1/qemu", "vmid=9000&name=tmpl&scsi0=local:0.0625,format=qcow2&net0=virtio,bridge=vmbr0"),
+            "OK"
+        );
         assert_eq!(self.task("POST", "/nodes/pve1/qemu/9000/template", ""), "OK");
     }
 
@@ -155,7 +162,10 @@ fn a_vm_lives_and_leaves_nothing() {
     assert_eq!(node.task("POST", "/nodes/pve1/qemu/200/status/start", ""), "OK");
     assert_eq!(node.call("DELETE", "/nodes/pve1/qemu/200", "").status, "500 VM 200 is running - destroy failed");
     assert_eq!(node.task("POST", "/nodes/pve1/qemu/200/status/shutdown", "timeout=10"), "OK");
-    assert_eq!(node.task("DELETE", "/nodes/pve1/qemu/9000", ""), "base volume 'local:9000/base-9000-disk-0.qcow2' is still in use by linked cloned");
+    assert_eq!(
+        node.task("DELETE", "/nodes/pve1/qemu/9000", ""),
+        "base volume 'local:9000/base-9000-disk-0.qcow2' is still in use by linked cloned"
+    );
     assert_eq!(node.task("DELETE", "/nodes/pve1/qemu/200", ""), "OK");
     assert_eq!((node.config(200), node.images(200)), (String::new(), Vec::new()));
 }
@@ -260,7 +270,11 @@ fn tasks_end_as_their_faults_say() {
 fn a_disk_that_cannot_be_removed_is_a_warning() {
     let node = Node::new();
     for (vmid, fault, text) in [
-        (300, StorageFault { remove_fails: true, ..StorageFault::default() }, "unlink '/srv/raw/images/300/vm-300-disk-0.raw' failed - Operation not permitted"),
+        (
+            300,
+            StorageFault { remove_fails: true, ..StorageFault::default() },
+            "unlink '/srv/raw/images/300/vm-300-disk-0.raw' failed - Operation not permitted",
+        ),
         (
             301,
             StorageFault { offline: true, ..StorageFault::default() },
@@ -273,7 +287,10 @@ fn a_disk_that_cannot_be_removed_is_a_warning() {
         let upid = node.start("DELETE", &format!("/nodes/pve1/qemu/{vmid}"), "");
         assert_eq!(node.end_of(&upid), "WARNINGS: 1");
         let log = node.call("GET", &format!("/nodes/pve1/tasks/{upid}/log"), "").body;
-        assert_eq!(log["data"][0]["t"], format!("WARN: Could not remove disk 'rawdir:{vmid}/vm-{vmid}-disk-0.raw', check manually: {text}"));
+        assert_eq!(
+            log["data"][0]["t"],
+            format!("WARN: Could not remove disk 'rawdir:{vmid}/vm-{vmid}-disk-0.raw', check manually: {text}")
+        );
         assert_eq!(node.config(vmid), "", "the configuration is gone all the same");
     }
 }

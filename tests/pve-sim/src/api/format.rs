@@ -51,7 +51,8 @@ pub(super) fn storage_id(text: &str) -> Result<(), String> {
 
 /// A node's name.
 pub(super) fn node(text: &str) -> Result<(), String> {
-    let good = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') && !text.starts_with('-') && !text.ends_with('-') && !text.is_empty();
+    let good =
+        text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') && !text.starts_with('-') && !text.ends_with('-') && !text.is_empty();
     fits(good, "value does not look like a valid node name")
 }
 
@@ -100,7 +101,9 @@ pub(super) fn volume(text: &str) -> Result<(), String> {
     if text.starts_with('/') {
         return Ok(());
     }
-    let good = text.split_once(':').is_some_and(|(storage, volume)| storage_id(storage).is_ok() && !volume.is_empty() && !volume.contains(char::is_whitespace));
+    let good = text
+        .split_once(':')
+        .is_some_and(|(storage, volume)| storage_id(storage).is_ok() && !volume.is_empty() && !volume.contains(char::is_whitespace));
     fits(good, &format!("unable to parse volume ID '{text}'"))
 }
 

@@ -13,11 +13,7 @@ use hyper::{
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
-use super::{
-    Call, Failure, Params, Reply,
-    server::Shared,
-    stream::AfterHeader,
-};
+use super::{Call, Failure, Params, Reply, server::Shared, stream::AfterHeader};
 use crate::{faults::Faults, ticket};
 
 /// The longest header line that is read.
@@ -160,7 +156,11 @@ fn serve(shared: &Shared, head: &hyper::http::request::Parts, body: &Bytes, tick
     let method = head.method.as_str();
     let path = head.uri.path();
     let Some(rest) = path.strip_prefix("/api2/") else {
-        return Some(if path == "/api2" { Answer::plain(501, "no such uri") } else { Answer::plain(500, &format!("no such file '{path}'\n")) });
+        return Some(if path == "/api2" {
+            Answer::plain(501, "no such uri")
+        } else {
+            Answer::plain(500, &format!("no such file '{path}'\n"))
+        });
     };
     let (format, rest) = rest.split_once('/').unwrap_or((rest, ""));
     if !matches!(format, "json" | "extjs") {

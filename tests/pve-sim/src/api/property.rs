@@ -2,11 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Param, format,
-    params::boolean,
-    schema::Format,
-};
+use super::{Param, format, params::boolean, schema::Format};
 
 /// The schema of a property string.
 pub(super) struct Properties {
@@ -165,7 +161,11 @@ mod tests {
 
     #[test]
     fn mistakes_are_told_by_key() {
-        let net = Properties::read("*model:e(virtio|e1000) bridge:s macaddr:f(mac) tag:i(1..4094) firewall:b").alias(&["virtio", "e1000"], "model", "macaddr");
+        let net = Properties::read("*model:e(virtio|e1000) bridge:s macaddr:f(mac) tag:i(1..4094) firewall:b").alias(
+            &["virtio", "e1000"],
+            "model",
+            "macaddr",
+        );
         let cases = [
             ("virtio,bridge=vmbr0,tag=4095", "format error\nnet0.tag: value must have a maximum value of 4094"),
             ("virtio=zz", "format error\nnet0.macaddr: invalid format - value does not look like a valid unicast MAC address\n"),

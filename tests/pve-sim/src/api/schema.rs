@@ -361,7 +361,11 @@ mod tests {
 
     #[test]
     fn all_mistakes_of_a_call_are_told_at_once() {
-        let schema = Schema::from(vec![Param::vmid("newid"), Param::boolean("full").optional(), Param::boolean("force").requires("archive").optional()]);
+        let schema = Schema::from(vec![
+            Param::vmid("newid"),
+            Param::boolean("full").optional(),
+            Param::boolean("force").requires("archive").optional(),
+        ]);
         let sent = given(&[("full", Value::from("x")), ("frob", Value::from(1)), ("force", Value::Bool(true))]);
         let Failure::Parameters(errors) = schema.verify(&sent).unwrap_err() else { panic!("not a parameter error") };
         assert_eq!(errors.keys().collect::<Vec<_>>(), ["archive", "frob", "full", "newid"]);

@@ -133,7 +133,8 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     let after = AfterHeader::default();
     let io = TokioIo::new(Noting::new(stream, after.clone()));
     let service = service_fn(move |request| http::answer(request, Arc::clone(&shared), after.clone()));
-    let served = http1::Builder::new().timer(TokioTimer::new()).title_case_headers(true).max_headers(500).serve_connection(io, service).await;
+    let served =
+        http1::Builder::new().timer(TokioTimer::new()).title_case_headers(true).max_headers(500).serve_connection(io, service).await;
     if let Err(error) = served {
         tracing::debug!(%error, "connection closed");
     }

@@ -91,7 +91,6 @@ fn fields(upid: &Upid) -> Value {
     data
 }
 
-
 fn lines(call: &Call) -> Result<Reply, Failure> {
     let upid = upid(call)?;
     let number = |name| call.params.integer(name).and_then(|n| usize::try_from(n).ok());
@@ -139,7 +138,9 @@ fn cluster(call: &Call) -> Result<Reply, Failure> {
         row.remove("pstart");
         if let Some((time, status)) = end {
             row.remove("pid");
-            row.extend([("endtime", json!(time)), ("saved", json!("1")), ("status", json!(status))].map(|(key, value)| (key.to_owned(), value)));
+            row.extend(
+                [("endtime", json!(time)), ("saved", json!("1")), ("status", json!(status))].map(|(key, value)| (key.to_owned(), value)),
+            );
         }
         Some(data)
     };

@@ -3,7 +3,6 @@
 //! The daemon starts `<program> task`. That process makes itself a session leader, reads its UPID, executes itself again under the title `task UPID:...:`, as a
 //! real worker's title reads, and then does its job. `main` must call [`enter`] before anything else.
 
-pub mod command;
 pub mod index;
 mod job;
 pub mod log;

@@ -52,7 +52,13 @@ pub fn spawn(layout: &NodeLayout, settings: &Settings, kind: &str, id: &str, use
     started
 }
 
-fn begin(layout: &NodeLayout, settings: &Settings, child: &mut Child, (kind, id, user): (&str, &str, &str), job: &Job) -> Result<Upid, Failure> {
+fn begin(
+    layout: &NodeLayout,
+    settings: &Settings,
+    child: &mut Child,
+    (kind, id, user): (&str, &str, &str),
+    job: &Job,
+) -> Result<Upid, Failure> {
     let pid = child.id();
     let pstart = process_start(pid).ok_or_else(|| Failure::die("the worker ended at once"))?;
     let (node, kind, id, user) = (layout.node().to_owned(), kind.to_owned(), id.to_owned(), user.to_owned());

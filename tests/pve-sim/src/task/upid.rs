@@ -114,7 +114,12 @@ mod tests {
 
     #[test]
     fn what_is_no_upid_is_refused() {
-        for text in ["foo", "UPID:pve1:1:2:3:a:b:c:", "UPID:pve1:00004407:0006DC4F:6B03E91A:qmdestroy:500:root@pam", "UPID:../x:00004407:0006DC4F:6B03E91A:a:b:c:"] {
+        for text in [
+            "foo",
+            "UPID:pve1:1:2:3:a:b:c:",
+            "UPID:pve1:00004407:0006DC4F:6B03E91A:qmdestroy:500:root@pam",
+            "UPID:../x:00004407:0006DC4F:6B03E91A:a:b:c:",
+        ] {
             assert!(text.parse::<Upid>().is_err(), "{text}");
         }
     }

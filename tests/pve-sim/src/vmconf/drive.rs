@@ -66,7 +66,9 @@ impl Drive {
 }
 
 fn is_cloudinit_file(file: &str) -> bool {
-    file.strip_prefix("vm-").and_then(|rest| rest.split_once("-cloudinit")).is_some_and(|(vmid, _)| vmid.bytes().all(|b| b.is_ascii_digit()))
+    file.strip_prefix("vm-")
+        .and_then(|rest| rest.split_once("-cloudinit"))
+        .is_some_and(|(vmid, _)| vmid.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// `1G` in bytes. Units K, M, G, T; a fraction is allowed.
@@ -87,7 +89,12 @@ pub fn size_of_gib(text: &str) -> Option<u64> {
     scaled(text.parse().ok()?, 30)
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "sizes are far below 2^63 bytes, and whole KiB matter")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "sizes are far below 2^63 bytes, and whole KiB matter"
+)]
 fn scaled(number: f64, shift: u32) -> Option<u64> {
     let bytes = number * (1u64 << shift) as f64;
     (bytes.is_finite() && (0.0..9.0e18).contains(&bytes)).then_some(bytes as u64)
@@ -125,7 +132,8 @@ mod tests {
 
     #[test]
     fn sizes_as_recorded() {
-        let cases = [(0, "0T"), (1 << 30, "1G"), (512 << 20, "512M"), (1040 << 20, "1040M"), (1 << 42, "4T"), (528 * 1024, "528K"), (100, "100")];
+        let cases =
+            [(0, "0T"), (1 << 30, "1G"), (512 << 20, "512M"), (1040 << 20, "1040M"), (1 << 42, "4T"), (528 * 1024, "528K"), (100, "100")];
         for (bytes, text) in cases {
             assert_eq!(print_size(bytes), text);
             assert_eq!(parse_size(text), Some(bytes));

@@ -54,6 +54,10 @@ pub(super) fn parse(text: &str) -> VmConfig {
                 }
                 At::Nowhere => continue,
             };
+            // An empty boot order is one; any other option that is empty does not pass its check.
+            if value.trim().is_empty() && key != "boot" {
+                continue;
+            }
             let key = if key == "cdrom" { "ide2" } else { key };
             values.insert(key.to_owned(), value.to_owned());
         }
@@ -78,7 +82,8 @@ fn close(config: &mut VmConfig, at: &At, description: Option<String>) {
 
 fn section_name(line: &str) -> Option<&str> {
     let name = line.strip_prefix('[')?.trim_end().strip_suffix(']')?;
-    let fits = name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b':'));
+    let fits = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b':'));
     fits.then_some(name)
 }
 
@@ -86,7 +91,8 @@ fn section_name(line: &str) -> Option<&str> {
 fn key_and_value(line: &str) -> Option<(&str, &str)> {
     let (key, rest) = line.split_once(':')?;
     let stem = key.trim_end_matches(|c: char| c.is_ascii_digit());
-    let fits = stem.starts_with(|c: char| c.is_ascii_lowercase()) && stem.bytes().all(|b| b.is_ascii_lowercase() || matches!(b, b'-' | b'_') || b.is_ascii_digit());
+    let fits = stem.starts_with(|c: char| c.is_ascii_lowercase())
+        && stem.bytes().all(|b| b.is_ascii_lowercase() || matches!(b, b'-' | b'_') || b.is_ascii_digit());
     let value = rest.trim();
     let value = if value.is_empty() { rest.get(rest.len().checked_sub(1)?..)? } else { value };
     fits.then_some((key, value))
@@ -101,7 +107,8 @@ pub(super) fn print(config: &VmConfig) -> String {
     if !config.pending.is_empty() || !config.pending_delete.is_empty() {
         text.push_str("\n[PENDING]\n");
         comment(&mut text, config.pending.get("description").map(String::as_str));
-        let delete: Vec<String> = config.pending_delete.iter().map(|(key, force)| format!("{}{key}", if *force { "!" } else { "" })).collect();
+        let delete: Vec<String> =
+            config.pending_delete.iter().map(|(key, force)| format!("{}{key}", if *force { "!" } else { "" })).collect();
         let mut delete = (!delete.is_empty()).then(|| delete.join(","));
         for (key, value) in config.pending.iter().filter(|(key, _)| *key != "description") {
             if key.as_str() > "delete"
@@ -149,7 +156,8 @@ mod tests {
 
     #[test]
     fn a_recorded_file_is_read_and_written() {
-        let text = "#first\n#<!-- opt {\"a\"%3A[1,2]} -->\n#last %C3%BC\nboot: order=scsi0;net0\nkvm: 0\nname: lnk\n\n[PENDING]\ndelete: !scsi1\n";
+        let text =
+            "#first\n#<!-- opt {\"a\"%3A[1,2]} -->\n#last %C3%BC\nboot: order=scsi0;net0\nkvm: 0\nname: lnk\n\n[PENDING]\ndelete: !scsi1\n";
         let config = parse(text);
         assert_eq!(config.description.as_deref(), Some("first\n<!-- opt {\"a\":[1,2]} -->\nlast ü"));
         assert_eq!((config.get("kvm"), config.pending_delete.get("scsi1")), (Some("0"), Some(&true)));

@@ -32,6 +32,7 @@ fn ask(call: &Call, command: &str) -> Result<Reply, Failure> {
     }
     let not_running = |_| Failure::die("QEMU guest agent is not running");
     guest::qmp::agent(env.layout, vmid, "guest-ping", LIMIT).map_err(not_running)?;
-    let answer = if command == "guest-ping" { json!({}) } else { guest::qmp::agent(env.layout, vmid, command, LIMIT).map_err(not_running)? };
+    let answer =
+        if command == "guest-ping" { json!({}) } else { guest::qmp::agent(env.layout, vmid, command, LIMIT).map_err(not_running)? };
     Ok(Reply::from(json!({"result": answer})))
 }

@@ -32,7 +32,7 @@ pub(super) fn routes() -> Vec<Route> {
 
 /// What is to be cloned.
 struct Plan {
-    source: VmConfig,
+    description: Option<String>,
     values: Values,
     full: bool,
 }
@@ -71,9 +71,12 @@ fn plan(env: &Env<'_>, params: &Params) -> Result<Plan, Failure> {
         other => other?,
     };
     source.check_lock()?;
-    let values = match params.text("snapname") {
-        Some(name) => source.snapshots.get(name).ok_or_else(|| Failure::die(format!("snapshot '{name}' does not exist")))?.values.clone(),
-        None => source.values.clone(),
+    let (values, description) = match params.text("snapname") {
+        Some(name) => {
+            let section = source.snapshots.get(name).ok_or_else(|| Failure::die(format!("snapshot '{name}' does not exist")))?;
+            (section.values.clone(), section.description.clone())
+        }
+        None => (source.values.clone(), source.description.clone()),
     };
     let full = params.flag_given("full").unwrap_or(!source.flag("template"));
     for name in ["storage", "format"] {
@@ -95,7 +98,7 @@ fn plan(env: &Env<'_>, params: &Params) -> Result<Plan, Failure> {
             return Err(Failure::die(format!("Linked clone feature is not supported for '{}' ({key})", drive.file)));
         }
     }
-    Ok(Plan { source, values, full })
+    Ok(Plan { description, values, full })
 }
 
 fn drives(values: &Values) -> Vec<(String, Drive)> {
@@ -135,8 +138,8 @@ pub(super) fn work(worker: &Worker, args: &Value) -> Result<(), Failure> {
 fn build(env: &Env<'_>, params: &Params, plan: Plan, made: &mut Vec<Volume>) -> Result<(), Failure> {
     let newid = newid(params);
     let storages = env.storages()?;
-    let Plan { source, values, full } = plan;
-    let mut config = VmConfig { description: source.description.clone(), values, ..VmConfig::default() };
+    let Plan { description, values, full } = plan;
+    let mut config = VmConfig { description, values, ..VmConfig::default() };
     for key in ["template", "parent", "lock", "snaptime", "snapstate", "vmstate", "runningmachine", "runningcpu"] {
         config.values.remove(key);
     }
@@ -181,9 +184,7 @@ fn build(env: &Env<'_>, params: &Params, plan: Plan, made: &mut Vec<Volume>) -> 
         env.begun();
         drive.file = to.volid();
         drive.options.remove("format");
-        if !drive.is_cloudinit() {
-            drive.set("size", vmconf::print_size(storages.info(&to)?.size));
-        }
+        drive.set("size", vmconf::print_size(storages.info(&to)?.size));
         config.values.insert(key, drive.print());
         env.store(newid, &config)?;
     }
@@ -204,7 +205,13 @@ fn drive_is_cloned(drive: &Drive) -> bool {
 
 /// A full copy of one volume.
 fn copy(
-    env: &Env<'_>, storages: &Storages, params: &Params, key: &str, drive: &Drive, newid: u32, made: &mut Vec<Volume>,
+    env: &Env<'_>,
+    storages: &Storages,
+    params: &Params,
+    key: &str,
+    drive: &Drive,
+    newid: u32,
+    made: &mut Vec<Volume>,
 ) -> Result<Volume, Failure> {
     let (from, cloudinit) = (&Volume::parse(&drive.file)?, drive.is_cloudinit());
     let storage = params.text("storage").unwrap_or(&from.storage);

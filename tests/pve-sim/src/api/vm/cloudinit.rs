@@ -31,7 +31,13 @@ pub(super) fn generate(env: &Env<'_>, storages: &Storages, config: &VmConfig, dr
     }
     let volume = Volume::parse(&drive.file)?;
     if !storages.exists(&volume) {
-        let new = NewImage { storage: &volume.storage, vmid: volume.owner, format: "qcow2", name: Some(&volume.name), bytes: super::disk::CLOUDINIT_BYTES };
+        let new = NewImage {
+            storage: &volume.storage,
+            vmid: volume.owner,
+            format: "qcow2",
+            name: Some(&volume.name),
+            bytes: super::disk::CLOUDINIT_BYTES,
+        };
         storages.allocate(&new, &|line| env.log(line))?;
     }
     Ok(())

@@ -10,7 +10,20 @@ use crate::{
 };
 
 /// Parameters that are no options of the configuration.
-const CONTROL: &[&str] = &["vmid", "node", "archive", "force", "unique", "storage", "pool", "start", "bwlimit", "live-restore", "import-working-storage", "ha-managed"];
+const CONTROL: &[&str] = &[
+    "vmid",
+    "node",
+    "archive",
+    "force",
+    "unique",
+    "storage",
+    "pool",
+    "start",
+    "bwlimit",
+    "live-restore",
+    "import-working-storage",
+    "ha-managed",
+];
 
 pub(super) fn routes() -> Vec<Route> {
     let flag = |name| Param::boolean(name).optional();
@@ -93,7 +106,7 @@ fn build(env: &Env<'_>, params: &Params, made: &mut Vec<crate::storage::Volume>)
             config.description = (!value.is_empty()).then(|| value.trim_end_matches('\n').to_owned());
             continue;
         }
-        let value = if is_drive_key(key) { disk::create(env, &storages, vmid, key, value, false, made)? } else { update::kept(env, key, value) };
+        let value = if is_drive_key(key) { disk::create(env, &storages, vmid, key, value, false, made)? } else { kept(env, key, value) };
         config.values.insert(key.to_owned(), value);
     }
     if !config.values.contains_key("boot") {
@@ -110,6 +123,11 @@ fn build(env: &Env<'_>, params: &Params, made: &mut Vec<crate::storage::Volume>)
     env.begun();
     env.check()?;
     env.store(vmid, &config)
+}
+
+/// A value as it is kept. Only a change hashes the password.
+fn kept(env: &Env<'_>, key: &str, value: &str) -> String {
+    if key == "cipassword" { value.to_owned() } else { update::kept(env, key, value) }
 }
 
 /// What a VM boots from that does not say: its first disk, CD drive and network card.

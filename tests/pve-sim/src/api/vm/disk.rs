@@ -82,7 +82,13 @@ fn check_import(env: &Env<'_>, storages: &Storages, source: &str) -> Result<(), 
 
 /// Makes or finds a drive's volume, and gives the drive as it stands in the configuration. New volumes are noted in `made`.
 pub(super) fn create(
-    env: &Env<'_>, storages: &Storages, vmid: u32, key: &str, text: &str, template: bool, made: &mut Vec<Volume>,
+    env: &Env<'_>,
+    storages: &Storages,
+    vmid: u32,
+    key: &str,
+    text: &str,
+    template: bool,
+    made: &mut Vec<Volume>,
 ) -> Result<String, Failure> {
     let mut drive = Drive::parse(text);
     match wanted(&drive.file) {
@@ -130,7 +136,14 @@ pub(super) fn create(
 
 #[expect(clippy::too_many_arguments, reason = "one place calls it, with everything that a new volume depends on")]
 fn allocate(
-    env: &Env<'_>, storages: &Storages, vmid: u32, key: &str, storage: &str, bytes: u64, drive: &Drive, made: &mut Vec<Volume>,
+    env: &Env<'_>,
+    storages: &Storages,
+    vmid: u32,
+    key: &str,
+    storage: &str,
+    bytes: u64,
+    drive: &Drive,
+    made: &mut Vec<Volume>,
 ) -> Result<Volume, Failure> {
     let source = drive.option("import-from");
     let (bytes, format) = match (key, source) {
@@ -190,7 +203,14 @@ pub(super) fn sweep(env: &Env<'_>, storages: &Storages, made: &[Volume]) {
 }
 
 /// What becomes of a drive that leaves its slot: cloud-init drives are removed, disks are kept as unused, or removed with `force`.
-pub(super) fn detach(env: &Env<'_>, storages: &Storages, config: &mut VmConfig, vmid: u32, drive: &Drive, force: bool) -> Result<(), Failure> {
+pub(super) fn detach(
+    env: &Env<'_>,
+    storages: &Storages,
+    config: &mut VmConfig,
+    vmid: u32,
+    drive: &Drive,
+    force: bool,
+) -> Result<(), Failure> {
     if !drive.has_volume() || (drive.is_cdrom() && !drive.is_cloudinit()) {
         return Ok(());
     }

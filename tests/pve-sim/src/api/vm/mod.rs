@@ -10,6 +10,7 @@ mod env;
 mod ha;
 mod move_disk;
 mod options;
+mod pending;
 mod pool;
 mod power;
 mod read;
@@ -103,7 +104,10 @@ fn net(layout: &NodeLayout, text: &str, new: bool) -> String {
     let model = parts.remove("model").unwrap_or_else(|| String::from("virtio"));
     let mac = parts.remove("macaddr").filter(|_| !new).map_or_else(|| random_mac(layout), |mac| mac.to_ascii_uppercase());
     let others: BTreeMap<String, String> = parts;
-    std::iter::once(format!("{model}={mac}")).chain(others.iter().map(|(key, value)| format!("{key}={value}"))).collect::<Vec<_>>().join(",")
+    std::iter::once(format!("{model}={mac}"))
+        .chain(others.iter().map(|(key, value)| format!("{key}={value}")))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// A MAC address with the cluster's prefix.

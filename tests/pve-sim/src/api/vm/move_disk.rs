@@ -68,9 +68,6 @@ fn check(env: &Env<'_>, params: &Params) -> Result<(VmConfig, Drive, Volume), Fa
     if params.text("storage") == Some(&volume.storage) && same_format {
         return Err(Failure::die("you can't move to the same storage with same format"));
     }
-    if config.flag("protection") && params.flag("delete") {
-        return Err(Failure::die(format!("can't remove drive '{key}' - protection mode enabled")));
-    }
     Ok((config, drive, volume))
 }
 
@@ -88,7 +85,13 @@ pub(super) fn work(worker: &Worker, args: &Value) -> Result<(), Failure> {
 }
 
 fn to_storage(
-    env: &Env<'_>, storages: &Storages, params: &Params, storage: &str, mut config: VmConfig, mut drive: Drive, from: &Volume,
+    env: &Env<'_>,
+    storages: &Storages,
+    params: &Params,
+    storage: &str,
+    mut config: VmConfig,
+    mut drive: Drive,
+    from: &Volume,
 ) -> Result<(), Failure> {
     let (vmid, key) = (params.vmid(), params.text("disk").unwrap_or_default());
     let moved = || format!("copying volume '{}' from current storage '{}' to target storage '{storage}'", from.volid(), from.storage);
@@ -140,7 +143,14 @@ fn to_storage(
     env.store(vmid, &config)
 }
 
-fn to_vm(env: &Env<'_>, storages: &Storages, params: &Params, mut config: VmConfig, mut drive: Drive, from: &Volume) -> Result<(), Failure> {
+fn to_vm(
+    env: &Env<'_>,
+    storages: &Storages,
+    params: &Params,
+    mut config: VmConfig,
+    mut drive: Drive,
+    from: &Volume,
+) -> Result<(), Failure> {
     let (vmid, key) = (params.vmid(), params.text("disk").unwrap_or_default());
     let target = params.integer("target-vmid").and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
     let slot = params.text("target-disk").unwrap_or(key);

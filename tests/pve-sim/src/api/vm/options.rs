@@ -18,8 +18,20 @@ static VIRTIO: LazyLock<Properties> = LazyLock::new(|| drive(" iothread:b ro:b")
 
 /// The models of network cards. Each may stand for `model=`, with the MAC address as its value.
 pub(super) const MODELS: &[&str] = &[
-    "e1000", "e1000-82540em", "e1000-82544gc", "e1000-82545em", "e1000e", "i82551", "i82557b", "i82559er", "ne2k_isa", "ne2k_pci", "pcnet", "rtl8139",
-    "virtio", "vmxnet3",
+    "e1000",
+    "e1000-82540em",
+    "e1000-82544gc",
+    "e1000-82545em",
+    "e1000e",
+    "i82551",
+    "i82557b",
+    "i82559er",
+    "ne2k_isa",
+    "ne2k_pci",
+    "pcnet",
+    "rtl8139",
+    "virtio",
+    "vmxnet3",
 ];
 
 static NET: LazyLock<Properties> = LazyLock::new(|| {
@@ -62,7 +74,9 @@ static STRINGS: LazyLock<BTreeMap<&'static str, Properties>> = LazyLock::new(|| 
     .into()
 });
 static HOSTPCI: LazyLock<Properties> = LazyLock::new(|| {
-    Properties::read("*host device-id driver:e(vfio|keep) legacy-igd:b mapping mdev pcie:b rombar:b romfile sub-device-id sub-vendor-id vendor-id x-vga:b")
+    Properties::read(
+        "*host device-id driver:e(vfio|keep) legacy-igd:b mapping mdev pcie:b rombar:b romfile sub-device-id sub-vendor-id vendor-id x-vga:b",
+    )
 });
 static NUMA: LazyLock<Properties> = LazyLock::new(|| Properties::read("!cpus hostnodes memory:n policy:e(preferred|bind|interleave)"));
 static UNUSED: LazyLock<Properties> = LazyLock::new(|| Properties::read("*!file:f(volume)"));
@@ -72,77 +86,101 @@ static VIRTIOFS: LazyLock<Properties> =
 
 /// Plain booleans.
 const BOOLEANS: &[&str] = &[
-    "acpi", "allow-ksm", "autostart", "ciupgrade", "freeze", "keephugepages", "kvm", "localtime", "numa", "onboot", "protection", "reboot", "tablet",
-    "tdf", "template",
+    "acpi",
+    "allow-ksm",
+    "autostart",
+    "ciupgrade",
+    "freeze",
+    "keephugepages",
+    "kvm",
+    "localtime",
+    "numa",
+    "onboot",
+    "protection",
+    "reboot",
+    "tablet",
+    "tdf",
+    "template",
 ];
 
 /// Every option of a configuration.
-pub(super) static OPTIONS: LazyLock<BTreeMap<String, Param>> = LazyLock::new(|| {
-    let mut all: Vec<Param> = BOOLEANS.iter().map(|name| Param::boolean(*name)).collect();
-    let integer = |name: &str, min: i64| Param::integer(name).min(min);
-    all.extend([
-        Param::text("affinity"),
-        Param::choice("arch", &["aarch64", "x86_64"]),
-        Param::text("args"),
-        integer("balloon", 0),
-        Param::choice("bios", &["ovmf", "seabios"]),
-        Param::text("bootdisk").pattern(|text| crate::vmconf::is_drive_key(text)),
-        Param::text("cdrom").format(format::drive_volume),
-        Param::text("cipassword"),
-        Param::choice("citype", &["configdrive2", "nocloud", "opennebula"]),
-        Param::text("ciuser"),
-        integer("cores", 1),
-        Param::number("cpulimit", Some(0.0), Some(128.0)),
-        Param::integer("cpuunits").range(1, 262_144),
-        Param::text("description").max_length(8192),
-        Param::text("hookscript"),
-        Param::text("hotplug"),
-        Param::choice("hugepages", &["any", "2", "1024"]),
-        Param::choice(
-            "keyboard",
-            &[
-                "da", "de", "de-ch", "en-gb", "en-us", "es", "fi", "fr", "fr-be", "fr-ca", "fr-ch", "hu", "is", "it", "ja", "lt", "mk", "nl", "no", "pl",
-                "pt", "pt-br", "sl", "sv", "tr",
-            ],
-        ),
-        Param::choice("lock", &["backup", "clone", "create", "migrate", "rollback", "snapshot", "snapshot-delete", "suspending", "suspended"]),
-        Param::number("migrate_downtime", Some(0.0), None),
-        integer("migrate_speed", 0),
-        Param::text("name").format(format::dns_name),
-        Param::text("nameserver").format(format::anything),
-        Param::choice("ostype", &["other", "wxp", "w2k", "w2k3", "w2k8", "wvista", "win7", "win8", "win10", "win11", "l24", "l26", "solaris"]),
-        Param::choice("scsihw", &["lsi", "lsi53c810", "virtio-scsi-pci", "virtio-scsi-single", "megasas", "pvscsi"]),
-        Param::text("searchdomain"),
-        Param::integer("shares").range(0, 50_000),
-        integer("smp", 1),
-        integer("sockets", 1),
-        Param::text("sshkeys").format(format::urlencoded),
-        Param::text("startdate"),
-        Param::text("startup").format(format::startup),
-        Param::text("tags").format(format::tags),
-        integer("vcpus", 1),
-        Param::text("vmgenid").pattern(|text| matches!(text, "0" | "1") || format::uuid(text).is_ok()),
-        Param::text("vmstatestorage").format(format::storage_id),
-    ]);
-    all.extend(STRINGS.iter().map(|(name, properties)| Param::properties(*name, properties)));
-    let mut numbered = |name: &str, count: u32, properties: &'static Properties| {
-        all.extend((0..count).map(|n| Param::properties(format!("{name}{n}"), properties)));
-    };
-    numbered("ide", 4, &IDE);
-    numbered("sata", 6, &SATA);
-    numbered("scsi", 31, &SCSI);
-    numbered("virtio", 16, &VIRTIO);
-    numbered("net", 32, &NET);
-    numbered("ipconfig", 32, &IPCONFIG);
-    numbered("hostpci", 16, &HOSTPCI);
-    numbered("numa", 8, &NUMA);
-    numbered("unused", 256, &UNUSED);
-    numbered("usb", 14, &USB);
-    numbered("virtiofs", 10, &VIRTIOFS);
-    all.extend((0..3).map(|n| Param::text(format!("parallel{n}")).pattern(|text| text.starts_with("/dev/parport") || text.starts_with("/dev/usb/lp"))));
-    all.extend((0..4).map(|n| Param::text(format!("serial{n}")).pattern(|text| text == "socket" || (text.starts_with("/dev/") && !text.contains(',')))));
-    all.into_iter().map(|param| (param.name().to_owned(), param.optional())).collect()
-});
+pub(super) static OPTIONS: LazyLock<BTreeMap<String, Param>> =
+    LazyLock::new(|| {
+        let mut all: Vec<Param> = BOOLEANS.iter().map(|name| Param::boolean(*name)).collect();
+        let integer = |name: &str, min: i64| Param::integer(name).min(min);
+        all.extend([
+            Param::text("affinity"),
+            Param::choice("arch", &["aarch64", "x86_64"]),
+            Param::text("args"),
+            integer("balloon", 0),
+            Param::choice("bios", &["ovmf", "seabios"]),
+            Param::text("bootdisk").pattern(crate::vmconf::is_drive_key),
+            Param::text("cdrom").format(format::drive_volume),
+            Param::text("cipassword"),
+            Param::choice("citype", &["configdrive2", "nocloud", "opennebula"]),
+            Param::text("ciuser"),
+            integer("cores", 1),
+            Param::number("cpulimit", Some(0.0), Some(128.0)),
+            Param::integer("cpuunits").range(1, 262_144),
+            Param::text("description").max_length(8192),
+            Param::text("hookscript"),
+            Param::text("hotplug"),
+            Param::choice("hugepages", &["any", "2", "1024"]),
+            Param::choice(
+                "keyboard",
+                &[
+                    "da", "de", "de-ch", "en-gb", "en-us", "es", "fi", "fr", "fr-be", "fr-ca", "fr-ch", "hu", "is", "it", "ja", "lt", "mk",
+                    "nl", "no", "pl", "pt", "pt-br", "sl", "sv", "tr",
+                ],
+            ),
+            Param::choice(
+                "lock",
+                &["backup", "clone", "create", "migrate", "rollback", "snapshot", "snapshot-delete", "suspending", "suspended"],
+            ),
+            Param::number("migrate_downtime", Some(0.0), None),
+            integer("migrate_speed", 0),
+            Param::text("name").format(format::dns_name),
+            Param::text("nameserver").format(format::anything),
+            Param::choice(
+                "ostype",
+                &["other", "wxp", "w2k", "w2k3", "w2k8", "wvista", "win7", "win8", "win10", "win11", "l24", "l26", "solaris"],
+            ),
+            Param::choice("scsihw", &["lsi", "lsi53c810", "virtio-scsi-pci", "virtio-scsi-single", "megasas", "pvscsi"]),
+            Param::text("searchdomain"),
+            Param::integer("shares").range(0, 50_000),
+            integer("smp", 1),
+            integer("sockets", 1),
+            Param::text("sshkeys").format(format::urlencoded),
+            Param::text("startdate"),
+            Param::text("startup").format(format::startup),
+            Param::text("tags").format(format::tags),
+            integer("vcpus", 1),
+            Param::text("vmgenid").pattern(|text| matches!(text, "0" | "1") || format::uuid(text).is_ok()),
+            Param::text("vmstatestorage").format(format::storage_id),
+        ]);
+        all.extend(STRINGS.iter().map(|(name, properties)| Param::properties(*name, properties)));
+        let mut numbered = |name: &str, count: u32, properties: &'static Properties| {
+            all.extend((0..count).map(|n| Param::properties(format!("{name}{n}"), properties)));
+        };
+        numbered("ide", 4, &IDE);
+        numbered("sata", 6, &SATA);
+        numbered("scsi", 31, &SCSI);
+        numbered("virtio", 16, &VIRTIO);
+        numbered("net", 32, &NET);
+        numbered("ipconfig", 32, &IPCONFIG);
+        numbered("hostpci", 16, &HOSTPCI);
+        numbered("numa", 8, &NUMA);
+        numbered("unused", 256, &UNUSED);
+        numbered("usb", 14, &USB);
+        numbered("virtiofs", 10, &VIRTIOFS);
+        all.extend((0..3).map(|n| {
+            Param::text(format!("parallel{n}")).pattern(|text| text.starts_with("/dev/parport") || text.starts_with("/dev/usb/lp"))
+        }));
+        all.extend((0..4).map(|n| {
+            Param::text(format!("serial{n}")).pattern(|text| text == "socket" || (text.starts_with("/dev/") && !text.contains(',')))
+        }));
+        all.into_iter().map(|param| (param.name().to_owned(), param.optional())).collect()
+    });
 
 /// Checks what its schema alone cannot.
 pub(super) fn check_more(name: &str, text: &str) -> Result<(), String> {
@@ -180,8 +218,16 @@ mod tests {
             ("agent", "enabled=2", Some("invalid format - format error\nagent.enabled: type check ('boolean') failed - got '2'\n")),
             ("memory", "8", Some("invalid format - format error\nmemory.current: value must have a minimum value of 16\n")),
             ("machine", "i440fxx", Some("invalid format - format error\nmachine.type: value does not match the regex pattern\n")),
-            ("ipconfig0", "gw=10.99.0.1", Some("invalid format - format error\nipconfig0.ip: missing property required by 'ipconfig0.gw'\n")),
-            ("scsi8", "unused2", Some("invalid format - format error\nscsi8.file: invalid format - unable to parse volume ID 'unused2'\n\n")),
+            (
+                "ipconfig0",
+                "gw=10.99.0.1",
+                Some("invalid format - format error\nipconfig0.ip: missing property required by 'ipconfig0.gw'\n"),
+            ),
+            (
+                "scsi8",
+                "unused2",
+                Some("invalid format - format error\nscsi8.file: invalid format - unable to parse volume ID 'unused2'\n\n"),
+            ),
             ("scsi0", "local:1,mbps_rd=10,iops_wr=100", None),
             ("scsi0", "file=none", None),
             ("ide2", "none,media=cdrom", None),
@@ -200,6 +246,9 @@ mod tests {
 
     #[test]
     fn numbers_are_numbers_and_formats_are_texts() {
-        assert_eq!((json("cores", "2"), json("kvm", "0"), json("memory", "512"), json("agent", "1")), (2.into(), 0.into(), "512".into(), "1".into()));
+        assert_eq!(
+            (json("cores", "2"), json("kvm", "0"), json("memory", "512"), json("agent", "1")),
+            (2.into(), 0.into(), "512".into(), "1".into())
+        );
     }
 }

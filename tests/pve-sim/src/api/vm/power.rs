@@ -27,31 +27,49 @@ use crate::{
 const SHUTDOWN_S: u64 = 60;
 /// Seconds for which a stop waits for QEMU to quit.
 const STOP_S: u64 = 60;
+/// A guest with more memory than this cannot be started.
+const MEMORY_MAX_MIB: u64 = 1 << 20;
 /// How often a guest that is to end is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
 pub(super) fn routes() -> Vec<Route> {
     let flag = |name| Param::boolean(name).optional();
     let timeout = || Param::integer("timeout").min(0).optional();
-    let post = |path, params: Vec<Param>, handler| {
-        Route::new("POST", path, Schema::from(params).with([Param::vmid("vmid")]), handler)
-    };
+    let post = |path, params: Vec<Param>, handler| Route::new("POST", path, Schema::from(params).with([Param::vmid("vmid")]), handler);
     vec![
         post(
             "/nodes/{node}/qemu/{vmid}/status/start",
             vec![
-                flag("skiplock"), timeout(), Param::text("stateuri").max_length(128).optional(), Param::text("machine").optional(),
-                Param::text("migratedfrom").format(format::node).optional(), Param::text("migration_network").optional(),
-                Param::choice("migration_type", &["secure", "insecure"]).optional(), Param::text("force-cpu").optional(),
-                Param::text("targetstorage").optional(), flag("with-conntrack-state"),
+                flag("skiplock"),
+                timeout(),
+                Param::text("stateuri").max_length(128).optional(),
+                Param::text("machine").optional(),
+                Param::text("migratedfrom").format(format::node).optional(),
+                Param::text("migration_network").optional(),
+                Param::choice("migration_type", &["secure", "insecure"]).optional(),
+                Param::text("force-cpu").optional(),
+                Param::text("targetstorage").optional(),
+                flag("with-conntrack-state"),
             ],
             start,
         ),
-        post("/nodes/{node}/qemu/{vmid}/status/stop", vec![flag("skiplock"), timeout(), flag("keepActive"), flag("overrule-shutdown")], stop),
-        post("/nodes/{node}/qemu/{vmid}/status/shutdown", vec![flag("skiplock"), timeout(), flag("keepActive"), flag("forceStop")], shutdown),
+        post(
+            "/nodes/{node}/qemu/{vmid}/status/stop",
+            vec![flag("skiplock"), timeout(), flag("keepActive"), flag("overrule-shutdown")],
+            stop,
+        ),
+        post(
+            "/nodes/{node}/qemu/{vmid}/status/shutdown",
+            vec![flag("skiplock"), timeout(), flag("keepActive"), flag("forceStop")],
+            shutdown,
+        ),
         post("/nodes/{node}/qemu/{vmid}/status/reboot", vec![timeout()], reboot),
         post("/nodes/{node}/qemu/{vmid}/status/reset", vec![flag("skiplock")], reset),
-        post("/nodes/{node}/qemu/{vmid}/status/suspend", vec![flag("skiplock"), flag("todisk"), Param::text("statestorage").requires("todisk").optional()], suspend),
+        post(
+            "/nodes/{node}/qemu/{vmid}/status/suspend",
+            vec![flag("skiplock"), flag("todisk"), Param::text("statestorage").requires("todisk").optional()],
+            suspend,
+        ),
         post("/nodes/{node}/qemu/{vmid}/status/resume", vec![flag("skiplock"), flag("nocheck")], resume),
     ]
 }
@@ -176,7 +194,7 @@ pub(super) fn start_locked(env: &Env<'_>, vmid: u32, skiplock: bool, machine: Op
         env.store(vmid, &config)?;
     }
     if !config.pending.is_empty() || !config.pending_delete.is_empty() {
-        super::update::apply_pending(env, vmid, &mut config)?;
+        super::pending::apply_pending(env, vmid, &mut config)?;
     }
     check_volumes(env, &config)?;
     if let Some(machine) = machine.filter(|machine| is_too_new(machine)) {
@@ -188,6 +206,10 @@ pub(super) fn start_locked(env: &Env<'_>, vmid: u32, skiplock: bool, machine: Op
     check_bridges(env, &config)?;
     if let Some(text) = config.get("args").filter(|text| text.contains("-nonsense")) {
         env.log(&format!("qemu-system-x86_64: {text}: invalid option"));
+        return Err(Failure::die("start failed: QEMU exited with code 1"));
+    }
+    if status::memory_mib(&config) > MEMORY_MAX_MIB {
+        env.log("qemu-system-x86_64: cannot set up guest memory 'pc.ram': Cannot allocate memory");
         return Err(Failure::die("start failed: QEMU exited with code 1"));
     }
     env.begun();

@@ -54,8 +54,26 @@ fn list(call: &Call) -> Result<Reply, Failure> {
 fn vm_index(call: &Call) -> Result<Reply, Failure> {
     vmconf::load(&call.layout, call.params.vmid())?;
     let names = [
-        "config", "cloudinit", "pending", "status", "unlink", "vncproxy", "termproxy", "migrate", "resize", "move", "rrd", "rrddata", "monitor", "agent",
-        "snapshot", "spiceproxy", "sendkey", "firewall", "mtunnel", "remote_migrate",
+        "config",
+        "cloudinit",
+        "pending",
+        "status",
+        "unlink",
+        "vncproxy",
+        "termproxy",
+        "migrate",
+        "resize",
+        "move",
+        "rrd",
+        "rrddata",
+        "monitor",
+        "agent",
+        "snapshot",
+        "spiceproxy",
+        "sendkey",
+        "firewall",
+        "mtunnel",
+        "remote_migrate",
     ];
     Ok(Reply::from(names.map(|name| json!({"subdir": name})).into_iter().collect::<Value>()))
 }

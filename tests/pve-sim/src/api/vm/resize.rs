@@ -61,8 +61,6 @@ pub(super) fn work(worker: &Worker, args: &Value) -> Result<(), Failure> {
         Some(more) => now.saturating_add(vmconf::parse_size(more).unwrap_or(0)),
         None => vmconf::parse_size(text).unwrap_or(0),
     };
-    // Images grow by whole KiB.
-    let wanted = wanted.div_ceil(1024) * 1024;
     if wanted < now {
         return Err(Failure::die("shrinking disks is not supported"));
     }
@@ -71,7 +69,8 @@ pub(super) fn work(worker: &Worker, args: &Value) -> Result<(), Failure> {
     }
     env.begun();
     let running = env.running(vmid).is_some();
-    storages.resize(&volume, wanted, &|line| {
+    // Images grow by whole KiB; the configuration tells what was asked for.
+    storages.resize(&volume, wanted.div_ceil(1024) * 1024, &|line| {
         // QEMU itself grows the disk of a running VM, without a word.
         if !running || line != "Image resized." {
             env.log(line);

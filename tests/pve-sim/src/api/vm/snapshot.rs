@@ -2,12 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{env::Env, options, power, status};
+use super::{env::Env, options, status};
 use crate::{
     api::{Call, Failure, Param, Params, Reply, Route, format},
     storage::{Storages, Volume},
     task::Worker,
-    vmconf::{Section, Values, VmConfig, is_drive_key, Drive},
+    vmconf::{Drive, Section, Values, VmConfig, is_drive_key},
 };
 
 pub(super) fn routes() -> Vec<Route> {
@@ -41,6 +41,12 @@ fn delete(call: &Call) -> Result<Reply, Failure> {
 }
 
 fn rollback(call: &Call) -> Result<Reply, Failure> {
+    if call.params.flag("start") {
+        return Err(Failure::NotImplemented {
+            method: "POST".into(),
+            path: "/nodes/{node}/qemu/{vmid}/snapshot/{snapname}/rollback?start=1".into(),
+        });
+    }
     task(call, "qmrollback", "snapshot_rollback")
 }
 
@@ -86,7 +92,10 @@ fn read(args: &Value) -> Result<(Params, String), Failure> {
 /// The disks that are part of a snapshot.
 fn disks(values: &Values) -> Result<Vec<(String, Volume)>, Failure> {
     let drives = values.iter().filter(|(key, _)| is_drive_key(key)).map(|(key, value)| (key, Drive::parse(value)));
-    drives.filter(|(_, drive)| drive.has_volume() && !drive.is_cdrom()).map(|(key, drive)| Ok((key.clone(), Volume::parse(&drive.file)?))).collect()
+    drives
+        .filter(|(_, drive)| drive.has_volume() && !drive.is_cdrom())
+        .map(|(key, drive)| Ok((key.clone(), Volume::parse(&drive.file)?)))
+        .collect()
 }
 
 /// The work of `qmsnapshot`.
@@ -170,16 +179,19 @@ pub(super) fn rollback_work(worker: &Worker, args: &Value) -> Result<(), Failure
     env.begun();
     each_image(&env.storages()?, &section.values, "-a", &name, false)?;
     restore(&mut config, &name, section.values);
-    env.store(vmid, &config)?;
-    if params.flag("start") { power::start_locked(&env, vmid, true, None) } else { Ok(()) }
+    env.store(vmid, &config)
 }
 
 /// Takes a snapshot's values back. Disks that it does not know stay as unused.
 fn restore(config: &mut VmConfig, name: &str, mut values: Values) {
     let kept: Vec<String> = config.values.iter().filter(|(key, _)| key.starts_with("unused")).map(|(_, value)| value.clone()).collect();
     let used: Vec<String> = values.iter().filter(|(key, _)| is_drive_key(key)).map(|(_, value)| Drive::parse(value).file).collect();
-    let numbered: Vec<(String, String)> =
-        config.values.iter().filter(|(key, value)| key.starts_with("unused") && kept.contains(value) && !used.contains(value)).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let numbered: Vec<(String, String)> = config
+        .values
+        .iter()
+        .filter(|(key, value)| key.starts_with("unused") && kept.contains(value) && !used.contains(value))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
     values.remove("snaptime");
     values.insert("parent".into(), name.to_owned());
     values.extend(numbered);

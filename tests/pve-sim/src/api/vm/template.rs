@@ -18,10 +18,7 @@ pub(super) fn routes() -> Vec<Route> {
 fn template(call: &Call) -> Result<Reply, Failure> {
     let (env, vmid) = (Env::of_call(call), call.params.vmid());
     let disk = call.params.text("disk");
-    // The real call waits for the lock itself, and takes it again in its task.
-    let _held = env.lock(vmid)?;
     check(&env, vmid, disk)?;
-    drop(_held);
     call.task("qmtemplate", &vmid.to_string(), "template", json!(call.params))
 }
 
