@@ -1,6 +1,8 @@
 //! The agent as a whole: its parts put together, served, reloaded, drained.
 
 mod http;
+#[cfg(test)]
+mod mutation_tests;
 mod reload;
 #[cfg(test)]
 mod testing;

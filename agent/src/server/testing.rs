@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// How long a test waits for what must happen.
-pub(super) const DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A PVE that can be read; what would change it is down.
 pub(super) struct StillPve {
@@ -161,15 +161,20 @@ impl Facts for SameFacts {
 }
 
 /// An agent, its CA and its files.
-pub(super) struct Stand {
+pub(super) struct Stand<P = StillPve> {
     pub(super) agent: Agent,
     pub(super) ca: Ca,
     pub(super) files: Files,
-    pub(super) pve: Arc<StillPve>,
+    pub(super) pve: Arc<P>,
     pub(super) config: Config,
 }
 
 pub(super) async fn stand(vms: &[Arc<VmRecord>], change: impl FnOnce(&mut Config)) -> Stand {
+    stand_on(StillPve::new(vms), change).await
+}
+
+/// An agent on any PVE.
+pub(super) async fn stand_on<P: Pve>(pve: Arc<P>, change: impl FnOnce(&mut Config)) -> Stand<P> {
     let ca = Ca::new();
     let files = Files::new(&ca.issue(&server()), &ca.pem, &ca.crl(&[]));
     let text = format!("listen = \"127.0.0.1:0\"\n[tls]\ntrust_domain = \"{DOMAIN}\"\n[pve]\nnode = \"{NODE}\"\n");
@@ -177,14 +182,13 @@ pub(super) async fn stand(vms: &[Arc<VmRecord>], change: impl FnOnce(&mut Config
     config.tls = files.config();
     config.state_dir = files.path("state");
     change(&mut config);
-    let pve = StillPve::new(vms);
     let world = World { pve: pve.clone(), links: Arc::new(OneBridge), facts: Arc::new(SameFacts) };
     let operations = open_operations(&config).await.unwrap();
     let agent = Agent::start(&config, world, operations, None).await.unwrap();
     Stand { agent, ca, files, pve, config }
 }
 
-impl Stand {
+impl<P> Stand<P> {
     /// A new connection of a client with the identity `path`.
     pub(super) async fn connect(&self, path: &str) -> Channel {
         self.connect_as(&self.ca.issue(&client(path))).await.unwrap()
