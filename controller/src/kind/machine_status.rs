@@ -37,6 +37,9 @@ pub struct MachineStatus {
     /// Whether the VM was made. Once true, none is made again unless its absence is proven and `recreatePolicy` says so.
     #[serde(default)]
     pub created: bool,
+    /// Whether an agent has told of the VM since it was made.
+    #[serde(default)]
+    pub seen: bool,
     /// The number of the last attempt at anything; part of each request id, and stored before the call.
     #[serde(default)]
     pub attempt: u64,
@@ -46,9 +49,9 @@ pub struct MachineStatus {
     /// The last thing that worked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_success: Option<Success>,
-    /// What failed and is tried again; absent when nothing is in the way.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
+    /// What failed and is tried again, at most one for each action; empty when nothing is in the way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Failure>,
     /// The generation whose settings the VM was given.
     #[serde(default)]
     pub configured_generation: i64,
@@ -105,6 +108,13 @@ pub enum Phase {
     Unknown,
     /// Something is wrong that an attempt or a person must mend; see the conditions.
     Failed,
+}
+
+impl MachineStatus {
+    /// The last failure of an action, unless it worked since.
+    pub fn failure_of(&self, action: ActionKind) -> Option<&Failure> {
+        self.failures.iter().find(|f| f.action == action)
+    }
 }
 
 impl Phase {

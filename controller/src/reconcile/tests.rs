@@ -276,7 +276,7 @@ async fn a_refused_clone_says_why_and_goes_elsewhere() {
     let running = bench.start().await;
     bench.add_machine("web-1", "");
     let machine = running.until::<Machine>("web-1", because("CloneFailedStorageFull")).await;
-    assert!(machine.status.failure.unwrap().message.contains("storage local is full"));
+    assert!(machine.status.failures[0].message.contains("storage local is full"));
     bench.cluster.lock().refusal = None;
     // A changed spec is tried at once.
     bench.add_machine("web-1", ", cores: 1");

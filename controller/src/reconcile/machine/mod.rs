@@ -270,8 +270,9 @@ impl<S: Store> Machines<S> {
         {
             self.store.record_event(about, Event { warning: false, reason: "Placed", message: format!("placed on {host}") });
         }
-        if status.failure.is_some() && status.failure != before.failure {
-            let message = status.failure.as_ref().map(|f| f.message.clone()).unwrap_or_default();
+        let fresh = status.failures.iter().find(|f| !before.failures.contains(f));
+        if let Some(failure) = fresh {
+            let message = failure.message.clone();
             self.store.record_event(about, Event { warning: true, reason: "AttemptFailed", message });
         } else if old.0 != new.0 && !new.0.is_empty() {
             let message = if new.1.is_empty() { new.0 } else { format!("{}: {}", new.0, new.1) };

@@ -140,11 +140,12 @@ fn unsettled(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt) -> A
 fn succeeded(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, vmid: u32, uuid: &str) {
     let status = &mut draft.status;
     status.operation = None;
-    status.failure = None;
+    status.failures.retain(|f| f.action != attempt.action);
     status.last_success = Some(Success { action: attempt.action, time: inputs.now });
     match attempt.action {
         ActionKind::Clone => {
             status.created = true;
+            status.seen = false;
             status.vmid = Some(vmid);
             status.uuid = Some(uuid.to_owned());
             status.configured_generation = attempt.generation;
@@ -178,7 +179,7 @@ fn failed(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, what: (
     if attempt.action == ActionKind::Delete && reason == reason::VM_NOT_FOUND {
         return;
     }
-    let before = inputs.machine.status.failure.as_ref().filter(|f| f.action == attempt.action && f.generation == attempt.generation);
+    let before = inputs.machine.status.failure_of(attempt.action).filter(|f| f.generation == attempt.generation);
     let failure = Failure {
         action: attempt.action,
         host: attempt.host.clone(),
@@ -190,7 +191,8 @@ fn failed(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, what: (
         generation: attempt.generation,
     };
     let text = failure.message.clone();
-    status.failure = Some(failure);
+    status.failures.retain(|f| f.action != attempt.action);
+    status.failures.push(failure);
     status.phase = Phase::Failed;
     // Undone, or never begun: the host does not hold the VM, so a machine that may be anywhere may be tried elsewhere.
     if attempt.action == ActionKind::Clone && !remains && inputs.machine.spec.host.is_none() {

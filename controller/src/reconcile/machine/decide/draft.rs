@@ -71,13 +71,14 @@ impl<'a> Draft<'a> {
         self.status.node = Some(vm.node.clone());
         self.status.host = host.map(|h| h.name.clone()).or_else(|| self.status.host.take());
         self.status.tenant = vm.owner.as_ref().map(|o| o.tenant.clone()).filter(|t| !t.is_empty());
-        self.status.failure = None;
+        self.status.failures.clear();
         self.condition("Created", true, "Adopted", format!("VM {} existed already", vm.vmid));
     }
 
     /// The VM is there, on this node.
     pub(super) fn found(&mut self, sighting: &Sighting, host: Option<&HostView>) {
         let vm = &sighting.vm;
+        self.status.seen = true;
         self.status.vmid = Some(vm.vmid);
         self.status.node = Some(vm.node.clone());
         if let Some(host) = host {
@@ -131,7 +132,7 @@ impl<'a> Draft<'a> {
 
     /// When an action that failed may be tried again; nothing when it may be tried now.
     pub(super) fn must_wait_for(&mut self, action: ActionKind) -> Option<Timestamp> {
-        let failure = self.inputs.machine.status.failure.as_ref().filter(|f| f.action == action)?;
+        let failure = self.inputs.machine.status.failure_of(action)?;
         let generation = self.inputs.machine.metadata.generation;
         let due = after(failure.time, attempt::backoff(failure, &self.inputs.machine.metadata.uid));
         if failure.generation != generation || due <= self.inputs.now {

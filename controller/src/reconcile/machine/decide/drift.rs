@@ -17,9 +17,7 @@ pub(super) fn decide(inputs: &Inputs<'_>, draft: &mut Draft<'_>, vm: &VmView, ho
         draft.status.configured_generation = generation;
         draft.status.verified_generation = generation;
         draft.status.configured_digest = None;
-        if draft.status.failure.as_ref().is_some_and(|f| f.action == ActionKind::Configure) {
-            draft.status.failure = None;
-        }
+        draft.status.failures.retain(|f| f.action != ActionKind::Configure);
         match shrink(&inputs.machine.spec, vm) {
             Some(text) => draft.condition("Configured", false, "DiskShrink", text),
             None => draft.condition("Configured", true, "Configured", ""),

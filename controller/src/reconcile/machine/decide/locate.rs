@@ -1,11 +1,15 @@
 //! Where the machine's VM is, and whether "nowhere" can be believed.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 
 use super::{Inputs, SETTLE, after, is_ours};
 use crate::reconcile::{HostView, Link, Sighting};
+
+/// How long a VM that was made but never told of since may stay unseen: far longer than any event takes, because making it again would be
+/// worse than waiting.
+const UNSEEN: Duration = Duration::from_secs(30);
 
 pub(super) enum Place<'a> {
     /// Here; the host is missing where no `PveHost` stands for its node.
@@ -42,7 +46,7 @@ pub(super) fn locate<'a>(inputs: &Inputs<'a>) -> Place<'a> {
         return Place::Found(hit, host_of(inputs, Some(cluster), Some(&hit.vm.node)));
     }
     if let Some(success) = &status.last_success {
-        let until = after(success.time, SETTLE);
+        let until = after(success.time, if status.seen { SETTLE } else { UNSEEN });
         if inputs.now < until {
             return Place::Settling(until);
         }

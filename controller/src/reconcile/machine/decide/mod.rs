@@ -157,7 +157,7 @@ fn missing(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
             return Action::Wait(None);
         }
     }
-    let avoid = inputs.machine.status.failure.as_ref().map(|f| f.host.as_str());
+    let avoid = inputs.machine.status.failure_of(ActionKind::Clone).map(|f| f.host.as_str());
     let host = match (&inputs.machine.status.host, &inputs.machine.spec.host) {
         (Some(placed), _) => locate::host_of(inputs, draft.status.cluster.as_deref(), draft.status.node.as_deref())
             .ok_or_else(|| ("HostNotFound", format!("PveHost {placed}, on which the VM is to be made, is gone; add it again"))),

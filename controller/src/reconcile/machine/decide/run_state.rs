@@ -48,7 +48,7 @@ pub(super) fn decide(inputs: &Inputs<'_>, draft: &mut Draft<'_>, vm: &VmView, ho
             if ran_long {
                 draft.status.quick_stops = 0;
             }
-            draft.status.failure.take_if(|f| matches!(f.action, ActionKind::Start | ActionKind::Shutdown));
+            draft.status.failures.retain(|f| !matches!(f.action, ActionKind::Start | ActionKind::Shutdown));
             draft.ready(vm);
             return wait_until(None);
         }

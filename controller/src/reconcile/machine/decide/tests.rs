@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+mod property;
 mod table;
 mod world;
 

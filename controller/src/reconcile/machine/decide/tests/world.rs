@@ -73,6 +73,7 @@ impl World {
         status.vmid = Some(101);
         status.uuid = Some(testing::UUID.into());
         status.created = true;
+        status.seen = true;
         status.attempt = 3;
         status.configured_generation = 1;
         status.verified_generation = 1;
@@ -102,7 +103,7 @@ impl World {
         let mut world = Self::fresh();
         world.machine.metadata.finalizers = vec![MACHINE_FINALIZER.into()];
         world.machine.status.attempt = 1;
-        world.machine.status.failure = Some(Failure {
+        world.machine.status.failures = vec![Failure {
             action: ActionKind::Clone,
             host: "pve1".into(),
             reason: "STORAGE_FULL".into(),
@@ -111,7 +112,7 @@ impl World {
             count: 1,
             time: world.now - ago,
             generation: 1,
-        });
+        }];
         world
     }
 
