@@ -199,6 +199,9 @@ fn local_node(shared: &Shared, node: &str) -> Result<(), Failure> {
     if members["nodelist"][node].is_object() || node.eq_ignore_ascii_case(shared.layout.node()) {
         return Err(Failure::Plain { code: 500, text: String::from("proxy not allowed") });
     }
+    if node.parse::<std::net::IpAddr>().is_ok() {
+        return Err(Failure::die(format!("address lookup for '{node}' did not find any IP address")));
+    }
     let why = if node == ".." { "Name or service not known" } else { "Temporary failure in name resolution" };
     Err(Failure::die(format!("hostname lookup '{node}' failed - failed to get address info for: {node}: {why}")))
 }

@@ -302,6 +302,11 @@ impl Schema {
         let mut errors = BTreeMap::new();
         let mut verified = Params::default();
         for (name, value) in &given.0 {
+            // Nothing is no mistake of type; whoever needs the value refuses it.
+            if value.is_null() {
+                verified.0.insert(name.clone(), Value::Null);
+                continue;
+            }
             let Some(param) = self.params.get(name) else {
                 if self.additional || name == "node" {
                     verified.0.insert(name.clone(), value.clone());

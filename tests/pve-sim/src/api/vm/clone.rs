@@ -39,6 +39,7 @@ struct Plan {
 
 fn clone(call: &Call) -> Result<Reply, Failure> {
     let (env, params) = (Env::of_call(call), &call.params);
+    super::check_quorum(env.layout)?;
     if let Some(pool) = params.text("pool") {
         pool::check(env.layout, pool)?;
     }
@@ -46,6 +47,7 @@ fn clone(call: &Call) -> Result<Reply, Failure> {
         && target != env.layout.node()
     {
         super::known_node(env.layout, target)?;
+        check_shared(&env, params, target)?;
     }
     if let Some(storage) = params.text("storage") {
         let storages = env.storages()?;
@@ -56,6 +58,18 @@ fn clone(call: &Call) -> Result<Reply, Failure> {
     }
     plan(&env, params)?;
     call.task("qmclone", &params.vmid().to_string(), "clone", json!(params))
+}
+
+/// A clone on another node needs disks that are there too.
+fn check_shared(env: &Env<'_>, params: &Params, target: &str) -> Result<(), Failure> {
+    let (config, storages) = (env.load(params.vmid())?, env.storages()?);
+    for (_, drive) in drives(&config.values) {
+        let volume = Volume::parse(&drive.file)?;
+        if !storages.get(params.text("storage").unwrap_or(&volume.storage))?.is_shared() {
+            return Err(Failure::die(format!("can't clone VM to node '{target}' (VM uses local storage)")));
+        }
+    }
+    Ok(())
 }
 
 fn newid(params: &Params) -> u32 {

@@ -52,6 +52,7 @@ fn settings(params: &Params) -> impl Iterator<Item = (&str, &str)> {
 fn create(call: &Call) -> Result<Reply, Failure> {
     let (env, params) = (Env::of_call(call), &call.params);
     let vmid = params.vmid();
+    super::check_quorum(env.layout)?;
     if let Some(pool) = params.text("pool") {
         pool::check(env.layout, pool)?;
     }

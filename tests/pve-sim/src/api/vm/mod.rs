@@ -20,7 +20,7 @@ mod status;
 mod template;
 mod update;
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt};
 
 use serde_json::Value;
 
@@ -73,6 +73,12 @@ fn target_format(storages: &Storages, storage: &str, wanted: &str) -> Result<&'s
     let storage = storages.get(storage)?;
     let known = storage.formats().iter().find(|format| **format == wanted).copied();
     Ok(known.unwrap_or("raw"))
+}
+
+/// Refuses a call that needs quorum. `/etc/pve/local` can be written to only with it, which its mode tells.
+fn check_quorum(layout: &NodeLayout) -> Result<(), Failure> {
+    let mode = fs::symlink_metadata(layout.etc_pve().join("local")).map(|meta| meta.permissions().mode());
+    if mode.is_ok_and(|mode| mode & 0o200 == 0) { Err(Failure::die("cluster not ready - no quorum?")) } else { Ok(()) }
 }
 
 /// Refuses a node that the cluster does not have.

@@ -79,6 +79,7 @@ fn task(call: &Call, kind: &str, action: &str) -> Result<Reply, Failure> {
 }
 
 fn start(call: &Call) -> Result<Reply, Failure> {
+    super::check_quorum(&call.layout)?;
     if ha::is_managed(&call.layout, call.params.vmid()) {
         return task(call, "hastart", "ha_start");
     }

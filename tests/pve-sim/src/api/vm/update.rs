@@ -58,6 +58,9 @@ impl Change {
         let control = ["vmid", "node", "skiplock", "force", "delete", "revert", "digest", "background_delay", "import-working-storage"];
         let mut set = BTreeMap::new();
         for name in params.0.keys().filter(|name| !control.contains(&name.as_str())) {
+            if params.0.get(name).is_some_and(serde_json::Value::is_null) {
+                return Err(Failure::die(format!("unable to parse value of '{name}' - got undefined value")));
+            }
             let key = if name == "cdrom" { "ide2" } else { name };
             set.insert(key.to_owned(), params.text(name).unwrap_or_default().to_owned());
         }
