@@ -163,6 +163,7 @@ impl Pve for PveHost {
 
     async fn read_vm(&self, vmid: u32) -> Result<Option<Arc<VmRecord>>, Error> {
         self.reader.refresh(Some(vmid)).await?;
+        self.running.look(vmid).await;
         ask(&self.paths.run_qemu, &self.world, vmid).await;
         Ok(self.world.inventory().vms.get(&vmid).cloned())
     }

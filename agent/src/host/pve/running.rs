@@ -9,6 +9,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc as std_mpsc,
     },
     thread,
     time::{Duration, SystemTime},
@@ -19,7 +20,7 @@ use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
     eventfd::{EfdFlags, EventFd},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{RunState, world::World};
 use crate::host::process::{self, Handle};
@@ -43,7 +44,11 @@ struct Guest {
 pub(super) struct Running {
     wake: Arc<EventFd>,
     stop: Arc<AtomicBool>,
+    ask: std_mpsc::Sender<Question>,
 }
+
+/// A VM to look at now, and who waits for it.
+type Question = (u32, oneshot::Sender<()>);
 
 impl Running {
     /// Reads all pid files and goes on watching. VMIDs of those that began are sent to `began`.
@@ -55,14 +60,23 @@ impl Running {
         let inotify = Inotify::init()?;
         epoll.add(inotify.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, FILES))?;
         let boot = process::boot_time(&proc).unwrap_or(0);
-        let watch = Watch { run, proc, world, began, epoll, guests: HashMap::new(), boot };
+        let (ask, questions) = std_mpsc::channel();
+        let watch = Watch { run, proc, world, began, epoll, guests: HashMap::new(), boot, questions };
         let (stopped, woken) = (stop.clone(), wake.clone());
         thread::Builder::new().name("pve-guests".into()).stack_size(256 << 10).spawn(move || {
             if let Err(error) = watch.run(inotify, &stopped, &woken) {
                 tracing::error!(%error, "the processes of VMs are no longer watched");
             }
         })?;
-        Ok(Self { wake, stop })
+        Ok(Self { wake, stop, ask })
+    }
+
+    /// Looks at a VM's pid file and process now. What follows a task must not be told by an event that is still on its way.
+    pub(super) async fn look(&self, vmid: u32) {
+        let (done, looked) = oneshot::channel();
+        if self.ask.send((vmid, done)).is_ok() && self.wake.write(1).is_ok() {
+            let _ = looked.await;
+        }
     }
 
     pub(super) fn stop(&self) {
@@ -85,6 +99,7 @@ struct Watch {
     epoll: Epoll,
     guests: HashMap<u32, Guest>,
     boot: u64,
+    questions: std_mpsc::Receiver<Question>,
 }
 
 /// The VMID of a pid file.
@@ -125,7 +140,10 @@ impl Watch {
             for event in &ready[..count] {
                 match event.data() {
                     FILES => watched &= self.files(&mut inotify, &mut buffer),
-                    WAKE => drop(wake.read()),
+                    WAKE => {
+                        let _ = wake.read();
+                        self.answer();
+                    }
                     vmid => self.ended(u32::try_from(vmid).unwrap_or(0)),
                 }
             }
@@ -155,6 +173,18 @@ impl Watch {
         }
         vmids.into_iter().for_each(|vmid| self.check(vmid));
         there
+    }
+
+    fn answer(&mut self) {
+        while let Ok((vmid, done)) = self.questions.try_recv() {
+            let over = |g: &Guest| process::stat(&self.proc, g.pid).is_none_or(|s| s.ended() || s.start != g.start);
+            if self.guests.get(&vmid).is_some_and(over) {
+                self.ended(vmid);
+            } else {
+                self.check(vmid);
+            }
+            let _ = done.send(());
+        }
     }
 
     fn check(&mut self, vmid: u32) {

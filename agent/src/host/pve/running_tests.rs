@@ -69,6 +69,24 @@ async fn start_crash_and_restart_are_told() {
 }
 
 #[tokio::test]
+async fn whoever_asks_sees_the_process_and_not_the_last_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world();
+    let (began, _started) = mpsc::unbounded_channel();
+    let running = Running::start(dir.path().to_owned(), "/proc".into(), world.clone(), began).unwrap();
+    for _ in 0..20 {
+        let mut kvm = kvm(100);
+        write_pid(dir.path(), 100, kvm.id());
+        running.look(100).await;
+        assert!(matches!(world.running(100), Some(RunState::Running { pid, .. }) if pid.cast_unsigned() == kvm.id()));
+        kvm.kill().unwrap();
+        kvm.wait().unwrap();
+        running.look(100).await;
+        assert_eq!(world.running(100), None);
+    }
+}
+
+#[tokio::test]
 async fn a_stale_pid_file_is_no_process() {
     let dir = tempfile::tempdir().unwrap();
     let mut other = kvm(101);
