@@ -75,9 +75,9 @@ fn target_format(storages: &Storages, storage: &str, wanted: &str) -> Result<&'s
     Ok(known.unwrap_or("raw"))
 }
 
-/// Refuses a call that needs quorum. `/etc/pve/local` can be written to only with it, which its mode tells.
+/// Refuses a call that needs quorum. The node's own folder can be written to only with it, which its mode tells.
 fn check_quorum(layout: &NodeLayout) -> Result<(), Failure> {
-    let mode = fs::symlink_metadata(layout.etc_pve().join("local")).map(|meta| meta.permissions().mode());
+    let mode = fs::metadata(layout.etc_pve().join("nodes").join(layout.node())).map(|meta| meta.permissions().mode());
     if mode.is_ok_and(|mode| mode & 0o200 == 0) { Err(Failure::die("cluster not ready - no quorum?")) } else { Ok(()) }
 }
 
