@@ -3,20 +3,19 @@
 use pve_sim::control::{Request, Seed};
 use pvelet_proto::v1::{self, clone_source::Source};
 use pvelet_tests::{
-    Client, Stack,
+    Client, Stack, StackOptions,
     client::{operation_reason, reason, vm_ref},
 };
 use tonic::Code;
 use tonic_types::StatusExt;
 
 fn seeded() -> Stack {
-    let stack = Stack::one();
-    let control = stack.sim.control();
     let seed = |vmid, name: &str| Seed { size_mib: 64, fill_mib: 1, ..Seed::new("pve1", vmid, name) };
-    control.call(&Request::SeedTemplate(Seed { tags: "a;b".into(), ..seed(9000, "template") })).unwrap();
-    control.call(&Request::SeedTemplate(Seed { cloudinit: false, ..seed(9001, "bare") })).unwrap();
-    control.call(&Request::SeedVm(seed(200, "plain"))).unwrap();
-    stack
+    Stack::seeded(StackOptions::default(), |control| {
+        control.call(&Request::SeedTemplate(Seed { tags: "a;b".into(), ..seed(9000, "template") })).unwrap();
+        control.call(&Request::SeedTemplate(Seed { cloudinit: false, ..seed(9001, "bare") })).unwrap();
+        control.call(&Request::SeedVm(seed(200, "plain"))).unwrap();
+    })
 }
 
 type Change = fn(&mut v1::CloneVmRequest);

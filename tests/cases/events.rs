@@ -118,9 +118,10 @@ async fn what_comes_in_silently_from_another_node_is_told() {
 
 #[tokio::test]
 async fn a_vm_that_moves_while_it_runs_goes_on_running_there() {
-    let stack = Stack::start(StackOptions { nodes: vec!["pve1", "pve2"], ..StackOptions::default() });
+    let stack = Stack::seeded(StackOptions { nodes: vec!["pve1", "pve2"], ..StackOptions::default() }, |control| {
+        control.call(&Request::SeedVms { node: "pve1".into(), first: 200, count: 1 }).unwrap();
+    });
     let control = stack.sim.control();
-    control.call(&Request::SeedVms { node: "pve1".into(), first: 200, count: 1 }).unwrap();
     let (one, two) = (stack.operator("pve1"), stack.operator("pve2"));
     let (mut here, mut there) = (HostEvents::open(&one).await, HostEvents::open(&two).await);
     control.call(&Request::StartGuest { vmid: 200 }).unwrap();

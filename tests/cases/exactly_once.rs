@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use pve_sim::control::{Request, Seed};
 use pvelet_proto::v1;
-use pvelet_tests::{Stack, client::reason};
+use pvelet_tests::{Stack, StackOptions, client::reason};
 use tonic::Code;
 
 fn seeded() -> Stack {
-    let stack = Stack::one();
-    stack.sim.control().call(&Request::SeedTemplate(Seed { size_mib: 64, fill_mib: 1, ..Seed::new("pve1", 9000, "template") })).unwrap();
-    stack
+    Stack::seeded(StackOptions::default(), |control| {
+        control.call(&Request::SeedTemplate(Seed { size_mib: 64, fill_mib: 1, ..Seed::new("pve1", 9000, "template") })).unwrap();
+    })
 }
 
 #[tokio::test]

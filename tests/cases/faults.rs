@@ -13,25 +13,23 @@ use pvelet_tests::{
 use serde_json::json;
 use tonic::Code;
 
-fn seed(stack: &Stack) {
-    let control = stack.sim.control();
+fn seed(control: &pve_sim::control::Client) {
     let seed = |vmid, name: &str| Seed { size_mib: 64, fill_mib: 8, ..Seed::new("pve1", vmid, name) };
     control.call(&Request::SeedTemplate(seed(9000, "template"))).unwrap();
     control.call(&Request::SeedVm(seed(200, "plain"))).unwrap();
 }
 
 fn seeded() -> (Stack, Client) {
-    let stack = Stack::one();
-    seed(&stack);
+    let stack = Stack::seeded(StackOptions::default(), seed);
     let client = stack.operator("pve1");
     (stack, client)
 }
 
 /// Two nodes, since a node alone always has quorum; the agent of the first runs.
 fn pair() -> (Stack, Client) {
-    let mut stack = Stack::start(StackOptions { nodes: vec!["pve1", "pve2"], start_agents: false, ..StackOptions::default() });
+    let options = StackOptions { nodes: vec!["pve1", "pve2"], start_agents: false, ..StackOptions::default() };
+    let mut stack = Stack::seeded(options, seed);
     stack.agent("pve1").start();
-    seed(&stack);
     let client = stack.operator("pve1");
     (stack, client)
 }
@@ -271,8 +269,7 @@ async fn a_request_is_never_split_so_that_the_daemon_does_not_lose_its_user() {
 #[tokio::test]
 async fn the_clean_up_after_a_stop_is_waited_for() {
     // PVE gives up on the lock after half a second, so that the agent has to ask again.
-    let stack = Stack::start(StackOptions { lock_factor: 0.05, ..StackOptions::default() });
-    seed(&stack);
+    let stack = Stack::seeded(StackOptions { lock_factor: 0.05, ..StackOptions::default() }, seed);
     let client = stack.operator("pve1");
     let vm = client.vm(200).await.unwrap();
     succeeded(client.start("first", &vm_ref(&vm)).await);
@@ -303,8 +300,7 @@ async fn a_vmid_just_freed_is_not_used_again() {
 
 #[tokio::test]
 async fn a_delete_that_races_with_the_clean_up_of_a_stop_is_whole() {
-    let stack = Stack::start(StackOptions { lock_factor: 0.05, ..StackOptions::default() });
-    seed(&stack);
+    let stack = Stack::seeded(StackOptions { lock_factor: 0.05, ..StackOptions::default() }, seed);
     let client = stack.operator("pve1");
     let before = stack.sim.control().leftovers().unwrap();
     let vm = client.cloned("clone", 9000, "short-lived").await;

@@ -16,11 +16,11 @@ use tonic::Code;
 const PVE_WAITS_S: f64 = 0.3;
 
 fn seeded(lock_factor: f64) -> (Stack, Client) {
-    let stack = Stack::start(StackOptions { lock_factor, ..StackOptions::default() });
     let seed = |vmid, name: &str, fill_mib| Seed { size_mib: 64, fill_mib, ..Seed::new("pve1", vmid, name) };
-    let control = stack.sim.control();
-    control.call(&Request::SeedTemplate(seed(9000, "template", 4))).unwrap();
-    control.call(&Request::SeedVm(seed(200, "plain", 0))).unwrap();
+    let stack = Stack::seeded(StackOptions { lock_factor, ..StackOptions::default() }, |control| {
+        control.call(&Request::SeedTemplate(seed(9000, "template", 4))).unwrap();
+        control.call(&Request::SeedVm(seed(200, "plain", 0))).unwrap();
+    });
     let client = stack.operator("pve1");
     (stack, client)
 }

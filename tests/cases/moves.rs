@@ -30,11 +30,12 @@ fn manifest(name: &str, more: &str) -> String {
 }
 
 fn world(nodes: &[&'static str]) -> World {
-    let stack = Stack::start(StackOptions { nodes: nodes.to_vec(), ..StackOptions::default() });
-    for (vmid, node) in (9001..).zip(nodes) {
-        let seed = Seed { tags: "debian-13".into(), size_mib: 64, fill_mib: 1, ..Seed::new(node, vmid, "debian-13") };
-        stack.sim.control().call(&Request::SeedTemplate(seed)).unwrap();
-    }
+    let stack = Stack::seeded(StackOptions { nodes: nodes.to_vec(), ..StackOptions::default() }, |control| {
+        for (vmid, node) in (9001..).zip(nodes) {
+            let seed = Seed { tags: "debian-13".into(), size_mib: 64, fill_mib: 1, ..Seed::new(node, vmid, "debian-13") };
+            control.call(&Request::SeedTemplate(seed)).unwrap();
+        }
+    });
     let mut controller = stack.controller();
     controller.start();
     controller.write("web-1.yaml", &manifest("web-1", "host: pve1"));
@@ -221,9 +222,9 @@ async fn a_leased_vmid_that_somebody_takes_while_the_agent_is_down_stays_theirs(
 
 #[tokio::test]
 async fn a_marked_vm_that_was_copied_is_not_taken_for_the_original() {
-    let stack = Stack::one();
-    let control = stack.sim.control();
-    control.call(&Request::SeedTemplate(Seed { size_mib: 64, fill_mib: 1, ..Seed::new("pve1", 9000, "template") })).unwrap();
+    let stack = Stack::seeded(StackOptions::default(), |control| {
+        control.call(&Request::SeedTemplate(Seed { size_mib: 64, fill_mib: 1, ..Seed::new("pve1", 9000, "template") })).unwrap();
+    });
     let client = stack.operator("pve1");
     let vm = client.cloned("one", 9000, "original").await;
     // A clone by hand copies the description, the mark in it included, and gets a UUID of its own.

@@ -6,17 +6,17 @@ use pve_sim::{
 };
 use pvelet_proto::v1;
 use pvelet_tests::{
-    Client, Stack,
+    Client, Stack, StackOptions,
     client::{operation_reason, vm_ref},
 };
 use serde_json::json;
 
 fn seeded() -> (Stack, Client) {
-    let stack = Stack::one();
-    let control = stack.sim.control();
     let seed = |vmid, name: &str| Seed { size_mib: 64, fill_mib: 1, ..Seed::new("pve1", vmid, name) };
-    control.call(&Request::SeedTemplate(seed(9000, "template"))).unwrap();
-    control.call(&Request::SeedVm(seed(200, "plain"))).unwrap();
+    let stack = Stack::seeded(StackOptions::default(), |control| {
+        control.call(&Request::SeedTemplate(seed(9000, "template"))).unwrap();
+        control.call(&Request::SeedVm(seed(200, "plain"))).unwrap();
+    });
     let client = stack.operator("pve1");
     (stack, client)
 }

@@ -50,6 +50,12 @@ impl Stack {
 
     /// Starts what the options say.
     pub fn start(options: StackOptions) -> Self {
+        Self::seeded(options, |_| {})
+    }
+
+    /// Starts what the options say; the agents only after `seed`, so that they know from the beginning what it makes. (What is made
+    /// silently later, they see within 250 ms.)
+    pub fn seeded(options: StackOptions, seed: impl FnOnce(&pve_sim::control::Client)) -> Self {
         let dir = TempDir::with_prefix("pvelet-").expect("temporary folder");
         let sim = pve_sim::Cluster::start(pve_sim::Options {
             nodes: options.nodes.iter().map(|n| (*n).to_owned()).collect(),
@@ -57,6 +63,7 @@ impl Stack {
             ..Default::default()
         })
         .expect("simulated cluster");
+        seed(&sim.control());
         let pki = Pki::new(dir.path());
         let mut agents = BTreeMap::new();
         for (i, node) in (0_u32..).zip(&options.nodes) {
