@@ -6,6 +6,7 @@ mod events;
 mod exactly_once;
 mod faults;
 mod ha;
+mod host_boundary;
 mod locks;
 mod main_path;
 mod moves;
