@@ -118,7 +118,8 @@ impl Inner {
             self.wait_task(&upid).await;
             let lines = self.log_of(&upid).await;
             if task.purpose == "clone" && !task.found {
-                made.vmid |= lines.iter().any(|line| line.trim_end().ends_with(&says));
+                // PVE makes the config before it answers with the UPID, so a worker that was killed before its first word made it too.
+                made.vmid |= lines.is_empty() || lines.iter().any(|line| line.trim_end().ends_with(&says));
                 made.lines.extend(lines);
             }
         }
