@@ -72,6 +72,8 @@ pub(super) fn work(worker: &Worker, args: &Value) -> Result<(), Failure> {
     if params.flag("destroy-unreferenced-disks") {
         remove_unreferenced(&env, &storages, vmid)?;
     }
+    // What is left keeps the VMID taken until everything else is done.
+    crate::vmconf::replace(env.layout, vmid, "lock: destroyed\n")?;
     if params.flag("purge") {
         env.log(&format!("purging VM {vmid} from related configurations.."));
         if ha::resource(env.layout, vmid).is_some() {
