@@ -1,16 +1,18 @@
 //! Named crash points: where a test build of the controller can be made to die, to prove that it goes on from there.
 
-/// Marks the place between two steps. Without the feature `crash-points` it compiles to nothing.
+/// Marks the place between two steps of an async function. Without the feature `crash-points` it compiles to nothing.
 macro_rules! crash_point {
     ($name:literal) => {
-        #[cfg(feature = "crash-points")]
+        #[cfg(test)]
+        $crate::crash::testing::reached($name).await;
+        #[cfg(all(feature = "crash-points", not(test)))]
         $crate::crash::reached($name);
     };
 }
 pub(crate) use crash_point;
 
 /// Ends the process with SIGKILL when `PVELET_CRASH_AT` is `<name>` or `<name>:<nth>` and this is the nth time (from 1) it is reached.
-#[cfg(feature = "crash-points")]
+#[cfg(all(feature = "crash-points", not(test)))]
 pub(crate) fn reached(name: &str) {
     use std::{
         collections::HashMap,
@@ -31,5 +33,44 @@ pub(crate) fn reached(name: &str) {
     if count == nth {
         // Not abort: a test wants what a power cut or the kernel's OOM killer leaves behind, without any handler run.
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// In unit tests a crash is a pass that never goes on; the test then drops the controller.
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::cell::RefCell;
+
+    use tokio_util::sync::CancellationToken;
+
+    /// Every crash point.
+    pub(crate) const ALL: [&str; 5] =
+        ["machine.finalizer.stored", "machine.attempt.stored", "machine.status.stored", "machine.call.answered", "machine.released"];
+
+    thread_local! {
+        /// A test's tasks all run on its own thread.
+        static ARMED: RefCell<Option<(&'static str, u32, CancellationToken)>> = const { RefCell::new(None) };
+    }
+
+    /// The nth time (from 1) that this point is reached, nothing goes on, and the token is cancelled.
+    pub(crate) fn arm(name: &'static str, nth: u32) -> CancellationToken {
+        let token = CancellationToken::new();
+        ARMED.set(Some((name, nth, token.clone())));
+        token
+    }
+
+    pub(crate) async fn reached(name: &str) {
+        let crashed = ARMED.with_borrow_mut(|armed| match armed {
+            Some((wanted, nth, token)) if *wanted == name => {
+                *nth = nth.saturating_sub(1);
+                if *nth == 0 { Some(token.clone()) } else { None }
+            }
+            _ => None,
+        });
+        if let Some(token) = crashed {
+            ARMED.take();
+            token.cancel();
+            std::future::pending::<()>().await;
+        }
     }
 }

@@ -150,9 +150,7 @@ fn typed<T: DeserializeOwned>(mut value: Value, at: &str, mistakes: &mut Vec<Fie
                     let path = if inner == "." { at.to_owned() } else { format!("{at}.{inner}") };
                     mistakes.push(FieldError::new(path, taken.as_ref().map(show).unwrap_or_default(), e.inner().to_string()));
                 }
-                if taken.is_none() {
-                    return None;
-                }
+                taken?;
             }
         }
     }

@@ -110,8 +110,8 @@ impl<S: Store> Controller<S> {
                     self.metrics.queue.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
                     passes.spawn(async move {
                         let _place = place;
-                        controller.pass(&id).await;
-                        controller.queue.done(&id);
+                        let pass = Pass { controller, id };
+                        pass.controller.pass(&pass.id).await;
                     });
                 }
             }
@@ -188,6 +188,22 @@ impl<S: Store> Controller<S> {
                     self.queue.add(machine(key));
                 }
             }
+        }
+    }
+}
+
+/// An object being worked on. However the work ends, the object may be given out again.
+struct Pass<S: Store> {
+    controller: Arc<Controller<S>>,
+    id: ObjectRef,
+}
+
+impl<S: Store> Drop for Pass<S> {
+    fn drop(&mut self) {
+        self.controller.queue.done(&self.id);
+        if std::thread::panicking() {
+            // A fault of ours, told by the panic's message; the object is not forgotten for it.
+            self.controller.queue.add_at(self.id.clone(), Instant::now() + RETRY_MAX);
         }
     }
 }

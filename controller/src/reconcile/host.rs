@@ -65,13 +65,11 @@ fn status(host: &PveHost, view: &HostView, used: Size, now: Timestamp) -> HostSt
                 set("VersionSupported", no, "PveUntested", text);
             }
             let quorum_text = "the other nodes of the PVE cluster must come back before anything can be changed here".to_owned();
-            if facts.quorate {
-                set("Quorate", yes, "Quorate", String::new())
-            } else {
-                set("Quorate", no, "NoQuorum", quorum_text)
-            }
+            let (quorate, reason, text) = if facts.quorate { (yes, "Quorate", String::new()) } else { (no, "NoQuorum", quorum_text) };
+            set("Quorate", quorate, reason, text);
             let mode_text = "the agent only observes; set mode = \"manage\" in its configuration and reload it".to_owned();
-            if facts.manage { set("Managed", yes, "Managed", String::new()) } else { set("Managed", no, "ObserveOnly", mode_text) }
+            let (manages, reason, text) = if facts.manage { (yes, "Managed", String::new()) } else { (no, "ObserveOnly", mode_text) };
+            set("Managed", manages, reason, text);
         }
         _ => {
             for kind in ["VersionSupported", "Quorate", "Managed"] {

@@ -129,7 +129,10 @@ mod tests {
     fn progress_is_no_news() {
         let mut table = OperationTable::default();
         assert!(table.insert("pve1", &operation(v1::OperationState::Running)));
-        let further = v1::Operation { progress: Some(v1::Progress { percent: 9, ..v1::Progress::default() }), ..operation(v1::OperationState::Running) };
+        let further = v1::Operation {
+            progress: Some(v1::Progress { percent: 9, ..v1::Progress::default() }),
+            ..operation(v1::OperationState::Running)
+        };
         assert!(!table.insert("pve1", &further));
     }
 

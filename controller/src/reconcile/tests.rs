@@ -15,6 +15,7 @@ use self::{agent::Agent, cluster::Cluster};
 use super::Controller;
 use crate::{
     agents::{Agents, Limits, fake::refusal},
+    crash::testing as crash,
     kind::{ConditionStatus, Kind, Machine, Object, ObjectKey, Phase, PveMachine},
     pki::{Ca, Lifetime},
     store::{Store, StoreError, folder::FolderStore},
@@ -86,32 +87,42 @@ impl Bench {
     }
 }
 
-impl Running {
-    /// Waits until an object is as wanted.
-    async fn until<K: Kind>(&self, name: &str, wanted: impl Fn(&Object<K>) -> bool) -> Object<K> {
-        let mut changes = self.store.watch();
-        let mut last = None;
-        let found = timeout(DEADLINE, async {
-            loop {
-                last = self.store.get::<K>(&ObjectKey::named(name)).await.unwrap();
-                if let Some(object) = last.as_ref().filter(|o| wanted(o)) {
-                    return object.clone();
-                }
-                changes.recv().await.unwrap();
+/// Waits until an object is as wanted.
+async fn until<K: Kind>(store: &FolderStore, name: &str, wanted: impl Fn(&Object<K>) -> bool) -> Object<K> {
+    let mut changes = store.watch();
+    let mut last = None;
+    let found = timeout(DEADLINE, async {
+        loop {
+            last = store.get::<K>(&ObjectKey::named(name)).await.unwrap();
+            if let Some(object) = last.as_ref().filter(|o| wanted(o)) {
+                return object.clone();
             }
-        })
-        .await;
-        found.unwrap_or_else(|_| panic!("{name} is {last:#?}"))
+            changes.recv().await.unwrap();
+        }
+    })
+    .await;
+    found.unwrap_or_else(|_| panic!("{name} is {last:#?}"))
+}
+
+async fn until_gone(store: &FolderStore, name: &str) {
+    let mut changes = store.watch();
+    let gone = timeout(DEADLINE, async {
+        while store.get::<Machine>(&ObjectKey::named(name)).await.unwrap().is_some() {
+            changes.recv().await.unwrap();
+        }
+    });
+    if gone.await.is_err() {
+        panic!("not gone: {:?}", store.get::<Machine>(&ObjectKey::named(name)).await.unwrap());
+    }
+}
+
+impl Running {
+    async fn until<K: Kind>(&self, name: &str, wanted: impl Fn(&Object<K>) -> bool) -> Object<K> {
+        until(&self.store, name, wanted).await
     }
 
     async fn until_gone(&self, name: &str) {
-        let mut changes = self.store.watch();
-        let gone = timeout(DEADLINE, async {
-            while self.store.get::<Machine>(&ObjectKey::named(name)).await.unwrap().is_some() {
-                changes.recv().await.unwrap();
-            }
-        });
-        gone.await.unwrap();
+        until_gone(&self.store, name).await;
     }
 
     /// Ends it as a crash would: nothing is waited for.
@@ -127,8 +138,56 @@ impl Running {
             }
         })
         .await
-        .unwrap();
+        .unwrap_or_else(|_| panic!("the store is still used {} times", weak.strong_count()));
     }
+}
+
+/// Waits for the end of `work`, through a crash and a new start if the armed crash point is reached before.
+async fn through_crash<F: Future<Output = ()>>(
+    bench: &Bench,
+    running: Running,
+    crash: &CancellationToken,
+    work: impl Fn(Arc<FolderStore>) -> F,
+) -> Running {
+    tokio::select! {
+        () = work(Arc::clone(&running.store)) => {}
+        () = crash.cancelled() => {}
+    }
+    // The work may have been done by what the crash came right after.
+    if !crash.is_cancelled() {
+        return running;
+    }
+    running.kill().await;
+    let running = bench.start().await;
+    work(Arc::clone(&running.store)).await;
+    running
+}
+
+#[tokio::test]
+async fn a_controller_killed_between_any_two_steps_makes_one_vm_and_removes_it() {
+    let mut crashes = 0;
+    for name in crash::ALL {
+        for nth in 1..=4 {
+            let bench = Bench::new(&["pve1", "pve2"]).await;
+            let crash = crash::arm(name, nth);
+            let running = bench.start().await;
+            bench.add_machine("web-1", "");
+            let made = |store: Arc<FolderStore>| async move { drop(until::<Machine>(&store, "web-1", ready).await) };
+            let running = through_crash(&bench, running, &crash, made).await;
+            assert_eq!(bench.cluster.machines().len(), 1, "{name} {nth}");
+            crashes += u32::from(crash.is_cancelled());
+
+            let crash = crash::arm(name, nth);
+            fs::remove_file(bench.path().join("web-1.yaml")).unwrap();
+            let gone = |store: Arc<FolderStore>| async move { until_gone(&store, "web-1").await };
+            drop(through_crash(&bench, running, &crash, gone).await);
+            assert_eq!(bench.cluster.machines(), [], "{name} {nth}");
+            crashes += u32::from(crash.is_cancelled());
+            let clones = bench.cluster.lock().operations.values().flatten().filter(|o| o.kind() == v1::OperationKind::CloneVm).count();
+            assert_eq!(clones, 1, "{name} {nth}");
+        }
+    }
+    assert!(crashes >= 10, "only {crashes} crash points were reached");
 }
 
 fn ready(machine: &PveMachine) -> bool {
@@ -143,8 +202,12 @@ fn because(reason: &'static str) -> impl Fn(&PveMachine) -> bool {
 async fn a_dropped_manifest_becomes_a_running_vm_with_two_calls() {
     let bench = Bench::new(&["pve1", "pve2"]).await;
     let running = bench.start().await;
-    running.until::<crate::kind::Host>("pve1", |h| h.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == ConditionStatus::True)).await;
-    running.until::<crate::kind::Host>("pve2", |h| h.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == ConditionStatus::True)).await;
+    running
+        .until::<crate::kind::Host>("pve1", |h| h.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == ConditionStatus::True))
+        .await;
+    running
+        .until::<crate::kind::Host>("pve2", |h| h.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == ConditionStatus::True))
+        .await;
     bench.add_machine("web-1", ", cores: 2, memory: 1Gi");
     let machine = running.until::<Machine>("web-1", ready).await;
     assert_eq!((machine.status.phase, machine.status.host.as_deref(), machine.status.vmid), (Phase::Running, Some("pve1"), Some(1000)));

@@ -241,12 +241,16 @@ impl OperationService for Service {
     async fn list_operations(&self, request: Request<v1::ListOperationsRequest>) -> Result<Response<v1::ListOperationsResponse>, Status> {
         let request = request.into_inner();
         let state = self.cluster.lock();
-        let fits = |o: &&v1::Operation| request.request_id.is_empty() || (&o.request_id, &o.tenant) == (&request.request_id, &request.tenant);
+        let fits =
+            |o: &&v1::Operation| request.request_id.is_empty() || (&o.request_id, &o.tenant) == (&request.request_id, &request.tenant);
         let operations = state.operations.get(&self.node).into_iter().flatten().filter(fits).rev().cloned().collect();
         Ok(Response::new(v1::ListOperationsResponse { operations, next_page_token: String::new() }))
     }
 
-    async fn watch_operations(&self, request: Request<v1::WatchOperationsRequest>) -> Result<Response<Self::WatchOperationsStream>, Status> {
+    async fn watch_operations(
+        &self,
+        request: Request<v1::WatchOperationsRequest>,
+    ) -> Result<Response<Self::WatchOperationsStream>, Status> {
         let since = request.into_inner().since_revision;
         let state = self.cluster.lock();
         let live = BroadcastStream::new(self.cluster.told.subscribe());
@@ -265,7 +269,10 @@ impl OperationService for Service {
         Ok(Response::new(Box::pin(stream::iter(first).chain(live))))
     }
 
-    async fn cancel_operation(&self, request: Request<v1::CancelOperationRequest>) -> Result<Response<v1::CancelOperationResponse>, Status> {
+    async fn cancel_operation(
+        &self,
+        request: Request<v1::CancelOperationRequest>,
+    ) -> Result<Response<v1::CancelOperationResponse>, Status> {
         let name = request.into_inner().name;
         self.cluster.cancel(&self.node, &name);
         self.cluster.lock().asked.push((self.node.clone(), "CancelOperation", String::new()));

@@ -180,7 +180,9 @@ async fn a_manifest_removed_while_nobody_watched_deletes_too() {
 
 #[tokio::test]
 async fn a_manifest_that_became_unreadable_deletes_nothing_and_disturbs_nobody() {
-    for (round, bad) in ["a: [", "", "apiVersion: pvelet.dev/v1alpha1\nkind: PveMachine\n", &manifest("web-1", ", memroy: 2Gi")].iter().enumerate() {
+    for (round, bad) in
+        ["a: [", "", "apiVersion: pvelet.dev/v1alpha1\nkind: PveMachine\n", &manifest("web-1", ", memroy: 2Gi")].iter().enumerate()
+    {
         let mut folder = Folder::with(&[("web.yaml", manifest("web-1", "")), ("db.yaml", manifest("db-1", ""))]).await;
         folder.hold("web-1").await;
         folder.write("web.yaml", bad);

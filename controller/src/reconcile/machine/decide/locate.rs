@@ -67,7 +67,7 @@ pub(super) fn marked<'a>(inputs: &Inputs<'a>) -> Option<Result<&'a Sighting, Str
     let hits: Vec<&Sighting> = inputs.sightings.iter().filter(|s| is_ours(s, uid)).collect();
     let first = hits.iter().find(|s| s.seen_by == s.vm.node).or(hits.first())?;
     let same = |s: &&Sighting| (&s.cluster, s.vm.vmid, &s.vm.uuid) == (&first.cluster, first.vm.vmid, &first.vm.uuid);
-    if hits.iter().all(|s| same(s)) && !hits.iter().any(|s| s.vm.ambiguous_uuid) {
+    if hits.iter().all(same) && !hits.iter().any(|s| s.vm.ambiguous_uuid) {
         return Some(Ok(first));
     }
     let list: BTreeSet<String> = hits.iter().map(|s| format!("{} on {}/{}", s.vm.vmid, s.cluster, s.vm.node)).collect();

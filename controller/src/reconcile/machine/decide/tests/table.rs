@@ -319,7 +319,7 @@ fn once_the_vm_was_made() {
                 w.edit_vm(|vm| {
                     vm.uuid = "other".into();
                     vm.owner = None;
-                })
+                });
             }),
             "wait",
             "VmGone",
