@@ -166,11 +166,12 @@ impl Operations {
         inner.entries.values().filter(failed).map(|e| (e.shown.name.clone(), e.state.clone())).collect()
     }
 
-    /// Whether an operation of the journal knew a VM with this VMID and UUID.
-    pub fn knew(&self, vmid: u32, uuid: &str) -> bool {
+    /// Whether a VM with this VMID and UUID was made, changed or deleted by an operation of the journal; `deleted`: only the last counts.
+    pub fn knew(&self, vmid: u32, uuid: &str, deleted: bool) -> bool {
         let inner = self.lock();
         inner.entries.values().any(|e| {
             e.shown.state() == v1::OperationState::Succeeded
+                && (!deleted || e.shown.kind() == v1::OperationKind::DeleteVm)
                 && e.shown.target.as_ref().is_some_and(|t| t.vmid == vmid && t.uuid.eq_ignore_ascii_case(uuid))
         })
     }

@@ -68,7 +68,9 @@ pub(super) fn plan(wanted: &v1::VmConfig, current: &ConfigFile, mark: Option<&Ma
     }
     // Without this a template's whole config would be written to every clone; and an unchanged line is no change.
     set.retain(|key, value| !holds(current, key, value));
-    delete.retain(|key| current.get(key).is_some() || current.pending.contains_key(key) || (key == "description" && !current.description.is_empty()));
+    delete.retain(|key| {
+        current.get(key).is_some() || current.pending.contains_key(key) || (key == "description" && !current.description.is_empty())
+    });
     ConfigCall { set, delete, digest: Some(current.digest.clone()), skip_lock: false }
 }
 
@@ -102,7 +104,8 @@ fn holds(config: &ConfigFile, key: &str, value: &str) -> bool {
         key if key.starts_with("net") => {
             let (wanted, found) = (parts(value), parts(found));
             // Where no MAC address was given, PVE has chosen one.
-            wanted.iter().all(|(k, v)| found.get(k).is_some_and(|f| v.is_empty() || f.eq_ignore_ascii_case(v))) && found.len() == wanted.len()
+            wanted.iter().all(|(k, v)| found.get(k).is_some_and(|f| v.is_empty() || f.eq_ignore_ascii_case(v)))
+                && found.len() == wanted.len()
         }
         _ => found == value,
     };
@@ -146,7 +149,9 @@ mod tests {
     use super::*;
 
     fn current() -> ConfigFile {
-        ConfigFile::parse("#note\nname: a\ncores: 2\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0\nnet1: virtio=BC:24:11:00:00:02,bridge=vmbr0\nciuser: old\nipconfig0: ip=dhcp\n")
+        ConfigFile::parse(
+            "#note\nname: a\ncores: 2\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0\nnet1: virtio=BC:24:11:00:00:02,bridge=vmbr0\nciuser: old\nipconfig0: ip=dhcp\n",
+        )
     }
 
     #[test]
@@ -169,7 +174,10 @@ mod tests {
 
     #[test]
     fn cloud_init_is_replaced_as_a_whole() {
-        let wanted = v1::VmConfig { cloud_init: Some(v1::CloudInit { ssh_keys: vec!["ssh-rsa A x".into()], ..v1::CloudInit::default() }), ..v1::VmConfig::default() };
+        let wanted = v1::VmConfig {
+            cloud_init: Some(v1::CloudInit { ssh_keys: vec!["ssh-rsa A x".into()], ..v1::CloudInit::default() }),
+            ..v1::VmConfig::default()
+        };
         let call = plan(&wanted, &current(), None);
         assert_eq!(call.set, [("sshkeys".to_owned(), "ssh-rsa A x".to_owned())].into());
         assert_eq!(call.delete, ["ciuser", "ipconfig0"]);

@@ -103,9 +103,16 @@ impl Inner {
         let mut violations = validate::clone_request(&request, this.settings.vmid_range);
         violations.extend(validate::config(&config));
         validate::done(violations)?;
-        let inventory = this.writable()?;
+        let mut inventory = this.writable()?;
         let node = &this.settings.node;
-        let template = select::template(&inventory, node, request.source.as_ref())?;
+        let template = match select::template(&inventory, node, request.source.as_ref()) {
+            // Somebody may have made it within the last quarter of a second.
+            Err(Error::TemplateNotFound { .. }) => {
+                inventory = this.pve.refresh().await?;
+                select::template(&inventory, node, request.source.as_ref())?
+            }
+            found => found?,
+        };
         if let Some(lock) = template.config.lock() {
             return Err(Error::VmLocked { vmid: template.vmid, lock: lock.to_owned() });
         }
@@ -127,7 +134,8 @@ impl Inner {
         let mut guards = Guards { exclusive: Vec::new(), shared: vec![Guards::vm(template.vmid)] };
         if !owner.machine_uid.is_empty() {
             let of_machine = |vm: &&Arc<VmRecord>| {
-                view::bound_mark(vm).is_some_and(|m| m.machine_uid == owner.machine_uid && m.tenant == call.meta.tenant && m.cluster == owner.cluster)
+                view::bound_mark(vm)
+                    .is_some_and(|m| m.machine_uid == owner.machine_uid && m.tenant == call.meta.tenant && m.cluster == owner.cluster)
             };
             if let Some(vm) = inventory.vms.values().find(of_machine) {
                 return Err(Error::MachineHasVm { machine_uid: owner.machine_uid, vmid: vm.vmid, node: vm.node.clone() });
@@ -136,12 +144,7 @@ impl Inner {
         }
         let storages = this.clone_storages(&request, &template, full).await?;
         let lease = LeaseRequest { range: this.settings.vmid_range, vmid: request.vmid, used: inventory.vmids.clone() };
-        let state = State {
-            template: template.vmid,
-            name: config.name.clone().unwrap_or_default(),
-            storages,
-            ..State::default()
-        };
+        let state = State { template: template.vmid, name: config.name.clone().unwrap_or_default(), storages, ..State::default() };
         let begin = Begin {
             caller: &call.caller,
             meta: &call.meta,
@@ -182,7 +185,8 @@ impl Inner {
             })
             .collect();
         let boot = view::boot_disk(&template.config).map(|d| d.storage);
-        let mut storages: Vec<String> = if full && !request.storage.is_empty() { vec![request.storage.clone()] } else { boot.into_iter().collect() };
+        let mut storages: Vec<String> =
+            if full && !request.storage.is_empty() { vec![request.storage.clone()] } else { boot.into_iter().collect() };
         if request.storage.is_empty() {
             storages.extend(disks.iter().map(|(s, _)| s.clone()));
         }
@@ -204,7 +208,10 @@ impl Inner {
                 return Err(offline("it is not active on this node"));
             }
             if !info.content.iter().any(|c| c == "images") {
-                let text = format!("'{storage}' does not hold disk images (content: {}); choose another, or add content type images to it", info.content.join(", "));
+                let text = format!(
+                    "'{storage}' does not hold disk images (content: {}); choose another, or add content type images to it",
+                    info.content.join(", ")
+                );
                 return Err(Error::invalid("storage", pvelet_proto::reason::INVALID_FIELD, text));
             }
             let here = |s: &str| !request.storage.is_empty() || s == *storage;
@@ -229,11 +236,8 @@ impl Inner {
         let limit = Self::deadline(if full { limits.clone_full } else { limits.clone_linked });
         // Whether a clone may be under way that no UPID is known of.
         let lost = AtomicBool::new(fresh.is_none());
-        let result = if h.state().undoing {
-            Err(Error::AgentRestarted)
-        } else {
-            Box::pin(self.make_clone(h, request, fresh, limit, &lost)).await
-        };
+        let result =
+            if h.state().undoing { Err(Error::AgentRestarted) } else { Box::pin(self.make_clone(h, request, fresh, limit, &lost)).await };
         if let Err(error) = &result {
             self.undo_clone(h, error, lost.load(Ordering::Relaxed)).await;
         }
@@ -396,9 +400,7 @@ impl Inner {
         let state = h.state();
         let says = format!("with ID {}", state.vmid);
         let since = h.accepted_at().saturating_sub(1);
-        let found = self
-            .find_lost(h, &["qmclone"], &state.template.to_string(), since, Some(&says))
-            .await?;
+        let found = self.find_lost(h, &["qmclone"], &state.template.to_string(), since, Some(&says)).await?;
         if let Some(upid) = &found {
             h.task(crate::operation::TaskRef { purpose: "clone".to_owned(), upid: upid.text.clone(), found: true });
         }
@@ -430,14 +432,22 @@ impl Inner {
     }
 
     /// Binds the mark to the new UUID, together with the first settings. A VM whose mark is bound has its settings.
-    async fn bind(&self, h: &Handle, request: &v1::CloneVmRequest, mut vm: Arc<VmRecord>, mark: &Mark, limit: Limit) -> Result<Arc<VmRecord>, Error> {
+    async fn bind(
+        &self,
+        h: &Handle,
+        request: &v1::CloneVmRequest,
+        mut vm: Arc<VmRecord>,
+        mark: &Mark,
+        limit: Limit,
+    ) -> Result<Arc<VmRecord>, Error> {
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
             let vmid = vm.vmid;
-            let uuid = vm.config.uuid().map(str::to_ascii_lowercase).ok_or_else(|| Error::PveFailed {
-                message: format!("PVE gave VM {vmid} no SMBIOS UUID"),
-                upid: None,
-            })?;
+            let uuid = vm
+                .config
+                .uuid()
+                .map(str::to_ascii_lowercase)
+                .ok_or_else(|| Error::PveFailed { message: format!("PVE gave VM {vmid} no SMBIOS UUID"), upid: None })?;
             h.target_uuid(&uuid);
             if view::bound_mark(&vm).is_some_and(|m| m.operation == mark.operation) {
                 return Ok(vm);

@@ -59,7 +59,8 @@ impl Inner {
         if let Some(nics) = &config.nics {
             this.check_nics(&nics.nics, &this.pve.inventory(), vm.vmid)?;
         }
-        let state = State { vmid: vm.vmid, digest: vm.config.digest.clone(), uuid: call.target.uuid.to_ascii_lowercase(), ..State::default() };
+        let state =
+            State { vmid: vm.vmid, digest: vm.config.digest.clone(), uuid: call.target.uuid.to_ascii_lowercase(), ..State::default() };
         let begin = Begin {
             caller: &call.caller,
             meta: &call.meta,
@@ -206,7 +207,10 @@ impl Inner {
                     let (lines, node) = (&followed.lines, self.settings.node.as_str());
                     Failed { vmid, upid: &upid.text, message: text, lines, storage: &disk.storage, node }.error()
                 }
-                _ => Error::PveFailed { message: format!("{message}, yet {} has {now} bytes, not {bytes}", disk.slot), upid: Some(upid.text) },
+                _ => Error::PveFailed {
+                    message: format!("{message}, yet {} has {now} bytes, not {bytes}", disk.slot),
+                    upid: Some(upid.text),
+                },
             });
         }
     }
@@ -214,6 +218,7 @@ impl Inner {
 
 /// The settings of a journalled request.
 pub(super) fn decode(request: &[u8]) -> Result<v1::VmConfig, Error> {
-    let request = v1::ConfigureVmRequest::decode(request).map_err(|e| Error::Internal(format!("the journalled request cannot be read: {e}")))?;
+    let request =
+        v1::ConfigureVmRequest::decode(request).map_err(|e| Error::Internal(format!("the journalled request cannot be read: {e}")))?;
     Ok(request.config.unwrap_or_default())
 }

@@ -55,12 +55,10 @@ impl Inner {
     pub(super) async fn accept_delete(this: &Arc<Self>, call: &Call, request: v1::DeleteVmRequest) -> Result<String, Error> {
         let uuid = call.target.uuid.to_ascii_lowercase();
         let vm = match this.target(call).await {
-            // Gone already, proven by a node with quorum, and it was known: what was asked for is so.
-            Err(Error::VmNotFound { .. } | Error::UuidMismatch { .. })
-                if this.ops.knew(call.target.vmid, &uuid) && this.pve.inventory().by_uuid(&uuid).is_empty() =>
-            {
-                None
-            }
+            // Gone already, told by a node with quorum, and it was known: what was asked for is so.
+            Err(Error::VmNotFound { .. }) if this.ops.knew(call.target.vmid, &uuid, false) && this.nowhere(&uuid) => None,
+            // Its VMID is another VM's by now.
+            Err(Error::UuidMismatch { .. }) if this.ops.knew(call.target.vmid, &uuid, true) && this.nowhere(&uuid) => None,
             found => Some(found?),
         };
         let mut volumes = Vec::new();
@@ -102,6 +100,10 @@ impl Inner {
                 Ok(name)
             }
         }
+    }
+
+    fn nowhere(&self, uuid: &str) -> bool {
+        self.pve.inventory().by_uuid(uuid).is_empty()
     }
 
     /// Carries it out, or goes on with it.
@@ -171,7 +173,10 @@ impl Inner {
                 },
                 TaskEnd::Ok | TaskEnd::Warnings(_) | TaskEnd::NoEndLine => {
                     let said = if followed.end == TaskEnd::NoEndLine { "was killed" } else { "ended" };
-                    return Err(Error::PveFailed { message: format!("the destroy task {said}, yet VM {vmid} is still there"), upid: Some(upid.text) });
+                    return Err(Error::PveFailed {
+                        message: format!("the destroy task {said}, yet VM {vmid} is still there"),
+                        upid: Some(upid.text),
+                    });
                 }
             }
         }

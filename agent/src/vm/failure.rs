@@ -52,7 +52,11 @@ mod tests {
             ("can't lock file '/var/lock/qemu-server/lock-440.conf' - got timeout", vec![], reason::LOCK_TIMEOUT),
             ("clone failed: can't lock file '/var/lock/pve-manager/pve-storage-rawdir' - got timeout", vec![], reason::LOCK_TIMEOUT),
             ("VM is locked (backup)", vec![], reason::VM_LOCKED),
-            ("unable to activate storage 'small' - directory is expected to be a mount point but is not mounted: '/srv/small'", vec![], reason::STORAGE_OFFLINE),
+            (
+                "unable to activate storage 'small' - directory is expected to be a mount point but is not mounted: '/srv/small'",
+                vec![],
+                reason::STORAGE_OFFLINE,
+            ),
             ("storage 'disabled' is disabled", vec![], reason::STORAGE_OFFLINE),
             ("base volume 'local:9010/base-9010-disk-0.qcow2' is still in use by linked cloned", vec![], reason::TEMPLATE_IN_USE),
             ("can't remove VM 100 - protection mode enabled", vec![], reason::VM_PROTECTED),

@@ -179,8 +179,12 @@ impl Vms {
     }
 
     /// One VM, by VMID, UUID or both. `tenant`: another's VM is not found. Errors: `VmNotFound`, `UuidMismatch`, `AmbiguousUuid`, `Invalid`.
-    pub fn get(&self, vm: &v1::VmRef, tenant: Option<&str>) -> Result<v1::Vm, Error> {
-        select::get(&self.inner.pve.inventory(), vm, tenant)
+    pub async fn get(&self, vm: &v1::VmRef, tenant: Option<&str>) -> Result<v1::Vm, Error> {
+        match select::get(&self.inner.pve.inventory(), vm, tenant) {
+            // Somebody may have made it within the last quarter of a second.
+            Err(Error::VmNotFound { .. }) => select::get(&self.inner.pve.refresh().await?, vm, tenant),
+            found => found,
+        }
     }
 
     fn call(
@@ -210,11 +214,7 @@ pub(crate) struct Call {
 impl Inner {
     /// What every mutating call shares: a call that was made before gets its operation, whatever is true now; else `accept` decides, and
     /// a refusal is audited. `accept` returns the operation's name.
-    async fn answer(
-        this: &Arc<Self>,
-        call: &Call,
-        accept: impl Future<Output = Result<String, Error>>,
-    ) -> Result<v1::Operation, Error> {
+    async fn answer(this: &Arc<Self>, call: &Call, accept: impl Future<Output = Result<String, Error>>) -> Result<v1::Operation, Error> {
         if !this.manage.load(Ordering::Relaxed) {
             this.ops.refused(&call.caller, &call.meta, call.kind, &call.target, &Error::ObserveOnly);
             return Err(Error::ObserveOnly);

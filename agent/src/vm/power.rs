@@ -62,7 +62,8 @@ impl Wish {
             v1::OperationKind::StopVm => Ok(Self::Stop),
             v1::OperationKind::ResetVm => Ok(Self::Reset),
             _ => Self::shutdown(
-                &v1::ShutdownVmRequest::decode(request).map_err(|e| Error::Internal(format!("the journalled request cannot be read: {e}")))?,
+                &v1::ShutdownVmRequest::decode(request)
+                    .map_err(|e| Error::Internal(format!("the journalled request cannot be read: {e}")))?,
             ),
         }
     }
@@ -72,7 +73,9 @@ impl Wish {
             Self::Start => PowerCall::Start,
             Self::Stop => PowerCall::Stop,
             Self::Reset => PowerCall::Reset,
-            Self::Shutdown { timeout, force } => PowerCall::Shutdown { timeout_s: u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX), force },
+            Self::Shutdown { timeout, force } => {
+                PowerCall::Shutdown { timeout_s: u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX), force }
+            }
         }
     }
 
@@ -182,8 +185,9 @@ impl Inner {
             h.step(wish.step());
             let called = Instant::now();
             let power = wish.call();
-            let upid =
-                self.start_task(h, wish.step(), wish.kinds(), &state.vmid.to_string(), limit, || self.pve.power(state.vmid, &power)).await?;
+            let upid = self
+                .start_task(h, wish.step(), wish.kinds(), &state.vmid.to_string(), limit, || self.pve.power(state.vmid, &power))
+                .await?;
             crash_point!("power.called");
             match self.power_task(h, wish, &upid, called, limit).await? {
                 None => return Ok(()),
@@ -251,7 +255,9 @@ impl Inner {
             return Ok(None);
         }
         match (&followed.end, wish) {
-            (TaskEnd::Error(message), Wish::Shutdown { timeout, .. }) if message.contains("powerdown failed") || message.contains("shutdown failed") => {
+            (TaskEnd::Error(message), Wish::Shutdown { timeout, .. })
+                if message.contains("powerdown failed") || message.contains("shutdown failed") =>
+            {
                 Err(Error::ShutdownTimeout { vmid, after: timeout })
             }
             (TaskEnd::Error(message), _) => self.power_failed(vmid, upid, message, &followed.lines),

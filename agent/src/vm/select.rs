@@ -105,9 +105,9 @@ pub(super) fn list(inventory: &Inventory, request: &v1::ListVmsRequest, tenant: 
     };
     let after: u32 = match request.page_token.as_str() {
         "" => 0,
-        token => token.parse().map_err(|_| {
-            Error::invalid("page_token", reason::INVALID_FIELD, format!("'{token}' is no token of an earlier page"))
-        })?,
+        token => token
+            .parse()
+            .map_err(|_| Error::invalid("page_token", reason::INVALID_FIELD, format!("'{token}' is no token of an earlier page")))?,
     };
     let mut uuids: HashMap<&str, u32> = HashMap::with_capacity(inventory.vms.len());
     for uuid in inventory.vms.values().filter_map(|vm| vm.config.uuid()) {
@@ -147,7 +147,9 @@ pub(super) fn template(inventory: &Inventory, node: &str, source: Option<&v1::Cl
             let vm = inventory.vms.get(vmid).filter(|vm| vm.node == node).ok_or_else(|| not_found(format!("VMID {vmid}")))?;
             if vm.config.is_template() { Ok(Arc::clone(vm)) } else { Err(Error::NotATemplate { vmid: *vmid }) }
         }
-        Some(Source::Tags(list)) if list.tags.is_empty() => Err(Error::invalid("source.tags", reason::INVALID_FIELD, "at least one tag is needed")),
+        Some(Source::Tags(list)) if list.tags.is_empty() => {
+            Err(Error::invalid("source.tags", reason::INVALID_FIELD, "at least one tag is needed"))
+        }
         Some(Source::Tags(list)) => inventory
             .vms
             .values()

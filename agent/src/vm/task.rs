@@ -114,7 +114,15 @@ impl Inner {
 
     /// Makes a call that starts a task, and finds its task if the answer is lost. A lock of PVE that is held by others is waited for until
     /// the deadline. The UPID is on its way to the disk when this returns.
-    pub(crate) async fn start_task<F, C>(&self, h: &Handle, purpose: &str, kinds: &[&str], id: &str, limit: Limit, call: C) -> Result<Upid, Error>
+    pub(crate) async fn start_task<F, C>(
+        &self,
+        h: &Handle,
+        purpose: &str,
+        kinds: &[&str],
+        id: &str,
+        limit: Limit,
+        call: C,
+    ) -> Result<Upid, Error>
     where
         C: Fn() -> F,
         F: Future<Output = Result<Upid, Error>>,
@@ -172,7 +180,8 @@ impl Inner {
         let mut empty = 0;
         loop {
             // Calls are taken in turn: once a later one is answered, the lost one was taken or never will be.
-            let answered = !matches!(self.pve.storages().await, Err(Error::PveDown { .. } | Error::PveAnswerLost { .. } | Error::PveFsHung { .. }));
+            let answered =
+                !matches!(self.pve.storages().await, Err(Error::PveDown { .. } | Error::PveAnswerLost { .. } | Error::PveFsHung { .. }));
             let known = h.state().tasks;
             for kind in kinds {
                 for upid in self.pve.find_tasks(kind, id, since).await? {

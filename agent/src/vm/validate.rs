@@ -64,7 +64,10 @@ pub(super) fn done(violations: Violations) -> Result<(), Error> {
 pub(super) fn clone_request(request: &v1::CloneVmRequest, range: (u32, u32)) -> Violations {
     let mut v = Violations::new();
     if request.vmid != 0 && !(range.0..=range.1).contains(&request.vmid) {
-        let text = format!("{} is outside this host's range {} to {}; choose one inside it, or 0 to let the agent choose", request.vmid, range.0, range.1);
+        let text = format!(
+            "{} is outside this host's range {} to {}; choose one inside it, or 0 to let the agent choose",
+            request.vmid, range.0, range.1
+        );
         add(&mut v, "vmid", reason::VMID_OUT_OF_RANGE, text);
     }
     if v1::CloneMode::try_from(request.mode).is_err() {
@@ -72,7 +75,10 @@ pub(super) fn clone_request(request: &v1::CloneVmRequest, range: (u32, u32)) -> 
     }
     if !request.storage.is_empty() {
         if request.mode() != v1::CloneMode::Full {
-            let text = format!("'{}' cannot be chosen for a linked clone, which stays on its template's storage; leave it empty, or use mode FULL", request.storage);
+            let text = format!(
+                "'{}' cannot be chosen for a linked clone, which stays on its template's storage; leave it empty, or use mode FULL",
+                request.storage
+            );
             add(&mut v, "storage", reason::LINKED_CLONE_STORAGE, text);
         }
         if let Err(e) = id::storage(&request.storage) {
@@ -105,7 +111,8 @@ fn owner_of(owner: &v1::Owner, tenant: &str, v: &mut Violations) {
     if !owner.tenant.is_empty() && owner.tenant != tenant {
         add(v, "owner.tenant", reason::INVALID_TENANT, format!("'{}' is not meta.tenant '{tenant}'; leave it empty", owner.tenant));
     }
-    let fits = owner.cluster.len() <= 63 && owner.cluster.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'.' || c == b'-');
+    let fits =
+        owner.cluster.len() <= 63 && owner.cluster.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'.' || c == b'-');
     if !fits {
         add(v, "owner.cluster", reason::INVALID_FIELD, format!("'{}' is not up to 63 characters of [a-z0-9.-]", owner.cluster));
     }
@@ -137,10 +144,20 @@ pub(super) fn config(config: &v1::VmConfig) -> Violations {
     }
     if let Some(text) = &config.description {
         if text.chars().count() > DESCRIPTION {
-            add(&mut v, "config.description", reason::INVALID_FIELD, format!("it has {} characters; at most {DESCRIPTION} are possible", text.chars().count()));
+            add(
+                &mut v,
+                "config.description",
+                reason::INVALID_FIELD,
+                format!("it has {} characters; at most {DESCRIPTION} are possible", text.chars().count()),
+            );
         }
         if text.lines().any(looks_like_mark) || text.contains('\0') {
-            add(&mut v, "config.description", reason::INVALID_FIELD, "a line begins with 'pvelet:v', which only pvelet itself may write; leave it out");
+            add(
+                &mut v,
+                "config.description",
+                reason::INVALID_FIELD,
+                "a line begins with 'pvelet:v', which only pvelet itself may write; leave it out",
+            );
         }
     }
     for (i, tag) in config.tags.iter().flat_map(|t| &t.tags).enumerate() {
@@ -172,7 +189,9 @@ fn nics(nics: &[v1::Nic], v: &mut Violations) {
         if !nic.mac.is_empty() {
             match id::mac(&nic.mac) {
                 Err(e) => add(v, field("mac"), reason::INVALID_MAC, e.to_string()),
-                Ok(mac) if !macs.insert(mac.clone()) => add(v, field("mac"), reason::INVALID_MAC, format!("{mac} stands twice; leave it empty to let PVE choose")),
+                Ok(mac) if !macs.insert(mac.clone()) => {
+                    add(v, field("mac"), reason::INVALID_MAC, format!("{mac} stands twice; leave it empty to let PVE choose"))
+                }
                 Ok(_) => {}
             }
         }
@@ -183,7 +202,12 @@ fn nics(nics: &[v1::Nic], v: &mut Violations) {
             add(v, field("vlan"), reason::INVALID_FIELD, format!("{} is outside 1 to 4094 (0 for untagged)", nic.vlan));
         }
         if !(nic.mtu <= 1 || (576..=65520).contains(&nic.mtu)) {
-            add(v, field("mtu"), reason::INVALID_FIELD, format!("{} is outside 576 to 65520 (0 for the default, 1 for the bridge's)", nic.mtu));
+            add(
+                v,
+                field("mtu"),
+                reason::INVALID_FIELD,
+                format!("{} is outside 576 to 65520 (0 for the default, 1 for the bridge's)", nic.mtu),
+            );
         }
         if nic.mtu != 0 && !nic.model.is_empty() && nic.model != "virtio" {
             add(v, field("mtu"), reason::INVALID_FIELD, format!("model '{}' takes none; use virtio or leave it 0", nic.model));
@@ -236,7 +260,10 @@ fn address(text: &str, gateway: &str, fields: (String, String), words: &[&str], 
             match parsed.filter(|(a, p)| *p <= if a.is_ipv4() { 32 } else { 128 }) {
                 Some(found) => Some(found),
                 None => {
-                    let text = format!("'{text}' is none of {}, and no address with a prefix length such as 10.0.0.5/24 or 2001:db8::5/64", words.join(", "));
+                    let text = format!(
+                        "'{text}' is none of {}, and no address with a prefix length such as 10.0.0.5/24 or 2001:db8::5/64",
+                        words.join(", ")
+                    );
                     return add(v, fields.0, reason::INVALID_ADDRESS, text);
                 }
             }
@@ -265,9 +292,10 @@ fn ssh_key(key: &str) -> Result<(), String> {
     }
     let mut words = key.split_ascii_whitespace();
     let (kind, data) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let known = matches!(kind, "ssh-rsa" | "ssh-ed25519" | "ssh-dss" | "ecdsa-sha2-nistp256" | "ecdsa-sha2-nistp384" | "ecdsa-sha2-nistp521")
-        || kind.starts_with("sk-ssh-ed25519@")
-        || kind.starts_with("sk-ecdsa-sha2-nistp256@");
+    let known =
+        matches!(kind, "ssh-rsa" | "ssh-ed25519" | "ssh-dss" | "ecdsa-sha2-nistp256" | "ecdsa-sha2-nistp384" | "ecdsa-sha2-nistp521")
+            || kind.starts_with("sk-ssh-ed25519@")
+            || kind.starts_with("sk-ecdsa-sha2-nistp256@");
     if !known {
         return Err(format!("'{shown}' does not begin with a key type such as ssh-ed25519"));
     }

@@ -152,9 +152,11 @@ pub(super) fn boot_disk(config: &ConfigFile) -> Option<v1::Disk> {
         .collect();
     let order = config.get("boot").and_then(|b| properties(b).1.get("order").copied()).unwrap_or_default();
     let named = order.split(';').chain(config.get("bootdisk"));
-    named.into_iter().find_map(|slot| disks.iter().find(|d| d.slot == slot)).or_else(|| {
-        ["scsi0", "virtio0", "sata0", "ide0"].iter().find_map(|slot| disks.iter().find(|d| d.slot == *slot))
-    }).cloned()
+    named
+        .into_iter()
+        .find_map(|slot| disks.iter().find(|d| d.slot == slot))
+        .or_else(|| ["scsi0", "virtio0", "sata0", "ide0"].iter().find_map(|slot| disks.iter().find(|d| d.slot == *slot)))
+        .cloned()
 }
 
 /// Volumes of the config that are this VM's own: images, not CDs, and not another VM's.
@@ -180,7 +182,9 @@ pub(super) fn owner_of(volume: &str) -> Option<u32> {
 }
 
 fn cloud_init(config: &ConfigFile) -> Option<v1::CloudInitStatus> {
-    let words = |key: &str| config.get(key).unwrap_or_default().split([' ', ',', ';']).filter(|w| !w.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let words = |key: &str| {
+        config.get(key).unwrap_or_default().split([' ', ',', ';']).filter(|w| !w.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
     let keys = config.get("sshkeys").map(|k| percent_encoding::percent_decode_str(k).decode_utf8_lossy().into_owned()).unwrap_or_default();
     let ip_configs: Vec<v1::IpConfig> = (0..32)
         .filter_map(|i| {
@@ -217,7 +221,15 @@ mod tests {
 
     #[test]
     fn sizes_as_pve_writes_them() {
-        for (text, bytes) in [("1G", Some(1 << 30)), ("2252M", Some(2252 << 20)), ("528K", Some(528 << 10)), ("512", Some(512)), ("1.5G", Some(3 << 29)), ("x", None), ("", None)] {
+        for (text, bytes) in [
+            ("1G", Some(1 << 30)),
+            ("2252M", Some(2252 << 20)),
+            ("528K", Some(528 << 10)),
+            ("512", Some(512)),
+            ("1.5G", Some(3 << 29)),
+            ("x", None),
+            ("", None),
+        ] {
             assert_eq!(parse_size(text), bytes, "{text}");
         }
     }

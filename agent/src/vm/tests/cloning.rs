@@ -8,14 +8,15 @@ use super::*;
 use crate::{
     host::pve::{
         HaState, TaskEnd,
-        fake::{Fault, FakePve},
+        fake::{FakePve, Fault},
     },
     vm::mark::Mark,
 };
 
 fn nothing_left(pve: &FakePve) {
     assert_eq!(pve.vmids(), BTreeSet::from([TEMPLATE]));
-    let strange: Vec<_> = pve.volume_ids().into_iter().filter(|v| !v.ends_with(&format!("-{TEMPLATE}-disk-0.qcow2")) && !v.contains("cloudinit")).collect();
+    let strange: Vec<_> =
+        pve.volume_ids().into_iter().filter(|v| !v.ends_with(&format!("-{TEMPLATE}-disk-0.qcow2")) && !v.contains("cloudinit")).collect();
     assert!(strange.is_empty(), "{strange:?}");
     assert_eq!(pve.orphan_count(), 0);
 }
@@ -34,11 +35,12 @@ async fn a_clone_is_configured_marked_and_bound() {
         ip_configs: vec![v1::IpConfig { nic: 0, ipv4: "10.0.0.5/24".into(), gateway4: "10.0.0.1".into(), ..v1::IpConfig::default() }],
         ..v1::CloudInit::default()
     });
-    request.owner = Some(v1::Owner { machine_uid: "11111111-1111-1111-1111-111111111111".into(), cluster: "c1".into(), ..v1::Owner::default() });
+    request.owner =
+        Some(v1::Owner { machine_uid: "11111111-1111-1111-1111-111111111111".into(), cluster: "c1".into(), ..v1::Owner::default() });
     let op = rig.end(rig.vms.clone_vm(&caller(), request).await).await;
     succeeded(&op);
     let target = op.target.clone().unwrap();
-    let vm = rig.vms.get(&target, Some("team-a")).unwrap();
+    let vm = rig.vms.get(&target, Some("team-a").await).unwrap();
     assert_eq!((vm.vmid, vm.name.as_str(), vm.cores, vm.description.as_str()), (200, "web-1", 2, "for people\nüß"));
     let mark = vm.mark.unwrap();
     assert_eq!((mark.operation.as_str(), mark.owner.unwrap().tenant.as_str()), (op.name.as_str(), "team-a"));
@@ -48,7 +50,7 @@ async fn a_clone_is_configured_marked_and_bound() {
     assert_eq!((op.upids.len(), op.progress.unwrap().percent), (2, 100));
     // One write binds and configures.
     assert_eq!(rig.pve.log(), ["clone 9000 200", "config 200", "resize 200 scsi0"]);
-    assert_eq!(rig.vms.get(&target, Some("team-b")).unwrap_err().reason(), reasons::VM_NOT_FOUND);
+    assert_eq!(rig.vms.get(&target, Some("team-b").await).unwrap_err().reason(), reasons::VM_NOT_FOUND);
     assert!(rig.ops.leased().is_empty());
 }
 
@@ -135,7 +137,11 @@ async fn a_cancelled_clone_is_undone() {
 #[tokio::test(start_paused = true)]
 async fn what_fails_leaves_nothing() {
     let cases: Vec<(Vec<Fault>, bool, &str)> = vec![
-        (vec![Fault::TaskEnd { kind: "qmclone", end: TaskEnd::Error("clone failed: x".into()), effect: false }], false, reasons::PVE_FAILED),
+        (
+            vec![Fault::TaskEnd { kind: "qmclone", end: TaskEnd::Error("clone failed: x".into()), effect: false }],
+            false,
+            reasons::PVE_FAILED,
+        ),
         (vec![Fault::Killed { kind: "qmclone", stage: 0 }], false, reasons::PVE_FAILED),
         (vec![Fault::Killed { kind: "qmclone", stage: 2 }], false, reasons::PVE_FAILED),
         (vec![Fault::Killed { kind: "qmclone", stage: 2 }], true, reasons::PVE_FAILED),
@@ -145,7 +151,11 @@ async fn what_fails_leaves_nothing() {
         (vec![Fault::TaskEnd { kind: "resize", end: TaskEnd::Error("no".into()), effect: false }], false, reasons::PVE_FAILED),
         (vec![Fault::TaskEnd { kind: "resize", end: TaskEnd::Ok, effect: false }], false, reasons::PVE_FAILED),
         (
-            vec![Fault::Killed { kind: "qmclone", stage: 3 }, Fault::LockTimeout { what: "VM 200".into() }, Fault::AnswerLost { call: "destroy_vm", done: false }],
+            vec![
+                Fault::Killed { kind: "qmclone", stage: 3 },
+                Fault::LockTimeout { what: "VM 200".into() },
+                Fault::AnswerLost { call: "destroy_vm", done: false },
+            ],
             true,
             reasons::PVE_FAILED,
         ),
@@ -242,14 +252,39 @@ async fn requests_that_cannot_be_are_refused_before_anything_is_done() {
         (|r| r.source = None, reasons::INVALID_FIELD),
         (|r| r.source = Some(v1::CloneSource { source: Some(v1::clone_source::Source::Vmid(9999)) }), reasons::TEMPLATE_NOT_FOUND),
         (|r| r.source = Some(v1::CloneSource { source: Some(v1::clone_source::Source::Vmid(250)) }), reasons::NOT_A_TEMPLATE),
-        (|r| r.source = Some(v1::CloneSource { source: Some(v1::clone_source::Source::Tags(v1::TagList { tags: vec!["k8s".into(), "windows".into()] })) }), reasons::TEMPLATE_NOT_FOUND),
+        (
+            |r| {
+                r.source = Some(v1::CloneSource {
+                    source: Some(v1::clone_source::Source::Tags(v1::TagList { tags: vec!["k8s".into(), "windows".into()] })),
+                })
+            },
+            reasons::TEMPLATE_NOT_FOUND,
+        ),
         (|r| r.config.as_mut().unwrap().cores = Some(0), reasons::INVALID_FIELD),
         (|r| r.config.as_mut().unwrap().memory_mib = Some(1), reasons::INVALID_FIELD),
         (|r| r.config.as_mut().unwrap().boot_disk_bytes = Some(1 << 20), reasons::DISK_SHRINK),
         (|r| r.config.as_mut().unwrap().description = Some("x\npvelet:v1 op=y".into()), reasons::INVALID_FIELD),
-        (|r| r.config.as_mut().unwrap().nics = Some(v1::NicList { nics: vec![v1::Nic { bridge: "vmbr9".into(), ..v1::Nic::default() }] }), reasons::BRIDGE_NOT_FOUND),
-        (|r| r.config.as_mut().unwrap().nics = Some(v1::NicList { nics: vec![v1::Nic { bridge: "vmbr0".into(), mac: "BC:24:11:FF:00:FA".into(), ..v1::Nic::default() }] }), reasons::INVALID_MAC),
-        (|r| r.config.as_mut().unwrap().cloud_init = Some(v1::CloudInit { nameservers: vec!["not-an-ip".into()], ..v1::CloudInit::default() }), reasons::INVALID_ADDRESS),
+        (
+            |r| {
+                r.config.as_mut().unwrap().nics = Some(v1::NicList { nics: vec![v1::Nic { bridge: "vmbr9".into(), ..v1::Nic::default() }] })
+            },
+            reasons::BRIDGE_NOT_FOUND,
+        ),
+        (
+            |r| {
+                r.config.as_mut().unwrap().nics = Some(v1::NicList {
+                    nics: vec![v1::Nic { bridge: "vmbr0".into(), mac: "BC:24:11:FF:00:FA".into(), ..v1::Nic::default() }],
+                })
+            },
+            reasons::INVALID_MAC,
+        ),
+        (
+            |r| {
+                r.config.as_mut().unwrap().cloud_init =
+                    Some(v1::CloudInit { nameservers: vec!["not-an-ip".into()], ..v1::CloudInit::default() })
+            },
+            reasons::INVALID_ADDRESS,
+        ),
         (
             |r| {
                 let ip = v1::IpConfig { ipv4: "10.0.0.5/24".into(), gateway4: "10.0.1.1".into(), ..v1::IpConfig::default() };
@@ -257,7 +292,10 @@ async fn requests_that_cannot_be_are_refused_before_anything_is_done() {
             },
             reasons::INVALID_GATEWAY,
         ),
-        (|r| r.config.as_mut().unwrap().cloud_init = Some(v1::CloudInit { ssh_keys: vec!["hello".into()], ..v1::CloudInit::default() }), reasons::INVALID_SSH_KEY),
+        (
+            |r| r.config.as_mut().unwrap().cloud_init = Some(v1::CloudInit { ssh_keys: vec!["hello".into()], ..v1::CloudInit::default() }),
+            reasons::INVALID_SSH_KEY,
+        ),
         (|r| r.meta.as_mut().unwrap().tenant = "Team".into(), reasons::INVALID_TENANT),
         (|r| r.meta = None, reasons::INVALID_FIELD),
     ];
@@ -311,13 +349,19 @@ async fn observe_mode_quorum_and_a_dead_daemon_refuse() {
 #[tokio::test(start_paused = true)]
 async fn the_template_s_description_goes_on_without_its_mark() {
     let rig = rig();
-    let old = Mark { operation: uuid::Uuid::from_u128(5), tenant: "x".into(), cluster: String::new(), machine_uid: String::new(), uuid: Some("old".into()) };
+    let old = Mark {
+        operation: uuid::Uuid::from_u128(5),
+        tenant: "x".into(),
+        cluster: String::new(),
+        machine_uid: String::new(),
+        uuid: Some("old".into()),
+    };
     rig.pve.edit(TEMPLATE, |vm| {
         vm.description = old.append_to("golden image");
         vm.ha = Some(HaState { requested: "ignored".into() });
     });
     let vm = rig.make("a").await;
-    let vm = rig.vms.get(&vm, None).unwrap();
+    let vm = rig.vms.get(&vm, None).await.unwrap();
     assert_eq!(vm.description, "golden image");
     assert_eq!(vm.mark.unwrap().owner.unwrap().tenant, "team-a");
 }

@@ -8,8 +8,8 @@ use super::{FakePve, Fault, Freeze, World, job::Job};
 use crate::{
     error::Error,
     host::pve::{
-        Change, CloneCall, ConfigCall, DestroyCall, Inventory, PowerCall, ProcessRef, Pve, RunState, StorageInfo, TaskState, TaskUpdate, Upid,
-        VmRecord, VolumeInfo,
+        Change, CloneCall, ConfigCall, DestroyCall, Inventory, PowerCall, ProcessRef, Pve, RunState, StorageInfo, TaskState, TaskUpdate,
+        Upid, VmRecord, VolumeInfo,
     },
 };
 
@@ -168,10 +168,8 @@ impl Pve for FakePve {
         if world.down {
             return Err(Error::PveDown { detail: "connection refused".to_owned() });
         }
-        let found = world
-            .storages
-            .get(storage)
-            .ok_or_else(|| Error::StorageNotFound { storage: storage.to_owned(), node: world.node.clone() })?;
+        let found =
+            world.storages.get(storage).ok_or_else(|| Error::StorageNotFound { storage: storage.to_owned(), node: world.node.clone() })?;
         if !found.info.active {
             return Err(Error::StorageOffline { storage: storage.to_owned(), detail: "not mounted".to_owned() });
         }
@@ -303,7 +301,9 @@ impl Pve for FakePve {
                 };
                 told += lines.len();
                 for line in lines {
-                    if line.starts_with("transferred ") && send.send(TaskUpdate::Progress { percent: 50, done: 1 << 29, total: 1 << 30 }).await.is_err() {
+                    if line.starts_with("transferred ")
+                        && send.send(TaskUpdate::Progress { percent: 50, done: 1 << 29, total: 1 << 30 }).await.is_err()
+                    {
                         return;
                     }
                     if send.send(TaskUpdate::Line(line)).await.is_err() {

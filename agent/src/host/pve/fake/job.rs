@@ -136,7 +136,8 @@ impl World {
         let new_disk = |value: &str| {
             let (volume, rest) = value.split_once(',').unwrap_or((value, ""));
             let (storage, path) = volume.split_once(':').unwrap_or(("local", volume));
-            let file = volume.rsplit('/').next().unwrap_or_default().replace("base-", "vm-").replace(&format!("-{from}-"), &format!("-{to}-"));
+            let file =
+                volume.rsplit('/').next().unwrap_or_default().replace("base-", "vm-").replace(&format!("-{from}-"), &format!("-{to}-"));
             let storage = call.storage.clone().unwrap_or_else(|| storage.to_owned());
             let linked = !call.full && path.contains("base-");
             let volid = if linked { format!("{storage}:{path}/{to}/{file}") } else { format!("{storage}:{to}/{file}") };
@@ -199,7 +200,8 @@ impl World {
         }
         self.counter += 1;
         let version = self.counter;
-        let vm = self.vms.get_mut(&vmid).ok_or_else(|| format!("Configuration file 'nodes/pve1/qemu-server/{vmid}.conf' does not exist"))?;
+        let vm =
+            self.vms.get_mut(&vmid).ok_or_else(|| format!("Configuration file 'nodes/pve1/qemu-server/{vmid}.conf' does not exist"))?;
         let value = vm.keys.get_mut(slot).ok_or_else(|| format!("disk '{slot}' does not exist"))?;
         let volume = value.split(',').next().unwrap_or_default().to_owned();
         *value = format!("{volume},size={}M", bytes >> 20);
@@ -213,7 +215,8 @@ impl World {
         }
         self.counter += 1;
         let pid = i32::try_from(self.counter).unwrap_or(i32::MAX);
-        let vm = self.vms.get_mut(&vmid).ok_or_else(|| format!("Configuration file 'nodes/pve1/qemu-server/{vmid}.conf' does not exist"))?;
+        let vm =
+            self.vms.get_mut(&vmid).ok_or_else(|| format!("Configuration file 'nodes/pve1/qemu-server/{vmid}.conf' does not exist"))?;
         if vm.ha.is_some() {
             return Ok(Some(TaskEnd::Ok));
         }
@@ -239,7 +242,11 @@ impl World {
         if self.lock_times_out(&format!("VM {vmid}")) {
             return Err(file_lock(&format!("VM {vmid}")));
         }
-        let vm = self.vms.get(&vmid).cloned().ok_or_else(|| format!("Configuration file 'nodes/pve1/qemu-server/{vmid}.conf' does not exist"))?;
+        let vm = self
+            .vms
+            .get(&vmid)
+            .cloned()
+            .ok_or_else(|| format!("Configuration file 'nodes/pve1/qemu-server/{vmid}.conf' does not exist"))?;
         if let Some(lock) = vm.keys.get("lock").filter(|l| !call.skip_lock && *l != "suspended") {
             return Err(format!("VM is locked ({lock})"));
         }
