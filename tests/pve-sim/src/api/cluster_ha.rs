@@ -179,6 +179,14 @@ fn remove(call: &Call) -> Result<Reply, Failure> {
     Ok(Reply::default())
 }
 
+/// The state of a VM that HA manages: what the manager says, or else what was asked for.
+pub(super) fn state_of(layout: &NodeLayout, vmid: u32) -> Result<Option<String>, Failure> {
+    let sections = read(layout, RESOURCES)?.0;
+    let Some(section) = sections.iter().find(|section| section.kind == "vm" && section.id == vmid.to_string()) else { return Ok(None) };
+    let known = manager(layout)["service_status"][format!("vm:{vmid}")]["state"].as_str().map(str::to_owned);
+    Ok(known.or_else(|| section.options.get("state").cloned()).or_else(|| Some(String::from("started"))))
+}
+
 fn manager(layout: &NodeLayout) -> Value {
     let text = fs::read_to_string(layout.etc_pve().join("ha/manager_status")).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or(Value::Null)

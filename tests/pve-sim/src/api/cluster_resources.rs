@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use serde_json::{Value, json};
 
-use super::{Call, Failure, Param, Reply, Route, cluster, cluster_pools, storage};
+use super::{Call, Failure, Param, Reply, Route, cluster, cluster_ha, cluster_pools, storage};
 use crate::{
     guest,
     layout::NodeLayout,
@@ -68,6 +68,9 @@ pub(super) fn vms(layout: &NodeLayout) -> Result<Vec<Value>, Failure> {
             if let Some(value) = config.get(key) {
                 entry[key] = json!(value);
             }
+        }
+        if let Some(state) = cluster_ha::state_of(layout, vmid)? {
+            entry["hastate"] = json!(state);
         }
         if let Some(pool) = pools.get(&vmid) {
             entry["pool"] = json!(pool);

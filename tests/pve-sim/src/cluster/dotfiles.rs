@@ -9,6 +9,9 @@ pub(super) const DOT_FILES: [&str; 6] = [".debug", ".vmlist", ".members", ".clus
 /// Symbolic links of the root folder.
 pub(super) const LINKS: [&str; 4] = ["lxc", "local", "openvz", "qemu-server"];
 
+/// Keys of a node's status in `.version`.
+const STATUS_KEYS: [&str; 6] = ["kv/static-info", "tasklist", "kv/cpuflags-tcg", "kv/cpuflags-kvm", "kv/version-info", "kv/network"];
+
 /// Where a link of the root folder points on this node.
 pub(super) fn target(link: &str, node: &str) -> String {
     if link == "local" { format!("nodes/{node}") } else { format!("nodes/{node}/{link}") }
@@ -21,7 +24,6 @@ pub(super) fn render<'a>(file: &str, nodes: &[NodeState], at: usize, vms: impl I
         ".version" => version(nodes, at),
         ".vmlist" => vmlist(&nodes[at], vms),
         ".members" => members(nodes, at),
-        ".clusterlog" => "{\n\"data\": [\n]\n}\n".into(),
         _ => String::new(),
     }
 }
@@ -33,7 +35,9 @@ fn version(nodes: &[NodeState], at: usize) -> String {
     for (file, version) in counters.files() {
         let _ = writeln!(text, "\"{file}\": {version},");
     }
-    let stores: Vec<String> = nodes.iter().map(|node| format!("\"{}\": {{\n}}", node.name)).collect();
+    // What each node's status daemon keeps there; here it never changes.
+    let kept: Vec<String> = STATUS_KEYS.iter().map(|key| format!("\"{key}\": 0")).collect();
+    let stores: Vec<String> = nodes.iter().map(|node| format!("\"{}\": {{\n{}}}", node.name, kept.join(",\n"))).collect();
     let _ = write!(text, "\"kvstore\": {{\n{}\n}}\n}}\n", stores.join(",\n"));
     text
 }
@@ -101,13 +105,13 @@ mod tests {
         assert_eq!(render(".vmlist", &nodes, 0, [(9000, &owner)].into_iter()), vmlist);
         let version = render(".version", &nodes, 0, std::iter::empty());
         assert!(version.starts_with("{\n\"starttime\": 1795415595,\n\"clinfo\": 0,\n\"vmlist\": 1,\n\"corosync.conf\": 1,\n\"corosync.conf.new\": 1,\n\"storage.cfg\": 1,\n"), "{version}");
-        assert!(version.ends_with("\"mapping/usb.cfg\": 1,\n\"kvstore\": {\n\"pve1\": {\n}\n}\n}\n"), "{version}");
+        assert!(version.ends_with("\"kv/version-info\": 0,\n\"kv/network\": 0}\n}\n}\n"), "{version}");
     }
 
     #[test]
     fn all_that_is_made_up_for_a_cluster_is_json() {
         let nodes = [node("pve1", 4), node("pve2", 4)];
-        for file in [".version", ".vmlist", ".members", ".clusterlog"] {
+        for file in [".version", ".vmlist", ".members"] {
             let text = render(file, &nodes, 1, std::iter::empty());
             assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{file}: {text}");
         }

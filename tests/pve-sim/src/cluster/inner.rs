@@ -11,9 +11,11 @@ use nix::errno::Errno;
 use super::{
     counters::{Owner, vm_config_owner},
     dotfiles::{self, DOT_FILES, LINKS},
+    reports,
     store::{Attributes, Kind, NodeState, Result},
     tree::{Body, ROOT, Tree},
 };
+use crate::layout::NodeLayout;
 
 /// Inode numbers of what is made up; the tree's begin above.
 pub(super) const FIRST_DOT: u64 = 10;
@@ -29,6 +31,8 @@ pub(super) struct Inner {
     /// Made-up files by node and inode number.
     pub(super) rendered: HashMap<(usize, u64), Rendered>,
     pub(super) started: SystemTime,
+    /// The nodes' files, which their daemons report on; none: nothing is reported.
+    pub(super) hosts: Vec<NodeLayout>,
     /// Grows with every change of content.
     pub(super) revision: u64,
 }
@@ -45,7 +49,9 @@ impl Inner {
         let quorate = self.nodes[node].quorate;
         if let Some(link) = link_name(ino) {
             let size = dotfiles::target(link, &self.nodes[node].name).len() as u64;
-            return Ok(Attributes { ino, kind: Kind::Link, size, mode: 0o755, mtime: self.started });
+            // By this mode PVE's daemons see whether there is quorum.
+            let mode = if quorate { 0o755 } else { 0o555 };
+            return Ok(Attributes { ino, kind: Kind::Link, size, mode, mtime: self.started });
         }
         if let Some(name) = dot_name(ino) {
             let size = self.render(node, ino).len() as u64;
@@ -62,7 +68,27 @@ impl Inner {
         Ok(Attributes { ino, kind, size, mode: shown & !hidden & !frozen, mtime: inode.mtime })
     }
 
+    /// What the nodes' daemons report; none for other made-up files.
+    fn report(&self, name: &str) -> Option<String> {
+        let text = |path: &str| match self.tree.resolve(path).and_then(|ino| self.tree.get(ino)).map(|inode| inode.body.clone()) {
+            Some(Body::File(content)) => String::from_utf8_lossy(&content).into_owned(),
+            _ => String::new(),
+        };
+        match name {
+            ".clusterlog" => Some(reports::cluster_log(&self.hosts)),
+            ".rrd" => {
+                let config = |(vmid, owner): (&u32, &Owner)| text(&format!("nodes/{}/qemu-server/{vmid}.conf", owner.node));
+                let vms = self.vms.iter().map(|vm| (*vm.0, vm.1.node.as_str(), config(vm)));
+                Some(reports::statistics(&self.hosts, &text("storage.cfg"), vms))
+            }
+            _ => None,
+        }
+    }
+
     pub(super) fn render(&mut self, node: usize, ino: u64) -> Arc<Vec<u8>> {
+        if let Some(text) = dot_name(ino).and_then(|name| self.report(name)) {
+            return Arc::new(text.into_bytes());
+        }
         let generation = self.nodes[node].counters.generation;
         if let Some((shown, content)) = self.rendered.get(&(node, ino))
             && *shown == generation

@@ -5,6 +5,7 @@ mod counters;
 mod dotfiles;
 mod inner;
 mod persist;
+mod reports;
 mod seed;
 mod store;
 mod tree;

@@ -10,6 +10,8 @@ use std::{
 
 use nix::errno::Errno;
 
+use crate::layout::NodeLayout;
+
 use super::{
     Counters,
     counters::{Owner, vm_config_owner},
@@ -114,7 +116,7 @@ impl Store {
             counters: Counters::new(now_s(), clinfo, vms.keys().copied()),
         };
         let nodes = nodes.iter().enumerate().map(state).collect();
-        let inner = Inner { tree, nodes, vms, rendered: std::collections::HashMap::new(), started: SystemTime::now(), revision: 0 };
+        let inner = Inner { tree, nodes, vms, rendered: std::collections::HashMap::new(), started: SystemTime::now(), hosts: Vec::new(), revision: 0 };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
@@ -175,6 +177,12 @@ impl Store {
     /// Every guest with its node.
     pub fn vms(&self) -> Vec<(u32, String)> {
         self.lock().vms.iter().map(|(vmid, owner)| (*vmid, owner.node.clone())).collect()
+    }
+
+    /// Says where the nodes' files are, on which their daemons report in `.clusterlog` and `.rrd`.
+    pub fn set_hosts(&self, cluster_dir: &Path) {
+        let mut inner = self.lock();
+        inner.hosts = inner.nodes.iter().map(|node| NodeLayout::new(cluster_dir, &node.name)).collect();
     }
 
     /// Gives or takes a node's quorum.

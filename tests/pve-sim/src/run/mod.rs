@@ -65,6 +65,7 @@ pub fn run(options: &Options) -> io::Result<()> {
 
     let saved = dir.join("cluster.json");
     let store = Arc::new(Store::open(&options.nodes, &saved)?);
+    store.set_hosts(&dir);
     seed(&store);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = serve(options, &dir, &store, &runtime, &saved);

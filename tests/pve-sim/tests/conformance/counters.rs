@@ -34,12 +34,24 @@ const VMLIST: &str = "/etc/pve/.vmlist";
 #[derive(Default)]
 pub(crate) struct Counters {
     last: Option<(Look, Look)>,
+    /// Growth that the replay itself caused.
+    own: BTreeMap<String, i64>,
 }
 
 impl Counters {
     /// Whether a file holds such counters.
     pub(crate) fn are_in(path: &str) -> bool {
         path == VERSION || path == VMLIST
+    }
+
+    /// Leaves out what `.version` grew by between two texts of it.
+    pub(crate) fn leave_out(&mut self, before: &str, after: &str) {
+        let look = |text: &str| Look::of(&BTreeMap::from([(VERSION, text)]));
+        let before = look(before);
+        for (name, value) in look(after).0 {
+            let growth = value - before.0.get(&name).copied().unwrap_or(value);
+            *self.own.entry(name).or_default() += growth;
+        }
     }
 
     /// Compares another look.
@@ -59,7 +71,8 @@ impl Counters {
             }
             for (name, value) in old.0.iter().filter(|(name, _)| *name != START && !old_restarted) {
                 let growth = |before: &Look, value: i64| before.0.get(name).map(|earlier| value - earlier);
-                let (grew, grew_now) = (growth(old_before, *value), new.0.get(name).and_then(|value| growth(new_before, *value)));
+                let own = self.own.get(name).copied().unwrap_or(0);
+                let (grew, grew_now) = (growth(old_before, *value), new.0.get(name).and_then(|value| growth(new_before, *value - own)));
                 // The number of a VM is the one of the list at that moment: only whether it grew can be told.
                 let same = if name.starts_with(".vmlist") { grew.map(|n| n > 0) == grew_now.map(|n| n > 0) } else { grew == grew_now };
                 if !same {
@@ -67,6 +80,7 @@ impl Counters {
                 }
             }
         }
+        self.own.clear();
         self.last = Some((old, new));
         found
     }

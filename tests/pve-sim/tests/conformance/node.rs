@@ -248,7 +248,9 @@ impl Node {
     /// Brings a file of the node to its recorded state.
     pub(crate) fn follow(&self, path: &str, text: &str) {
         if !text.starts_with("<image size=") && text != "<dir>" {
-            self.write(path, text);
+            if self.read(path).as_deref() != Some(text) {
+                self.write(path, text);
+            }
             return;
         }
         let target = self.layout.host_path(path);
@@ -304,7 +306,7 @@ fn qemu_img(args: &[&str], path: &Path, size: Option<&str>) {
 fn fill(path: &Path, format: &str) {
     let plain = path.with_extension("fill");
     let size = pve_size(path, format);
-    fs::write(&plain, vec![0x5a; 2 << 20]).unwrap();
+    fs::write(&plain, vec![0x5a; 6 << 20]).unwrap();
     File::options().write(true).open(&plain).unwrap().set_len(size).unwrap();
     qemu_img(&["convert", "-f", "raw", "-O", format, plain.to_str().unwrap()], path, None);
     fs::remove_file(plain).unwrap();

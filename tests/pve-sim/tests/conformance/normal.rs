@@ -52,7 +52,7 @@ const VARYING_OF_HOSTS: [&str; 5] = ["disk", "maxdisk", "maxmem", "maxcpu", "tot
 /// Comma lists that PVE prints in any order.
 const SETS: [&str; 2] = ["content", "nodes"];
 /// What tells the entries of a list apart.
-const IDENTITIES: [&str; 9] = ["volid", "vmid", "id", "storage", "name", "iface", "subdir", "node", "key"];
+const IDENTITIES: [&str; 10] = ["volid", "sid", "vmid", "id", "storage", "name", "iface", "subdir", "node", "key"];
 
 /// Random ids that were seen as a pair: recorded, and now.
 #[derive(Clone, Debug, Default)]
