@@ -182,7 +182,7 @@ impl Vms {
     pub async fn get(&self, vm: &v1::VmRef, tenant: Option<&str>) -> Result<v1::Vm, Error> {
         match select::get(&self.inner.pve.inventory(), vm, tenant) {
             // Somebody may have made it within the last quarter of a second.
-            Err(Error::VmNotFound { .. }) => select::get(&self.inner.pve.refresh().await?, vm, tenant),
+            Err(Error::VmNotFound { .. }) => select::get(&*self.inner.pve.refresh().await?, vm, tenant),
             found => found,
         }
     }

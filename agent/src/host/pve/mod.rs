@@ -4,6 +4,8 @@ mod api;
 mod calls;
 pub mod classify;
 pub mod config_file;
+#[cfg(any(test, feature = "fakes"))]
+pub mod fake;
 pub mod files;
 mod host;
 mod orphan;

@@ -40,7 +40,7 @@ async fn a_clone_is_configured_marked_and_bound() {
     let op = rig.end(rig.vms.clone_vm(&caller(), request).await).await;
     succeeded(&op);
     let target = op.target.clone().unwrap();
-    let vm = rig.vms.get(&target, Some("team-a").await).unwrap();
+    let vm = rig.vms.get(&target, Some("team-a")).await.unwrap();
     assert_eq!((vm.vmid, vm.name.as_str(), vm.cores, vm.description.as_str()), (200, "web-1", 2, "for people\nüß"));
     let mark = vm.mark.unwrap();
     assert_eq!((mark.operation.as_str(), mark.owner.unwrap().tenant.as_str()), (op.name.as_str(), "team-a"));
@@ -50,7 +50,7 @@ async fn a_clone_is_configured_marked_and_bound() {
     assert_eq!((op.upids.len(), op.progress.unwrap().percent), (2, 100));
     // One write binds and configures.
     assert_eq!(rig.pve.log(), ["clone 9000 200", "config 200", "resize 200 scsi0"]);
-    assert_eq!(rig.vms.get(&target, Some("team-b").await).unwrap_err().reason(), reasons::VM_NOT_FOUND);
+    assert_eq!(rig.vms.get(&target, Some("team-b")).await.unwrap_err().reason(), reasons::VM_NOT_FOUND);
     assert!(rig.ops.leased().is_empty());
 }
 

@@ -217,7 +217,7 @@ async fn a_tenant_touches_only_what_carries_its_mark() {
     let other = tenants("team-b");
     for target in [&vm, &unmarked] {
         assert_eq!(rig.vms.start_vm(&other, start(&format!("x{}", target.vmid), target)).await.unwrap_err().reason(), reasons::SCOPE_VM);
-        assert_eq!(rig.vms.get(target, Some("team-b").await).unwrap_err().reason(), reasons::VM_NOT_FOUND);
+        assert_eq!(rig.vms.get(target, Some("team-b")).await.unwrap_err().reason(), reasons::VM_NOT_FOUND);
     }
     succeeded(&rig.end(rig.vms.start_vm(&tenants("team-a"), start("own", &vm)).await).await);
     // A copy that carries the mark of the original is nobody's.
@@ -253,7 +253,7 @@ async fn settings_change_and_the_mark_stays() {
     let config =
         v1::VmConfig { cores: Some(8), description: Some("new text".into()), boot_disk_bytes: Some(4 << 30), ..v1::VmConfig::default() };
     succeeded(&rig.end(rig.vms.configure_vm(&caller(), configure("c", &vm, config.clone())).await).await);
-    let now = rig.vms.get(&vm, Some("team-a").await).unwrap();
+    let now = rig.vms.get(&vm, Some("team-a")).await.unwrap();
     assert_eq!((now.cores, now.description.as_str(), now.mark.is_some()), (8, "new text", true));
     assert_eq!(now.disks.iter().find(|d| d.slot == "scsi0").unwrap().size_bytes, 4 << 30);
     // What is so already is not written again.
