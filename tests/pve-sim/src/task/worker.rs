@@ -23,6 +23,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Upid, job, log, spawn::Orders};
 use crate::{api::Failure, faults::TaskEffect, layout::NodeLayout};
 
+/// How often an interrupted worker looks for copies to end.
+const COPY_LOOK: Duration = Duration::from_millis(10);
+
 /// A worker process on its task.
 pub struct Worker {
     /// The node it works for.
@@ -185,10 +188,12 @@ fn watch_signals(interrupted: Arc<AtomicBool>) {
         runtime.block_on(async {
             let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return };
             let _ = ready.send(());
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            interrupted.store(true, Ordering::Relaxed);
+            // A copy may be about to start: from now on none goes on.
             loop {
-                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-                interrupted.store(true, Ordering::Relaxed);
                 end_copies();
+                thread::sleep(COPY_LOOK);
             }
         });
     });

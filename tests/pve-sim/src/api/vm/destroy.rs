@@ -61,7 +61,7 @@ pub(super) fn work(worker: &Worker, args: &Value) -> Result<(), Failure> {
     }
     let storages = env.storages()?;
     if config.flag("template") {
-        for volume in volumes_of(&config).iter().filter_map(|volid| Volume::parse(volid).ok()) {
+        for volume in config.drives().filter_map(|(_, drive)| Volume::parse(&drive.file).ok()) {
             if volume.owner == vmid && volume.is_base() && storages.is_in_use(&volume) {
                 return Err(Failure::die(format!("base volume '{}' is still in use by linked cloned", volume.volid())));
             }

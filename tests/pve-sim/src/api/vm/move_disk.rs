@@ -48,7 +48,12 @@ fn move_disk(call: &Call) -> Result<Reply, Failure> {
         }
     }
     check(&env, params)?;
-    call.task("qmmove", &params.vmid().to_string(), "move_disk", json!(params))
+    let disk = params.text("disk").unwrap_or_default();
+    let id = match params.integer("target-vmid") {
+        Some(target) => format!("{}-{disk}>{target}-{}", params.vmid(), params.text("target-disk").unwrap_or(disk)),
+        None => params.vmid().to_string(),
+    };
+    call.task("qmmove", &id, "move_disk", json!(params))
 }
 
 /// Checks a move and gives the configuration, the drive and its volume.

@@ -299,6 +299,10 @@ fn set(
         // Windows is tied to the machine that it saw first.
         config.pending.insert("machine".into(), "pc-i440fx-10.0+pve1".into());
     }
+    if key == "boot" && value.starts_with("order=") {
+        // The older way of saying it goes.
+        config.values.remove("bootdisk");
+    }
     config.pending_delete.remove(key);
     if let Some(old) = config.pending.insert(key.to_owned(), value.clone())
         && is_drive_key(key)
