@@ -20,6 +20,8 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub struct Agent {
     /// The node.
     pub node: String,
+    /// The PVE cluster; the node's own name where it stands alone.
+    pub cluster: String,
     /// Its host.
     pub layout: NodeLayout,
     /// Where it listens, once it has been started.
@@ -41,12 +43,13 @@ pub struct Agent {
 
 impl Agent {
     /// Prepares an agent for a node; nothing runs yet.
-    pub fn prepare(dir: &Path, cluster_dir: &Path, layout: NodeLayout, pki: &Pki, range: (u32, u32)) -> Self {
+    pub fn prepare(dir: &Path, cluster_dir: &Path, layout: NodeLayout, pki: &Pki, cluster: &str, range: (u32, u32)) -> Self {
         let node = layout.node().to_owned();
         let dir = dir.join(format!("agent-{node}"));
         fs::create_dir_all(&dir).expect("agent folder");
         Self {
-            cert: pki.host(&node),
+            cert: pki.host(cluster, &node),
+            cluster: cluster.to_owned(),
             ca: pki.dir.ca_cert_path(),
             crl: pki.dir.crl_path(),
             node,

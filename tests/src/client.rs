@@ -10,7 +10,7 @@ use pvelet_proto::v1;
 use tonic::Status;
 use tonic_types::{RpcStatusExt, StatusExt};
 
-use crate::{Agent, pki};
+use crate::Agent;
 
 /// A client of one agent.
 #[derive(Clone)]
@@ -39,7 +39,7 @@ impl Client {
         let target = Target {
             name: agent.node.clone(),
             address: agent.address.to_string().parse().expect("address"),
-            cluster: Some(pki::CLUSTER.into()),
+            cluster: Some(agent.cluster.clone()),
             node: Some(agent.node.clone()),
         };
         Self { agent: agents.set(target), tenant: "default".into(), _agents: agents }

@@ -5,7 +5,7 @@ use std::{fs, io, path::PathBuf};
 use nix::sys::signal::Signal;
 use pvelet_proto::identity::Role;
 
-use crate::{Agent, Pki, Process, agent::SOON, pki};
+use crate::{Agent, Pki, Process, agent::SOON};
 
 /// A controller with its folder of manifests.
 pub struct Controller {
@@ -58,7 +58,7 @@ impl Controller {
             "apiVersion: pvelet.dev/v1alpha1\nkind: PveHost\nmetadata:\n  name: {node}\nspec:\n  address: \"{address}\"\n  cluster: {cluster}\n  node: {node}\n",
             node = agent.node,
             address = agent.address,
-            cluster = pki::CLUSTER,
+            cluster = agent.cluster,
         );
         self.write(&format!("host-{}.yaml", agent.node), &text);
     }

@@ -10,7 +10,7 @@ use pvelet_proto::identity::Role;
 
 /// The trust domain of every stack.
 pub const TRUST_DOMAIN: &str = "pvelet.test";
-/// The name of the simulated PVE cluster in certificates.
+/// The name of a simulated PVE cluster; a node that stands alone has its own name for it.
 pub const CLUSTER: &str = "sim";
 
 /// A CA with its folder, and what was issued.
@@ -37,9 +37,9 @@ impl Pki {
     }
 
     /// A host's certificate and key.
-    pub fn host(&self, node: &str) -> (PathBuf, PathBuf) {
+    pub fn host(&self, cluster: &str, node: &str) -> (PathBuf, PathBuf) {
         self.deliver(
-            &self.ca.issue_host(CLUSTER, node, &["localhost"], &[[127, 0, 0, 1].into()], Lifetime::days(20)).expect("host certificate"),
+            &self.ca.issue_host(cluster, node, &["localhost"], &[[127, 0, 0, 1].into()], Lifetime::days(20)).expect("host certificate"),
         )
     }
 

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tonic::{Code, Status};
 
-use crate::{Agent, Pki, pki};
+use crate::{Agent, Pki};
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -55,7 +55,7 @@ impl Raw {
     /// The handshake's.
     pub async fn connect(agent: &Agent, credentials: &Credentials) -> Result<Self, tls::TlsError> {
         let address = agent.address.to_string().parse().expect("an address");
-        Ok(Self::over(tls::connect(&address, Some(pki::CLUSTER), Some(&agent.node), credentials).await?).await)
+        Ok(Self::over(tls::connect(&address, Some(&agent.cluster), Some(&agent.node), credentials).await?).await)
     }
 
     async fn over(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {

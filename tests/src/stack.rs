@@ -66,12 +66,13 @@ impl Stack {
         seed(&sim.control());
         let pki = Pki::new(dir.path());
         let mut agents = BTreeMap::new();
+        let cluster = if options.nodes.len() == 1 { options.nodes[0] } else { pki::CLUSTER };
         for (i, node) in (0_u32..).zip(&options.nodes) {
             let layout = sim.node(node);
             add_bridge(layout.root(), "vmbr0", true);
             add_bridge(layout.root(), "vmbr1", false);
             let first = 100_000 + i * 10_000;
-            let mut agent = Agent::prepare(dir.path(), sim.dir(), layout, &pki, (first, first + 9_999));
+            let mut agent = Agent::prepare(dir.path(), sim.dir(), layout, &pki, cluster, (first, first + 9_999));
             agent.extra.clone_from(&options.extra);
             if options.start_agents {
                 agent.start();

@@ -75,7 +75,7 @@ impl VmService for VmRpc {
 
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::GetVmResponse>, Status> {
         let caller = caller(&request)?;
-        let vm = self.0.vms.get(&request.into_inner().vm.unwrap_or_default(), caller.tenant())?;
+        let vm = self.0.vms.get(&request.into_inner().vm.unwrap_or_default(), caller.tenant()).await?;
         let owner = vm.mark.as_ref().and_then(|m| m.owner.as_ref()).map(|o| o.tenant.as_str());
         self.0.authorizer.authorize(&caller.identity, "", Verb::Read, Target::Vm { vmid: vm.vmid, owner })?;
         Ok(Response::new(v1::GetVmResponse { vm: Some(vm) }))

@@ -13,7 +13,7 @@ use std::{
 use pve_sim::control::{Request, Seed};
 use pvelet_proto::identity::Role;
 use pvelet_tests::{
-    Stack, pki, program,
+    Stack, program,
     status::{self, count_true},
 };
 
@@ -110,7 +110,7 @@ fn client_config(stack: &Stack) -> Result<std::path::PathBuf, Box<dyn Error>> {
     let (cert, key) = stack.pki.role(Role::Admin, "demo");
     let mut text = format!("ca = {:?}\ncert = {cert:?}\nkey = {key:?}\ntenant = \"default\"\n", stack.pki.dir.ca_cert_path());
     for agent in stack.agents.values() {
-        text += &format!("\n[[host]]\nname = \"{}\"\ncluster = \"{}\"\naddress = \"{}\"\n", agent.node, pki::CLUSTER, agent.address);
+        text += &format!("\n[[host]]\nname = \"{}\"\ncluster = \"{}\"\naddress = \"{}\"\n", agent.node, agent.cluster, agent.address);
     }
     let path = stack.dir.path().join("pveletctl.toml");
     fs::write(&path, text)?;

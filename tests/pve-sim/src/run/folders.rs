@@ -4,7 +4,7 @@ use std::{fs, io, os::unix::fs::symlink, path::Path};
 
 use nix::mount::{MsFlags, mount};
 
-use crate::{fuse::clear, layout::NodeLayout};
+use crate::{faults::Faults, fuse::clear, layout::NodeLayout};
 
 const FOLDERS: [&str; 16] = [
     "/run/qemu-server",
@@ -56,6 +56,11 @@ pub(super) fn prepare(layout: &NodeLayout, shared: &Path) -> io::Result<()> {
         fs::remove_file(entry.path())?;
     }
     fs::create_dir_all(shared.join("images"))?;
+    // The storage of that name is what it says: its folder is expected to be a mount point and is none.
+    Faults::update(&layout.faults(), |faults| {
+        faults.storages.entry("offline".into()).or_default().offline = true;
+        Ok(())
+    })?;
     let link = layout.host_path("/mnt/pve/shared");
     if fs::symlink_metadata(&link).is_err() {
         symlink(shared, link)?;
