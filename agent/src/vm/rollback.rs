@@ -71,6 +71,10 @@ impl Inner {
         *lost = false;
         let state = h.state();
         let made = self.end_tasks(&state).await;
+        // A removal that was asked for before a crash must have ended: one that comes late would hit whoever has the VMID by then.
+        for upid in self.pve.find_tasks("qmdestroy", &vmid.to_string(), h.accepted_at().saturating_sub(1)).await? {
+            self.wait_task(&upid).await;
+        }
         crash_point!("rollback.task_stopped");
         let found = self.look(h, vmid).await?;
         let proven = match &found {

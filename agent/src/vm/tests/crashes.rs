@@ -61,7 +61,7 @@ fn request(full: bool) -> v1::CloneVmRequest {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_clone_is_whole_or_nothing_however_often_the_agent_dies(
