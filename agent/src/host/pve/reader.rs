@@ -35,7 +35,9 @@ const TICK: Duration = Duration::from_millis(200);
 /// A single call that takes longer than this means that the file system hangs. Reading takes 0.2 ms.
 const HUNG: Duration = Duration::from_millis(1500);
 /// How often it is looked whether the thread hangs.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_secs(1);
+/// `.members` is read each so many ticks: no counter tells that quorum was lost.
+const MEMBERS_EVERY: u8 = 5;
 /// How long a caller waits for a reading. A first reading of 1,000 configs takes 0.2 s.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How often a config that `.vmlist` names and that is not there is looked for again.
@@ -92,6 +94,7 @@ impl Reader {
             length: 0,
             last: Version::default(),
             clustered: false,
+            ticks: 0,
             missing: 0,
             extras: Extras::default(),
             pools: Vec::new(),
@@ -157,6 +160,8 @@ struct Files {
     length: usize,
     last: Version,
     clustered: bool,
+    /// Ticks since `.members` was read.
+    ticks: u8,
     /// How often in a row a config could not be found.
     missing: u8,
     extras: Extras,
@@ -249,9 +254,10 @@ impl Files {
             if self.length == self.buffer.len() {
                 self.buffer.resize(self.length + ONE_READ, 0);
             }
-            match file.read(&mut self.buffer[self.length..]).map_err(failed)? {
-                0 => return Ok(true),
-                n => self.length += n,
+            self.length += file.read(&mut self.buffer[self.length..]).map_err(failed)?;
+            // A short read is the end: no need to ask for it, five times a second.
+            if self.length < self.buffer.len() {
+                return Ok(true);
             }
         }
     }
@@ -285,7 +291,9 @@ impl Files {
         let version: Version = self.must(".version", files::version)?;
         let restarted = version.starttime != self.last.starttime;
         let mut list_anew = restarted || version.vmlist != self.last.vmlist || self.missing > 0 || !wanted.is_empty();
-        if restarted || fresh || self.clustered || version.clinfo != self.last.clinfo {
+        self.ticks = self.ticks.saturating_add(1);
+        let due = self.clustered && self.ticks >= MEMBERS_EVERY;
+        if restarted || fresh || due || version.clinfo != self.last.clinfo {
             list_anew |= self.members()?;
         }
         self.extras(&version, restarted)?;
@@ -300,6 +308,7 @@ impl Files {
 
     /// Whether quorum came back.
     fn members(&mut self) -> Result<bool, String> {
+        self.ticks = 0;
         let members = self.must(".members", files::members)?;
         self.clustered = members.cluster.is_some() || {
             self.touch();
@@ -338,6 +347,8 @@ impl Files {
         if self.world.misses(&list) {
             // A VM that moves may be on neither node for a moment: look again before anybody is told that it is gone.
             list = self.must(".vmlist", files::vmlist)?;
+            // Whether its absence proves anything is a question of quorum now, not a second ago.
+            self.members()?;
         }
         let mut outdated = self.world.outdated(&list, all);
         let more = wanted.iter().filter(|id| !outdated.iter().any(|(o, _)| o == *id)).collect::<Vec<_>>();
