@@ -1,6 +1,6 @@
 //! What the controller counts, for Prometheus.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, sync::OnceLock};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -29,10 +29,13 @@ struct InPhase {
     phase: String,
 }
 
+/// Hosts, and machines by phase, as they are when somebody asks.
+pub(crate) type Census = Box<dyn Fn() -> (Vec<HostView>, HashMap<Phase, i64>) + Send + Sync>;
+
 /// All metrics.
-#[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    census: OnceLock<Census>,
     passes: Family<Pass, Counter>,
     hosts: Family<HostState, Gauge>,
     machines: Family<InPhase, Gauge>,
@@ -48,7 +51,7 @@ impl Default for Metrics {
         registry.register("hosts", "Hosts by state of the connection to their agent", hosts.clone());
         registry.register("machines", "Machines by phase", machines.clone());
         registry.register("queue_length", "Objects that wait for their turn", queue.clone());
-        Self { registry, passes, hosts, machines, queue }
+        Self { registry, census: OnceLock::new(), passes, hosts, machines, queue }
     }
 }
 
@@ -57,7 +60,12 @@ impl Metrics {
         self.passes.get_or_create(&Pass { kind: kind.to_owned(), result: if ok { "ok" } else { "error" } }).inc();
     }
 
-    pub(crate) fn count(&self, hosts: &[HostView], phases: &HashMap<Phase, i64>) {
+    /// Says where hosts and machines are counted when the metrics are asked for; the first one counts.
+    pub(crate) fn set_census(&self, census: Census) {
+        let _ = self.census.set(census);
+    }
+
+    fn count(&self, hosts: &[HostView], phases: &HashMap<Phase, i64>) {
         for state in ["up", "connecting", "down"] {
             let is = |h: &&HostView| {
                 matches!((&h.link, state), (Link::Up, "up") | (Link::Connecting, "connecting") | (Link::Down { .. }, "down"))
@@ -75,8 +83,18 @@ impl Metrics {
     /// # Errors
     /// The formatter fails, which a `String` does not.
     pub fn text(&self) -> Result<String, fmt::Error> {
+        if let Some(census) = self.census.get() {
+            let (hosts, phases) = census();
+            self.count(&hosts, &phases);
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
     }
 }

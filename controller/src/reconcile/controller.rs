@@ -58,6 +58,10 @@ impl<S: Store> Controller<S> {
         let (wake, wakes) = mpsc::unbounded_channel();
         let fleet = Arc::new(Fleet::new(agents, name.to_owned(), epoch.clone(), wake));
         let index = Arc::<Index>::default();
+        let (hosts, phases) = (Arc::downgrade(&fleet), Arc::downgrade(&index));
+        metrics.set_census(Box::new(move || {
+            (hosts.upgrade().map(|f| f.hosts()).unwrap_or_default(), phases.upgrade().map(|i| i.phases()).unwrap_or_default())
+        }));
         let machines = Machines {
             store: Arc::clone(&store),
             fleet: Arc::clone(&fleet),
@@ -130,7 +134,6 @@ impl<S: Store> Controller<S> {
             _ => Ok(Next::Sleep),
         };
         self.metrics.passed(&id.kind, result.is_ok());
-        self.metrics.count(&self.fleet.hosts(), &self.index.phases());
         let next = match result {
             Ok(next) => next,
             Err(StoreError::Conflict(_) | StoreError::NotFound(_)) => {

@@ -218,12 +218,19 @@ impl Session {
 
     /// Reads a VM again after an operation on it, ahead of the event that will tell the same. Failing is harmless: the event comes.
     pub(super) async fn refresh(&self, vmid: u32, uuid: &str) {
+        let before = self.state().vms.get(vmid);
         let request = v1::GetVmRequest { vm: Some(v1::VmRef { vmid, uuid: uuid.to_owned() }) };
         let Ok(response) = self.client.answer(self.client.vm().get_vm(request).await) else { return };
         let Some(vm) = response.vm.map(VmView::from) else { return };
         let mut state = self.state();
-        // What other nodes do is told by them.
-        if state.view.link == Link::Up && (vm.node == state.view.node || vm.state != RunState::Unknown) {
+        let after = state.vms.get(vmid);
+        let told_meanwhile = match (&before, &after) {
+            (Some(before), Some(after)) => !Arc::ptr_eq(before, after),
+            (None, None) => false,
+            _ => true,
+        };
+        // What the stream told while this was asked is newer. What other nodes do is told by them.
+        if !told_meanwhile && state.view.link == Link::Up && (vm.node == state.view.node || vm.state != RunState::Unknown) {
             state.vms.insert(vm);
         }
     }

@@ -275,6 +275,11 @@ impl VmTable {
         Some(old)
     }
 
+    /// The one with this VMID.
+    pub fn get(&self, vmid: u32) -> Option<Arc<VmView>> {
+        self.vms.get(&vmid).cloned()
+    }
+
     /// All.
     pub fn all(&self) -> impl Iterator<Item = &Arc<VmView>> {
         self.vms.values()

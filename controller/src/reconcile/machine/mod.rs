@@ -53,6 +53,7 @@ impl<S: Store> Machines<S> {
         let about = ObjectRef { kind: "PveMachine".to_owned(), key: key.clone() };
         // What this pass itself has learned of the attempt under way.
         let mut learned: Option<Knowledge> = None;
+        let mut finalizer = false;
         for _ in 0..MAX_STEPS {
             self.index.put(key, &machine);
             let placing = if machine.status.host.is_none() { Some(self.placing.lock().await) } else { None };
@@ -60,13 +61,7 @@ impl<S: Store> Machines<S> {
             let decision = self.decide(&machine, known.unwrap_or(Knowledge::Unsure));
             let begun =
                 decision.status.operation.as_ref().map(|a| &a.request_id) != machine.status.operation.as_ref().map(|a| &a.request_id);
-            if decision.finalizer && !machine.metadata.finalizers.iter().any(|f| f == MACHINE_FINALIZER) {
-                let mut finalizers = machine.metadata.finalizers.clone();
-                finalizers.push(MACHINE_FINALIZER.to_owned());
-                let stored = self.store.set_finalizers(&machine, finalizers).await?;
-                crash_point!("machine.finalizer.stored");
-                machine.metadata = stored.metadata;
-            }
+            finalizer |= decision.finalizer;
             let before = std::mem::replace(&mut machine.status, decision.status);
             if decision.action == Action::Again {
                 // Stored together with what is decided next, and in any case before the next call.
@@ -80,6 +75,13 @@ impl<S: Store> Machines<S> {
             machine = self.store.update_status(&machine).await?;
             self.index.put(key, &machine);
             drop(placing);
+            // After the placement and before the call: a finalizer never stands without the status that says what it is for.
+            if finalizer && !machine.metadata.finalizers.iter().any(|f| f == MACHINE_FINALIZER) {
+                let mut finalizers = machine.metadata.finalizers.clone();
+                finalizers.push(MACHINE_FINALIZER.to_owned());
+                machine = self.store.set_finalizers(&machine, finalizers).await?;
+                crash_point!("machine.finalizer.stored");
+            }
             if begun {
                 learned = Some(Knowledge::Unsent);
                 crash_point!("machine.attempt.stored");

@@ -128,6 +128,7 @@ fn unsettled(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt) -> A
         draft.not_ready("Paused", format!("nothing is done while annotation {PAUSED} is \"true\"; remove it to go on"));
         return Action::Wait(None);
     }
+    draft.finalizer = true;
     match request(inputs, draft, attempt) {
         Some(request) => Action::Call(Box::new(request)),
         None => {

@@ -91,7 +91,7 @@ pub enum Request {
 pub struct Decision {
     /// The status.
     pub status: MachineStatus,
-    /// Whether the finalizer must be there before the action is taken.
+    /// Whether the finalizer must be there before the action is taken; it is stored after the status.
     pub finalizer: bool,
     /// The action.
     pub action: Action,
@@ -148,7 +148,7 @@ fn missing(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
     if let Some(at) = draft.must_wait_for(ActionKind::Clone) {
         return Action::Wait(Some(at));
     }
-    // A finalizer without a placement: the record was cut off in between, or its status was lost. Then a VM may exist anywhere.
+    // The finalizer is stored after the placement. Where it stands without one the status was lost, and a VM may exist anywhere.
     if inputs.machine.metadata.finalizers.iter().any(|f| f == MACHINE_FINALIZER) && inputs.machine.status.attempt == 0 {
         let unseen: Vec<&str> = inputs.hosts.iter().filter(|h| h.link != Link::Up).map(|h| h.name.as_str()).collect();
         if !unseen.is_empty() {

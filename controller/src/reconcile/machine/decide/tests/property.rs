@@ -17,7 +17,7 @@ use crate::{
 
 #[derive(Debug, Clone)]
 enum Event {
-    /// The controller works; a crash after so many steps, and what becomes of what it sends.
+    /// The controller works; a crash after so many steps (from 100: between status and finalizer), and what becomes of what it sends.
     Pass { crash: Option<u8>, sent: Sent },
     /// The agents finish what they were told to do.
     Finish(bool),
@@ -57,7 +57,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Sent::Refused),
     ];
     prop_oneof![
-        10 => (proptest::option::weighted(0.4, 0u8..8), sent).prop_map(|(crash, sent)| Event::Pass { crash, sent }),
+        10 => (proptest::option::weighted(0.4, prop_oneof![0u8..8, 100u8..108]), sent).prop_map(|(crash, sent)| Event::Pass { crash, sent }),
         5 => prop::bool::weighted(0.7).prop_map(Event::Finish),
         4 => (0i64..400).prop_map(Event::Tick),
         2 => (0usize..3).prop_map(Event::Toggle),
@@ -141,6 +141,8 @@ impl Model {
                 if let Some(machine) = &mut self.stored {
                     machine.metadata.deletion_timestamp.get_or_insert(self.now);
                 }
+                // The store lets an object without finalizers go at once.
+                self.stored.take_if(|m| m.metadata.finalizers.is_empty());
             }
         }
     }
@@ -149,6 +151,7 @@ impl Model {
     fn pass(&mut self, crash_after: u8, sent: Sent) -> Option<()> {
         let mut machine = self.stored.clone()?;
         let mut learned: Option<Knowledge> = None;
+        let mut finalizer = false;
         for step in 0..20u8 {
             if step == crash_after {
                 return None;
@@ -157,16 +160,20 @@ impl Model {
             let decision = self.decide(&machine, known.unwrap_or(Knowledge::Unsure));
             let id = |m: &PveMachine| m.status.operation.as_ref().map(|a| a.request_id.clone());
             let before = id(&machine);
-            if decision.finalizer && machine.metadata.finalizers.is_empty() {
-                machine.metadata.finalizers.push(MACHINE_FINALIZER.into());
-                self.stored.as_mut()?.metadata.finalizers = machine.metadata.finalizers.clone();
-            }
+            finalizer |= decision.finalizer;
             machine.status = decision.status;
             if decision.action == Action::Again {
                 learned = None;
                 continue;
             }
             self.stored.as_mut()?.status = machine.status.clone();
+            if finalizer && crash_after == 100 + step {
+                return None;
+            }
+            if finalizer && machine.metadata.finalizers.is_empty() {
+                machine.metadata.finalizers.push(MACHINE_FINALIZER.into());
+                self.stored.as_mut()?.metadata.finalizers = machine.metadata.finalizers.clone();
+            }
             if id(&machine) != before {
                 learned = Some(Knowledge::Unsent);
             }
