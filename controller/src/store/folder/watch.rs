@@ -76,7 +76,9 @@ impl Watch {
         while self.names.is_empty() && !self.all {
             self.read().await?;
         }
-        while let Ok(more) = tokio::time::timeout(DEBOUNCE, self.read()).await {
+        // Not longer than that in all: the store's own writes are events too and would go on and on under load.
+        let end = Instant::now() + DEBOUNCE;
+        while let Ok(more) = tokio::time::timeout_at(end, self.read()).await {
             more?;
         }
         Ok(())
