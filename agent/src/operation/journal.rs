@@ -26,7 +26,9 @@ const AUDIT_LINES: u64 = 100_000;
 const CACHE_BYTES: usize = 1 << 20;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-const OPERATIONS: TableDefinition<'_, &str, (&[u8], &[u8], &[u8])> = TableDefinition::new("operations");
+/// As shown, its request, its state.
+type OperationRow = (&'static [u8], &'static [u8], &'static [u8]);
+const OPERATIONS: TableDefinition<'_, &str, OperationRow> = TableDefinition::new("operations");
 const QUARANTINE: TableDefinition<'_, u32, u64> = TableDefinition::new("quarantine");
 const EPOCHS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("epochs");
 const AUDIT: TableDefinition<'_, u64, &str> = TableDefinition::new("audit");

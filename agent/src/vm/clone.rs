@@ -15,11 +15,13 @@ use tokio::time::Instant;
 
 use super::{
     Call, Inner, Limit, change,
-    failure::{Failed, lock_timeout},
+    failure::Failed,
     mark::{self, Mark},
     select,
     task::Backoff,
-    validate, view,
+    validate,
+    verdict::{Found, Verdict, judge, verdict},
+    view,
 };
 use crate::{
     crash_point,
@@ -27,74 +29,6 @@ use crate::{
     host::pve::{CloneCall, TaskEnd, Upid, VmRecord},
     operation::{Begin, Begun, Guards, Handle, Lane, LeaseRequest, State},
 };
-
-/// What stands under a VMID, seen from one clone operation.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Found {
-    /// Nothing.
-    Absent,
-    /// A clone in the making: PVE's temporary config, which names nobody.
-    InTheMaking,
-    /// The VM of this operation.
-    Ours(Arc<VmRecord>),
-    /// The VM of this operation, moved to another node.
-    OursElsewhere(Arc<VmRecord>),
-    /// Somebody else's.
-    Foreign,
-}
-
-/// Judges what stands under a clone's VMID.
-pub(super) fn judge(record: Option<Arc<VmRecord>>, operation: uuid::Uuid, node: &str) -> Found {
-    let Some(vm) = record else { return Found::Absent };
-    let uuid = vm.config.uuid().map(str::to_ascii_lowercase);
-    match Mark::own(&vm.config.description, uuid.as_deref()) {
-        Some(mark) if mark.operation == operation && vm.node == node => Found::Ours(vm),
-        Some(mark) if mark.operation == operation => Found::OursElsewhere(vm),
-        Some(_) => Found::Foreign,
-        None if vm.node == node && uuid.is_none() && vm.config.lock() == Some("clone") => Found::InTheMaking,
-        None => Found::Foreign,
-    }
-}
-
-/// What follows from how a clone task ended and what stands there now.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Verdict {
-    /// It is made; go on with its settings.
-    Made(Arc<VmRecord>),
-    /// PVE gave up on a lock and left nothing; ask again.
-    Again(String),
-    /// It failed.
-    Failed(Error),
-}
-
-/// The decision after a clone task. The end alone never counts.
-pub(super) fn verdict(end: &TaskEnd, found: Found, failed: &Failed<'_>) -> Verdict {
-    match (end, found) {
-        (_, Found::OursElsewhere(vm)) => Verdict::Failed(Error::VmOnOtherHost { vmid: vm.vmid, node: vm.node.clone() }),
-        // Without an end line the config tells whether it came to its end: PVE takes the lock off last.
-        (TaskEnd::Ok | TaskEnd::Warnings(_) | TaskEnd::NoEndLine, Found::Ours(vm)) if vm.config.lock().is_none() => Verdict::Made(vm),
-        (TaskEnd::Error(message), Found::Absent) => match lock_timeout(message) {
-            Some(what) => Verdict::Again(what),
-            None => Verdict::Failed(failed.error()),
-        },
-        (TaskEnd::Error(_), _) => Verdict::Failed(failed.error()),
-        (TaskEnd::Ok | TaskEnd::Warnings(_), Found::Foreign) => Verdict::Failed(Error::VmidInUse { vmid: failed.vmid, node: None }),
-        (end, found) => {
-            let is = match found {
-                Found::Absent => "there is no such VM",
-                Found::InTheMaking => "the VM is half made",
-                Found::Ours(_) => "the VM is still locked",
-                _ => "the VM is somebody else's",
-            };
-            let said = match end {
-                TaskEnd::Ok => "ended OK".to_owned(),
-                TaskEnd::Warnings(lines) => format!("ended with warnings ({})", lines.join("; ")),
-                _ => "was killed".to_owned(),
-            };
-            Verdict::Failed(Error::PveFailed { message: format!("the clone task {said}, yet {is}"), upid: Some(failed.upid.to_owned()) })
-        }
-    }
-}
 
 impl Inner {
     /// Checks a clone request and begins the operation; returns its name.
@@ -170,63 +104,6 @@ impl Inner {
                 Ok(name)
             }
         }
-    }
-
-    /// Where the new disks go, the lane's storage first; it exists, works and has room as far as can be told.
-    async fn clone_storages(&self, request: &v1::CloneVmRequest, template: &VmRecord, full: bool) -> Result<Vec<String>, Error> {
-        let disks: Vec<(String, u64)> = template
-            .config
-            .drives()
-            .filter_map(|(_, value)| {
-                let volume = value.split(',').next().unwrap_or_default();
-                let size = value.split(',').find_map(|p| p.strip_prefix("size=")).and_then(view::parse_size);
-                let (storage, _) = volume.split_once(':')?;
-                view::owner_of(volume).map(|_| (storage.to_owned(), size.unwrap_or(0)))
-            })
-            .collect();
-        let boot = view::boot_disk(&template.config).map(|d| d.storage);
-        let mut storages: Vec<String> =
-            if full && !request.storage.is_empty() { vec![request.storage.clone()] } else { boot.into_iter().collect() };
-        if request.storage.is_empty() {
-            storages.extend(disks.iter().map(|(s, _)| s.clone()));
-        }
-        let mut seen = std::collections::BTreeSet::new();
-        storages.retain(|s| seen.insert(s.clone()));
-        if !full {
-            // PVE itself takes 20 ms a storage to tell its state, more than the clone's own share; a storage that fails ends the task.
-            return Ok(storages);
-        }
-        let known = self.storages().await?;
-        for storage in &storages {
-            let not_found = || Error::StorageNotFound { storage: storage.clone(), node: self.settings.node.clone() };
-            let info = known.iter().find(|s| s.id == *storage).ok_or_else(not_found)?;
-            let offline = |detail: &str| Error::StorageOffline { storage: storage.clone(), detail: detail.to_owned() };
-            if !info.enabled {
-                return Err(offline("it is disabled"));
-            }
-            if !info.active {
-                return Err(offline("it is not active on this node"));
-            }
-            if !info.content.iter().any(|c| c == "images") {
-                let text = format!(
-                    "'{storage}' does not hold disk images (content: {}); choose another, or add content type images to it",
-                    info.content.join(", ")
-                );
-                return Err(Error::invalid("storage", pvelet_proto::reason::INVALID_FIELD, text));
-            }
-            let here = |s: &str| !request.storage.is_empty() || s == *storage;
-            let needed: u64 = disks.iter().filter(|(s, _)| here(s)).map(|(_, size)| size).sum();
-            // Thin storages may promise more than they have; one that is fuller than full is refused, a tight one is left to PVE.
-            if info.total > 0 && info.available == 0 && needed > 0 {
-                return Err(Error::StorageFull { storage: storage.clone(), detail: format!("{needed} bytes are needed, none is free") });
-            }
-            let thick = matches!(info.kind.as_str(), "lvm" | "iscsi" | "iscsidirect");
-            if thick && info.available < needed {
-                let detail = format!("{needed} bytes are needed, {} are free", info.available);
-                return Err(Error::StorageFull { storage: storage.clone(), detail });
-            }
-        }
-        Ok(storages)
     }
 
     /// Carries a clone out, or goes on with it: `fresh` is its template and lease when it has just begun.

@@ -8,11 +8,11 @@ use tokio::time::Instant;
 
 use super::{
     Call, Inner, Limit,
-    clone::{Found, judge},
     failure::{Failed, lock_timeout},
     power::Wish,
     select,
     task::{Backoff, transient},
+    verdict::{Found, judge},
     view,
 };
 use crate::{
@@ -223,10 +223,11 @@ impl Inner {
             crash_point!("delete.volumes_checked");
             match busy {
                 _ if left.is_empty() => return Ok(()),
-                Some(what) if !limit.over() => self.wait_for_lock(h, &what, &mut backoff, limit).await.or_else(|e| match e {
-                    Error::LockTimeout { .. } => Err(Error::DiskLeft { vmid, volumes: left.into_iter().collect() }),
-                    e => Err(e),
-                })?,
+                Some(what) if !limit.over() => {
+                    let disk_left = Error::DiskLeft { vmid, volumes: left.into_iter().collect() };
+                    let tried = self.wait_for_lock(h, &what, &mut backoff, limit).await;
+                    tried.map_err(|e| if matches!(e, Error::LockTimeout { .. }) { disk_left } else { e })?;
+                }
                 _ => return Err(Error::DiskLeft { vmid, volumes: left.into_iter().collect() }),
             }
         }

@@ -10,6 +10,7 @@ mod configure;
 mod delete;
 mod failure;
 pub mod mark;
+mod place;
 mod power;
 mod rollback;
 mod select;
@@ -18,6 +19,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod verdict;
 pub mod view;
 
 use std::{

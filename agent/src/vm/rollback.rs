@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::{
     Inner,
-    clone::{Found, judge},
     task::{Backoff, transient},
+    verdict::{Found, judge},
 };
 use crate::{
     crash_point,

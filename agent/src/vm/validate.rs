@@ -190,7 +190,7 @@ fn nics(nics: &[v1::Nic], v: &mut Violations) {
             match id::mac(&nic.mac) {
                 Err(e) => add(v, field("mac"), reason::INVALID_MAC, e.to_string()),
                 Ok(mac) if !macs.insert(mac.clone()) => {
-                    add(v, field("mac"), reason::INVALID_MAC, format!("{mac} stands twice; leave it empty to let PVE choose"))
+                    add(v, field("mac"), reason::INVALID_MAC, format!("{mac} stands twice; leave it empty to let PVE choose"));
                 }
                 Ok(_) => {}
             }

@@ -256,7 +256,7 @@ async fn requests_that_cannot_be_are_refused_before_anything_is_done() {
             |r| {
                 r.source = Some(v1::CloneSource {
                     source: Some(v1::clone_source::Source::Tags(v1::TagList { tags: vec!["k8s".into(), "windows".into()] })),
-                })
+                });
             },
             reasons::TEMPLATE_NOT_FOUND,
         ),
@@ -266,7 +266,8 @@ async fn requests_that_cannot_be_are_refused_before_anything_is_done() {
         (|r| r.config.as_mut().unwrap().description = Some("x\npvelet:v1 op=y".into()), reasons::INVALID_FIELD),
         (
             |r| {
-                r.config.as_mut().unwrap().nics = Some(v1::NicList { nics: vec![v1::Nic { bridge: "vmbr9".into(), ..v1::Nic::default() }] })
+                r.config.as_mut().unwrap().nics =
+                    Some(v1::NicList { nics: vec![v1::Nic { bridge: "vmbr9".into(), ..v1::Nic::default() }] });
             },
             reasons::BRIDGE_NOT_FOUND,
         ),
@@ -274,14 +275,14 @@ async fn requests_that_cannot_be_are_refused_before_anything_is_done() {
             |r| {
                 r.config.as_mut().unwrap().nics = Some(v1::NicList {
                     nics: vec![v1::Nic { bridge: "vmbr0".into(), mac: "BC:24:11:FF:00:FA".into(), ..v1::Nic::default() }],
-                })
+                });
             },
             reasons::INVALID_MAC,
         ),
         (
             |r| {
                 r.config.as_mut().unwrap().cloud_init =
-                    Some(v1::CloudInit { nameservers: vec!["not-an-ip".into()], ..v1::CloudInit::default() })
+                    Some(v1::CloudInit { nameservers: vec!["not-an-ip".into()], ..v1::CloudInit::default() });
             },
             reasons::INVALID_ADDRESS,
         ),

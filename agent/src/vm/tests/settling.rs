@@ -10,7 +10,10 @@ use crate::{
         RunState, TaskEnd,
         fake::{Fault, Freeze},
     },
-    vm::{clone::Found, clone::Verdict, clone::verdict, failure::Failed},
+    vm::{
+        failure::Failed,
+        verdict::{Found, Verdict, verdict},
+    },
 };
 
 /// Runs `begin` in an agent that dies when the fake has frozen, and returns the name of what it began.
