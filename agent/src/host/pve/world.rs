@@ -109,6 +109,7 @@ impl World {
     pub(super) fn set_vms(&self, list: &VmList, configs: Vec<(u32, VmEntry, ConfigFile)>) {
         self.update(|state| {
             let first = !state.inventory.complete;
+            let before = state.inventory.vms.clone();
             let mut events = Vec::new();
             let mut vmids: BTreeMap<u32, String> = list.ids.iter().map(|(id, e)| (*id, e.node.clone())).collect();
             let gone: Vec<u32> =
@@ -132,6 +133,7 @@ impl World {
                 state.inventory.complete = true;
                 return vec![Change::Cluster];
             }
+            events.extend(twins(&before, &state.inventory.vms, &events));
             if events.is_empty() && silent {
                 self.published.store(Arc::new(state.inventory.clone()));
             }
@@ -227,6 +229,34 @@ impl World {
     pub(super) fn running(&self, vmid: u32) -> Option<RunState> {
         self.lock().running.get(&vmid).cloned()
     }
+}
+
+/// A VM whose UUID has become another VM's too, or its own alone again, has changed without its config: nothing may be done to it while it is
+/// ambiguous, and whoever waits for that must hear of it.
+fn twins(before: &BTreeMap<u32, Arc<VmRecord>>, after: &BTreeMap<u32, Arc<VmRecord>>, told: &[Change]) -> Vec<Change> {
+    let mut vmids = BTreeSet::new();
+    let mut uuids = BTreeSet::new();
+    for change in told {
+        let (Change::VmCreated(vm) | Change::VmChanged(vm) | Change::VmMoved { vm, .. } | Change::VmRemoved(vm)) = change else { continue };
+        vmids.insert(vm.vmid);
+        uuids.extend([before.get(&vm.vmid), after.get(&vm.vmid)].into_iter().flatten().filter_map(|vm| vm.config.uuid()));
+    }
+    if uuids.is_empty() {
+        return Vec::new();
+    }
+    let count = |vms: &BTreeMap<u32, Arc<VmRecord>>| {
+        let mut counts: HashMap<String, usize> = HashMap::new();
+        for uuid in vms.values().filter_map(|vm| vm.config.uuid()).filter(|uuid| uuids.contains(uuid)) {
+            *counts.entry(uuid.to_owned()).or_default() += 1;
+        }
+        counts
+    };
+    let (was, is) = (count(before), count(after));
+    let several = |counts: &HashMap<String, usize>, uuid: &str| counts.get(uuid).is_some_and(|n| *n > 1);
+    let differs = |vm: &&Arc<VmRecord>| {
+        !vmids.contains(&vm.vmid) && vm.config.uuid().is_some_and(|uuid| uuids.contains(uuid) && several(&was, uuid) != several(&is, uuid))
+    };
+    after.values().filter(differs).map(|vm| Change::VmChanged(vm.clone())).collect()
 }
 
 fn run_change(was: &RunState, vm: &Arc<VmRecord>) -> Change {

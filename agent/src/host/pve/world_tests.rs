@@ -171,3 +171,20 @@ fn a_hung_file_system_is_told_at_begin_and_end() {
     world.set_hung(None);
     assert_eq!((told(&mut changes).len(), world.hung(), world.inventory().hung_since), (2, None, None));
 }
+
+#[test]
+fn a_vm_whose_uuid_another_gets_or_gives_up_has_changed() {
+    let world = world();
+    let text = "smbios1: uuid=6f3c1c7e-6a0b-4a86-9c9d-0d9b4d7a5a11\n";
+    apply(&world, &[(100, "a", 1), (101, "a", 1)], &[(100, text)]);
+    let mut changes = world.changes();
+    apply(&world, &[(100, "a", 1), (101, "a", 1), (102, "b", 1)], &[(102, text)]);
+    assert_eq!(told(&mut changes), ["created 102", "changed 100"]);
+    // A third one changes nothing for the others.
+    apply(&world, &[(100, "a", 1), (101, "a", 2), (102, "b", 1)], &[(101, text)]);
+    assert_eq!(told(&mut changes), ["changed 101"]);
+    apply(&world, &[(100, "a", 1), (101, "a", 3), (102, "b", 1)], &[]);
+    assert_eq!(told(&mut changes), ["changed 101"]);
+    apply(&world, &[(100, "a", 1), (101, "a", 3)], &[]);
+    assert_eq!(told(&mut changes), ["removed 102", "changed 100"]);
+}
