@@ -18,6 +18,7 @@ use crate::{cluster::Store, guest, layout::NodeLayout};
 
 const RESOURCES: &str = "ha/resources.cfg";
 const STATUS: &str = "ha/manager_status";
+const COMMANDS: &str = "ha/crm_commands";
 /// How often it looks whether a guest has ended by itself; only where there is something under HA.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -67,8 +68,11 @@ impl Manager {
         let mut due: BTreeMap<u32, (Wanted, Instant)> = BTreeMap::new();
         let mut seen = 0;
         loop {
-            let resources = self.resources();
             let mode = self.mode();
+            if !mode.hold {
+                self.take_commands();
+            }
+            let resources = self.resources();
             due.retain(|vmid, (wanted, _)| resources.iter().any(|r| r.vmid == *vmid && r.wanted() == *wanted));
             for resource in &resources {
                 self.look_at(resource, &mode, &mut due);
@@ -83,6 +87,29 @@ impl Manager {
     fn resources(&self) -> Vec<Resource> {
         let text = self.store.read_path(RESOURCES).unwrap_or_default();
         parse(&String::from_utf8_lossy(&text))
+    }
+
+    /// A stop is queued as a command (`stop vm:<vmid> <seconds>`); from then on the VM is to be stopped.
+    fn take_commands(&self) {
+        let queued = self.store.read_path(COMMANDS).unwrap_or_default();
+        if queued.is_empty() {
+            return;
+        }
+        let queued = String::from_utf8_lossy(&queued).into_owned();
+        let stopped = |line: &str| line.strip_prefix("stop vm:")?.split(' ').next()?.parse::<u32>().ok();
+        let vmids: Vec<u32> = queued.lines().filter_map(stopped).collect();
+        let mut resources = self.resources();
+        for resource in resources.iter_mut().filter(|resource| vmids.contains(&resource.vmid)) {
+            resource.properties.retain(|(key, _)| key != "state");
+            resource.properties.push(("state".into(), "stopped".into()));
+        }
+        let written = self
+            .store
+            .replace(RESOURCES, super::format(&resources).as_bytes())
+            .and_then(|_| self.store.replace(COMMANDS, b""));
+        if let Err(error) = written {
+            tracing::warn!(%error, "HA commands cannot be taken");
+        }
     }
 
     fn layout(&self, node: &str) -> NodeLayout {

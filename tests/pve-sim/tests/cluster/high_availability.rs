@@ -23,6 +23,22 @@ fn a_queued_request_is_carried_out_a_while_later() {
 }
 
 #[test]
+fn a_queued_stop_is_carried_out_once() {
+    let cluster = cluster(&["pve1"]);
+    let node = cluster.node("pve1");
+    fs::write(node.vm_config(100), "name: a\n").unwrap();
+    let call = |request: &Request| cluster.control().call(request).unwrap();
+    call(&Request::HaMode(ha::Mode { delay_ms: 1, ..ha::Mode::default() }));
+    call(&Request::HaAdd { vmid: 100, state: "started".into() });
+    until("it runs", || guest::running(&node, 100).is_some());
+    fs::write(node.etc_pve().join("ha/crm_commands"), "stop vm:100 0\n").unwrap();
+    until("it is stopped", || guest::running(&node, 100).is_none());
+    assert_eq!(fs::read_to_string(node.etc_pve().join("ha/resources.cfg")).unwrap(), "vm: 100\n\tstate stopped\n\n");
+    call(&Request::HaAdd { vmid: 100, state: "started".into() });
+    until("it runs again", || guest::running(&node, 100).is_some());
+}
+
+#[test]
 fn a_vm_may_be_started_on_another_node() {
     let cluster = cluster(&["pve1", "pve2"]);
     fs::write(cluster.node("pve1").vm_config(100), "name: a\n").unwrap();
