@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use pve_sim::control::{Request, Seed};
 use pvelet_proto::v1::{self, OperationState, VmState};
 use pvelet_tests::{
-    Client, Controller, Stack, StackOptions,
+    Client, Controller, HostEvents, Stack, StackOptions,
     calls::{metadata, succeeded},
     client::vm_ref,
     status::{self, Records, condition, condition_reason},
@@ -117,8 +117,10 @@ async fn a_vm_that_was_migrated_or_failed_over_is_followed_and_never_made_again(
     assert_eq!(world.clones(), 2, "one for each machine");
     assert_eq!(client.all_vms().await.iter().filter(|vm| vm.name == "web-1").count(), 1);
     // And it is removed where it is.
+    let mut events = HostEvents::open(&client).await;
     world.controller.remove("web-1.yaml");
     status::wait_for(&world.controller.manifests, LIMIT, |r| !r.contains_key(KEY)).unwrap();
+    events.until(v1::VmEventType::Removed, world.vmid).await;
     assert!(!client.all_vms().await.iter().any(|vm| vm.name == "web-1"));
 }
 
@@ -232,7 +234,7 @@ async fn a_marked_vm_that_was_copied_is_not_taken_for_the_original() {
     assert_eq!(end, "TASK OK");
     let config = fs::read_to_string(stack.sim.node("pve1").vm_config(555)).unwrap();
     assert!(config.contains("pvelet"), "the mark is in the copy's description: {config}");
-    let mut events = pvelet_tests::HostEvents::open(&client).await;
+    let mut events = HostEvents::open(&client).await;
     let copy = match events.existing.iter().find(|vm| vm.vmid == 555 && vm.lock.is_empty()) {
         Some(vm) => vm.clone(),
         None => events.until_vm("the copy", |e| e.vm.as_ref().is_some_and(|v| v.vmid == 555 && v.lock.is_empty())).await.vm.unwrap(),
