@@ -4,9 +4,12 @@
 //! judge by the new config whether it is made; bind the mark to the new UUID together with the settings, in one write; grow the boot disk;
 //! look at the result. Whatever fails is undone by [`super::rollback`].
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use prost::Message;
@@ -29,6 +32,17 @@ use crate::{
     host::pve::{CloneCall, TaskEnd, Upid, VmRecord},
     operation::{Begin, Begun, Guards, Handle, Lane, LeaseRequest, State},
 };
+
+/// After so long volumes with the leased VMID are looked for again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a clone that has just begun knows.
+pub(super) struct Fresh {
+    template: Arc<VmRecord>,
+    lease: LeaseRequest,
+    /// When no volume with its VMID lay on the target.
+    clean: Option<Instant>,
+}
 
 impl Inner {
     /// Checks a clone request and begins the operation; returns its name.
@@ -96,9 +110,14 @@ impl Inner {
                 let name = h.name().to_owned();
                 let inner = Arc::clone(this);
                 Self::spawn(h.clone(), async move {
-                    if h.written().await.is_ok() {
+                    // Looking for left-over volumes changes nothing, so it need not wait for the disk.
+                    let state = h.state();
+                    let storage = state.storages.first().map_or("", String::as_str);
+                    let (written, left) = tokio::join!(h.written(), inner.pve.volumes(storage, state.vmid));
+                    if written.is_ok() {
                         crash_point!("clone.intent_written");
-                        inner.run_clone(&h, &request, Some((template, lease))).await;
+                        let clean = left.is_ok_and(|left| left.is_empty()).then(Instant::now);
+                        inner.run_clone(&h, &request, Some(Fresh { template, lease, clean })).await;
                     }
                 });
                 Ok(name)
@@ -106,8 +125,8 @@ impl Inner {
         }
     }
 
-    /// Carries a clone out, or goes on with it: `fresh` is its template and lease when it has just begun.
-    pub(super) async fn run_clone(&self, h: &Handle, request: &v1::CloneVmRequest, fresh: Option<(Arc<VmRecord>, LeaseRequest)>) {
+    /// Carries a clone out, or goes on with it: `fresh` when it has just begun.
+    pub(super) async fn run_clone(&self, h: &Handle, request: &v1::CloneVmRequest, fresh: Option<Fresh>) {
         let limits = self.ops.settings().deadlines;
         let full = request.mode() == v1::CloneMode::Full;
         let limit = Self::deadline(if full { limits.clone_full } else { limits.clone_linked });
@@ -127,7 +146,7 @@ impl Inner {
         &self,
         h: &Handle,
         request: &v1::CloneVmRequest,
-        fresh: Option<(Arc<VmRecord>, LeaseRequest)>,
+        fresh: Option<Fresh>,
         limit: Limit,
         lost: &AtomicBool,
     ) -> Result<(), Error> {
@@ -139,7 +158,7 @@ impl Inner {
             uuid: None,
         };
         let vm = match fresh {
-            Some((template, lease)) => self.clone_fresh(h, request, (&template, &lease), &mark, limit, lost).await?,
+            Some(fresh) => self.clone_fresh(h, request, &fresh, &mark, limit, lost).await?,
             None => self.clone_found(h, request, limit).await?,
         };
         crash_point!("clone.checked");
@@ -157,7 +176,7 @@ impl Inner {
         &self,
         h: &Handle,
         request: &v1::CloneVmRequest,
-        (template, lease): (&VmRecord, &LeaseRequest),
+        fresh: &Fresh,
         mark: &Mark,
         limit: Limit,
         lost: &AtomicBool,
@@ -167,16 +186,19 @@ impl Inner {
         let storage = state.storages.first().cloned().unwrap_or_default();
         let lane = if full { Lane::Long } else { Lane::Short };
         let wanted = request.config.as_ref().and_then(|c| c.description.clone());
-        let text = wanted.unwrap_or_else(|| mark::strip(&template.config.description));
+        let text = wanted.unwrap_or_else(|| mark::strip(&fresh.template.config.description));
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
             let place = h.enter(&storage, lane, limit.at, limit.after).await?;
             crash_point!("clone.lane_held");
-            let vmid = self.clean_vmid(h, &storage, lease).await?;
+            let vmid = match fresh.clean {
+                Some(at) if at.elapsed() < LOOK_AGAIN => state.vmid,
+                _ => self.clean_vmid(h, &storage, &fresh.lease).await?,
+            };
             h.check_cancelled()?;
             h.step("cloning");
             let call = CloneCall {
-                template: template.vmid,
+                template: fresh.template.vmid,
                 vmid,
                 name: state.name.clone(),
                 description: mark.append_to(&text),
