@@ -201,7 +201,7 @@ impl Error {
             Self::PveAnswerLost { .. } => (C::Unavailable, reason::PVE_DOWN),
             Self::PveFsHung { .. } => (C::Unavailable, reason::PVE_FS_HUNG),
             Self::StorageOffline { .. } => (C::Unavailable, reason::STORAGE_OFFLINE),
-            Self::AgentRestarted => (C::Unavailable, reason::AGENT_DRAINING),
+            Self::AgentRestarted => (C::Unavailable, reason::AGENT_RESTARTED),
             Self::AgentDraining => (C::Unavailable, reason::AGENT_DRAINING),
             Self::StorageFull { .. } => (C::ResourceExhausted, reason::STORAGE_FULL),
             Self::VmidRangeExhausted { .. } => (C::ResourceExhausted, reason::VMID_RANGE_EXHAUSTED),

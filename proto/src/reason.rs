@@ -82,6 +82,8 @@ reasons! {
     STORAGE_OFFLINE;
     /// The agent shuts down.
     AGENT_DRAINING;
+    /// The agent was restarted before PVE was asked for anything: nothing was done.
+    AGENT_RESTARTED;
 
     // RESOURCE_EXHAUSTED
     /// The storage is full.

@@ -2,6 +2,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod crash;
+mod daemon;
 mod events;
 mod exactly_once;
 mod faults;
@@ -10,4 +12,6 @@ mod host_boundary;
 mod locks;
 mod main_path;
 mod moves;
+mod pveletctl;
+mod security;
 mod truth;

@@ -241,7 +241,7 @@ impl Tasks {
     pub(super) async fn find(&self, kind: &str, id: &str, since: u64) -> Vec<Upid> {
         let (log, node, kind, id) = (self.log.clone(), self.node.clone(), kind.to_owned(), id.to_owned());
         let found = spawn_blocking(move || {
-            let wanted = |u: &Upid| u.node == node && u.kind == kind && u.id == id && u.starttime >= since;
+            let wanted = |u: &Upid| u.node == node && u.kind == kind && (id.is_empty() || u.id == id) && u.starttime >= since;
             listed(&log)
                 .into_iter()
                 .filter_map(|t| Upid::parse(&t))

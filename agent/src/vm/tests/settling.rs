@@ -71,7 +71,7 @@ fn a_clone_that_was_never_asked_for_fails_and_leaves_nothing() {
     let (dir, pve) = world();
     let name = cloned(dir.path(), &pve, Freeze::Before(1), false);
     let op = settle(dir.path(), &pve, &name);
-    assert_eq!((op.state(), reason(&op).as_str()), (v1::OperationState::Failed, reasons::AGENT_DRAINING));
+    assert_eq!((op.state(), reason(&op).as_str()), (v1::OperationState::Failed, reasons::AGENT_RESTARTED));
     assert_eq!(pve.vmids(), BTreeSet::from([TEMPLATE]));
     // Settling again changes nothing.
     let again = settle(dir.path(), &pve, &name);
