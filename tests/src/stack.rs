@@ -66,7 +66,7 @@ impl Stack {
         seed(&sim.control());
         let pki = Pki::new(dir.path());
         let mut agents = BTreeMap::new();
-        let cluster = if options.nodes.len() == 1 { options.nodes[0] } else { pki::CLUSTER };
+        let cluster = if options.nodes.len() == 1 { options.nodes[0] } else { crate::pki::CLUSTER };
         for (i, node) in (0_u32..).zip(&options.nodes) {
             let layout = sim.node(node);
             add_bridge(layout.root(), "vmbr0", true);
