@@ -257,10 +257,12 @@ impl Inner {
     /// The VM that a mutating call names, when it is this node's and the caller's to change.
     pub(crate) async fn target(&self, call: &Call) -> Result<Arc<VmRecord>, Error> {
         validate::vm_ref(&call.target)?;
-        let inventory = self.writable()?;
+        self.writable()?;
         let vmid = call.target.vmid;
         // Read now: the inventory may be 250 ms old, and a decision to change or delete hangs on it.
         let found = self.pve.read_vm(vmid).await?;
+        // After the reading: it may have brought in another VM with the same UUID.
+        let inventory = self.writable()?;
         select::target(&inventory, found, &call.target, &self.settings.node, call.caller.tenant(), &call.caller.identity.to_string())
     }
 

@@ -177,7 +177,8 @@ impl Watch {
 
     fn answer(&mut self) {
         while let Ok((vmid, done)) = self.questions.try_recv() {
-            let over = |g: &Guest| process::stat(&self.proc, g.pid).is_none_or(|s| s.ended() || s.start != g.start);
+            // As PVE judges: once the pid file is gone the VM has stopped, even if its process is not quite through yet.
+            let over = |g: &Guest| guest(&self.run, &self.proc, vmid) != Some((g.pid, g.start));
             if self.guests.get(&vmid).is_some_and(over) {
                 self.ended(vmid);
             } else {

@@ -87,6 +87,28 @@ async fn whoever_asks_sees_the_process_and_not_the_last_event() {
 }
 
 #[tokio::test]
+async fn a_vm_whose_pid_file_is_gone_has_stopped_though_its_process_is_still_ending() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world();
+    let mut changes = world.changes();
+    let (began, _started) = mpsc::unbounded_channel();
+    let running = Running::start(dir.path().to_owned(), "/proc".into(), world.clone(), began).unwrap();
+    let mut kvm = kvm(100);
+    write_pid(dir.path(), 100, kvm.id());
+    running.look(100).await;
+    fs::remove_file(dir.path().join("100.pid")).unwrap();
+    running.look(100).await;
+    assert_eq!(world.running(100), None);
+    kvm.kill().unwrap();
+    kvm.wait().unwrap();
+    running.look(100).await;
+    // Told once each, whatever the process did after that.
+    assert!(matches!(changes.try_recv(), Ok(Change::VmStarted(_))));
+    assert!(matches!(changes.try_recv(), Ok(Change::VmStopped(_))));
+    assert!(changes.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn a_stale_pid_file_is_no_process() {
     let dir = tempfile::tempdir().unwrap();
     let mut other = kvm(101);
