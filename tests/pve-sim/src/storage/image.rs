@@ -283,7 +283,7 @@ mod tests {
     fn progress_is_told_once_for_each_percent() {
         let lines = std::cell::RefCell::new(Vec::new());
         follow(&b"    (0.00/100%)\r    (50.00/100%)\r    (50.10/100%)\r    (100.00/100%)\n"[..], 64 << 20, &|l| {
-            lines.borrow_mut().push(l.to_owned())
+            lines.borrow_mut().push(l.to_owned());
         })
         .unwrap();
         assert_eq!(lines.into_inner(), ["transferred 32.0 MiB of 64.0 MiB (50.00%)", "transferred 64.0 MiB of 64.0 MiB (100.00%)"]);

@@ -193,7 +193,8 @@ pub(crate) fn compare_lines(at: &str, mut old: Vec<String>, mut new: Vec<String>
     for index in 0..old.len().max(new.len()) {
         let line = |lines: &[String]| lines.get(index).cloned().unwrap_or_else(|| String::from("(no line)"));
         let (one, other) = (line(&old), line(&new));
-        if !(is_progress(&one) && is_progress(&other)) && !same_text(&one, &other, pairs) {
+        let same = is_progress(&one) && is_progress(&other) || same_text(&one, &other, pairs);
+        if !same {
             return Some((at.to_owned(), one, other));
         }
     }

@@ -104,7 +104,9 @@ impl Replay {
         if let Some(method) = &record.method {
             outcome.request = format!("{method} {} {}", record.path.as_deref().unwrap_or_default(), short_params(&record.params));
             outcome.differences = self.call(record);
-        } else if let Some(task) = record.killed.as_ref().and_then(|upid| self.tasks.get(upid)).and_then(|(now, _)| now.parse::<Upid>().ok()) {
+        } else if let Some(task) =
+            record.killed.as_ref().and_then(|upid| self.tasks.get(upid)).and_then(|(now, _)| now.parse::<Upid>().ok())
+        {
             outcome.request = String::from("kill -9");
             let pid = nix::unistd::Pid::from_raw(i32::try_from(task.pid).unwrap());
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
@@ -158,7 +160,9 @@ impl Replay {
     }
 
     fn prepare(&mut self, seed: &Seed) {
-        let look = |node: &Node| if seed.files.is_empty() && seed.purge.is_empty() { String::new() } else { node.read(VERSION).unwrap_or_default() };
+        let look = |node: &Node| {
+            if seed.files.is_empty() && seed.purge.is_empty() { String::new() } else { node.read(VERSION).unwrap_or_default() }
+        };
         let before = look(&self.node);
         self.node.prepare(seed);
         self.counters.leave_out(&before, &look(&self.node));
