@@ -259,6 +259,19 @@ fn twins(before: &BTreeMap<u32, Arc<VmRecord>>, after: &BTreeMap<u32, Arc<VmReco
     after.values().filter(differs).map(|vm| Change::VmChanged(vm.clone())).collect()
 }
 
+/// While PVE removes a VM, a line `lock: destroyed` is all that its config holds.
+fn is_remains(config: &ConfigFile) -> bool {
+    config.lock() == Some("destroyed") && config.uuid().is_none()
+}
+
+/// What is known of a VM in destruction: whose it is and which must still be told when it is gone.
+fn with_lock_of(known: &ConfigFile, remains: ConfigFile) -> ConfigFile {
+    let mut config = known.clone();
+    config.keys.extend(remains.keys);
+    config.digest = remains.digest;
+    config
+}
+
 fn run_change(was: &RunState, vm: &Arc<VmRecord>) -> Change {
     match (was, &vm.run) {
         (_, RunState::Stopped) => Change::VmStopped(vm.clone()),
@@ -296,6 +309,10 @@ impl State {
     fn set_vm(&mut self, vmid: u32, entry: &VmEntry, config: ConfigFile) -> (Vec<Change>, bool) {
         let run = self.run_of(vmid, &entry.node);
         let old = self.inventory.vms.get(&vmid);
+        let config = match old.filter(|old| old.node == entry.node && is_remains(&config)) {
+            Some(old) => with_lock_of(&old.config, config),
+            None => config,
+        };
         let mut new =
             VmRecord { vmid, node: entry.node.clone(), version: entry.version, config, run, ha: None, replicated: false, pool: None };
         self.extras.apply(&mut new);

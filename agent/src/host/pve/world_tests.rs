@@ -188,3 +188,18 @@ fn a_vm_whose_uuid_another_gets_or_gives_up_has_changed() {
     apply(&world, &[(100, "a", 1), (101, "a", 3)], &[]);
     assert_eq!(told(&mut changes), ["removed 102", "changed 100"]);
 }
+
+#[test]
+fn a_vm_in_destruction_is_still_known_by_what_it_was() {
+    let world = world();
+    let text = "#mine\nname: x\nsmbios1: uuid=6f3c1c7e-6a0b-4a86-9c9d-0d9b4d7a5a11\n";
+    apply(&world, &[(100, "a", 1)], &[(100, text)]);
+    let mut changes = world.changes();
+    apply(&world, &[(100, "a", 2)], &[(100, "lock: destroyed\n")]);
+    let vm = world.inventory().vms[&100].clone();
+    assert_eq!((vm.config.lock(), vm.config.get("name"), vm.config.description.as_str()), (Some("destroyed"), Some("x"), "mine"));
+    assert!(vm.config.uuid().is_some());
+    apply(&world, &[], &[]);
+    assert!(matches!(changes.try_recv(), Ok(Change::VmChanged(_))));
+    assert!(matches!(changes.try_recv(), Ok(Change::VmRemoved(vm)) if vm.config.uuid().is_some() && vm.config.description == "mine"));
+}
