@@ -99,10 +99,10 @@ fn check_config_looks_into_the_certificates() {
     let agent = stack.agent("pve1");
     let (cert, key) = agent.cert().clone();
     let swapped = agent.config_text().replace(key.to_str().unwrap(), reader.1.to_str().unwrap());
-    let clients = agent.config_text().replace(cert.to_str().unwrap(), reader.0.to_str().unwrap()).replace(
-        key.to_str().unwrap(),
-        reader.1.to_str().unwrap(),
-    );
+    let clients = agent
+        .config_text()
+        .replace(cert.to_str().unwrap(), reader.0.to_str().unwrap())
+        .replace(key.to_str().unwrap(), reader.1.to_str().unwrap());
     for (what, config) in [("a key that does not fit", swapped), ("a client's certificate", clients)] {
         let file = agent.dir.join("tls.toml");
         fs::write(&file, config).unwrap();

@@ -2,11 +2,7 @@
 
 use pve_sim::control::{Request, Seed};
 use pvelet_proto::v1::{self, OperationState, VmEventType as Kind, VmState};
-use pvelet_tests::{
-    Client, HostEvents, OperationEvents, Stack, StackOptions,
-    calls::succeeded,
-    client::vm_ref,
-};
+use pvelet_tests::{Client, HostEvents, OperationEvents, Stack, StackOptions, calls::succeeded, client::vm_ref};
 
 /// Two nodes, VM 200 and template 9000 on the first, VM 300 on the second; the agent of the first runs.
 fn seeded() -> (Stack, Client) {

@@ -16,8 +16,7 @@ use tonic::Code;
 
 fn seeded(power_deadline: &str) -> (Stack, Client) {
     let extra = [("vm".to_owned(), format!("power_deadline = \"{power_deadline}\""))].into();
-    let mut stack =
-        Stack::start(StackOptions { nodes: vec!["pve1", "pve2"], start_agents: false, extra, ..StackOptions::default() });
+    let mut stack = Stack::start(StackOptions { nodes: vec!["pve1", "pve2"], start_agents: false, extra, ..StackOptions::default() });
     let control = stack.sim.control();
     control.call(&Request::SeedVm(Seed { size_mib: 16, ..Seed::new("pve1", 200, "managed") })).unwrap();
     mode(&stack, Mode { hold: true, ..Mode::default() });

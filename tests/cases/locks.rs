@@ -71,7 +71,9 @@ async fn thirty_full_clones_at_once_onto_one_storage_all_succeed_with_progress()
         if held.is_none() && holds < HOLDS && left > 4 {
             held = hold(&stack, None, Some("local"));
             holds += usize::from(held.is_some());
-        } else if left <= 2 && let Some(id) = held.take() {
+        } else if left <= 2
+            && let Some(id) = held.take()
+        {
             release(&stack, id);
         }
     }

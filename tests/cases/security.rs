@@ -215,9 +215,7 @@ async fn a_new_ca_under_load_drops_no_call() {
     assert!(Raw::connect(agent, &both(&stack, &new, &before)).await.is_ok());
     put(&old.dir.crl_path(), &fs::read_to_string(new_dir.crl_path()).unwrap());
     put(&old.dir.ca_cert_path(), new.cert_pem());
-    let refused = async {
-        while Raw::connect(agent, &both(&stack, &new, &before)).await.is_ok() {}
-    };
+    let refused = async { while Raw::connect(agent, &both(&stack, &new, &before)).await.is_ok() {} };
     tokio::time::timeout(pvelet_tests::agent::SOON, refused).await.expect("the old CA is no longer trusted");
     more_calls(&done, 20).await;
     stop.store(true, Ordering::Relaxed);

@@ -114,8 +114,11 @@ impl Client {
 
     /// One operation by its request id, as it is now.
     pub async fn operation(&self, request_id: &str) -> Option<v1::Operation> {
-        let request =
-            v1::ListOperationsRequest { tenant: self.tenant.clone(), request_id: request_id.into(), ..v1::ListOperationsRequest::default() };
+        let request = v1::ListOperationsRequest {
+            tenant: self.tenant.clone(),
+            request_id: request_id.into(),
+            ..v1::ListOperationsRequest::default()
+        };
         self.agent.operation().list_operations(request).await.expect("list").into_inner().operations.pop()
     }
 

@@ -51,10 +51,8 @@ impl Pve {
 
     fn send(&self, method: &str, path: &str, form: &str, split: bool) -> io::Result<Answer> {
         let ticket = pve_sim::ticket::assemble(&self.layout, "root@pam")?;
-        let quoted: String = ticket
-            .bytes()
-            .map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") })
-            .collect();
+        let quoted: String =
+            ticket.bytes().map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") }).collect();
         let head = format!(
             "{method} /api2/json/nodes/{}{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nCookie: PVEAuthCookie={quoted}\r\n\
              Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n",

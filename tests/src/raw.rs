@@ -80,15 +80,13 @@ impl Raw {
             if let Some(status) = Status::from_header_map(response.headers()) {
                 return status;
             }
-            while let Some(frame) = response.body_mut().frame().await {
-                match frame.map(|f| f.into_trailers()) {
-                    Ok(Ok(trailers)) => return Status::from_header_map(&trailers).unwrap_or_else(|| Status::unknown("no status")),
-                    // A first message: it was let in.
-                    Ok(Err(_)) => return Status::new(Code::Ok, ""),
-                    Err(error) => return Status::unavailable(error.to_string()),
-                }
+            match response.body_mut().frame().await.map(|frame| frame.map(hyper::body::Frame::into_trailers)) {
+                Some(Ok(Ok(trailers))) => Status::from_header_map(&trailers).unwrap_or_else(|| Status::unknown("no status")),
+                // A first message: it was let in.
+                Some(Ok(Err(_))) => Status::new(Code::Ok, ""),
+                Some(Err(error)) => Status::unavailable(error.to_string()),
+                None => Status::unavailable("no status"),
             }
-            Status::unavailable("no status")
         };
         // A stream that is quiet was let in, too; but every stream of an agent begins with something, so that this is a failure.
         tokio::time::timeout(LIMIT, answer).await.unwrap_or_else(|_| Status::deadline_exceeded(format!("{path} is not answered")))
