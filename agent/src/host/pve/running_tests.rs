@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used)]
 
-use std::process::{Child, Command};
+use std::{
+    io::Read,
+    process::{Child, Command, Stdio},
+};
 
 use tokio::sync::broadcast;
 
@@ -26,7 +29,12 @@ fn world() -> Arc<World> {
 
 /// A process with `-id <vmid>` among its arguments.
 fn kvm(vmid: u32) -> Child {
-    Command::new("sh").args(["-c", "read line", "kvm", "-id", &vmid.to_string()]).stdin(std::process::Stdio::piped()).spawn().unwrap()
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo; read line", "kvm", "-id", &vmid.to_string()]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Until it has said something, /proc may not have its arguments yet.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    child
 }
 
 async fn next(changes: &mut broadcast::Receiver<Change>) -> Change {

@@ -96,6 +96,8 @@ impl Stat {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::{io::Read, process::Stdio};
+
     use super::*;
 
     #[test]
@@ -108,7 +110,10 @@ mod tests {
     #[test]
     fn a_marked_process_is_found_and_killed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut child = Command::new("sleep").arg("600").env(MARK, dir.path()).spawn().unwrap();
+        let mut child =
+            Command::new("sh").args(["-c", "echo; exec sleep 600"]).env(MARK, dir.path()).stdout(Stdio::piped()).spawn().unwrap();
+        // Until it has said something, /proc may not have its environment yet.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         assert_eq!(of_cluster(dir.path()), [Pid::from_raw(i32::try_from(child.id()).unwrap())]);
         kill_all(dir.path());
         assert!(!child.wait().unwrap().success());
