@@ -142,6 +142,13 @@ impl Operations {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns when everything that was queued so far is on the disk.
+    #[cfg(test)]
+    pub(crate) async fn flushed(&self) {
+        let queued = self.journal.push([]);
+        let _ = self.journal.durable(queued).await;
+    }
+
     /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.settings

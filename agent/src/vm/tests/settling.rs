@@ -20,10 +20,12 @@ use crate::{
 fn die<F: Future<Output = String>>(dir: &Path, pve: &FakePve, freeze: Freeze, begin: impl FnOnce(Vms) -> F) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let (_ops, vms) = open(dir, pve);
+        let (ops, vms) = open(dir, pve);
         pve.freeze(freeze);
         let name = begin(vms).await;
         pve.frozen().await;
+        // What is queued for the journal may or may not be there after a crash: these cases are about the one where it is.
+        ops.flushed().await;
         name
     })
 }
