@@ -208,7 +208,8 @@ async fn changes_are_told_whoever_makes_them_on_whichever_node() {
     change(&mut changes, |c| matches!(c, Change::VmChanged(vm) if vm.vmid == 201 && vm.replicated)).await;
 }
 
-#[tokio::test]
+/// On several threads: while this one waits for the guest to end, another lets go of the guest's monitor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_dies_is_told_though_its_pid_file_stays() {
     let sim = sim(&["pve1"]);
     sim.vm("pve1", 100);
