@@ -118,7 +118,7 @@ pub enum Error {
     #[error("controller '{controller}' has a newer leader (epoch {newest}, this call came with {given})")]
     StaleEpoch { controller: String, newest: u64, given: u64 },
     #[error(
-        "controller '{controller}' comes with lease {given}, known is {known}; an administrator accepts it with `pveletctl accept-controller`"
+        "controller '{controller}' comes with lease {given}, known is {known}; an administrator who knows that the known one is gone accepts it with `pveletctl accept-controller {controller} --lease {given}`"
     )]
     UnknownLease { controller: String, known: String, given: String },
     #[error("VM {vmid} has no cloud-init drive; add one to the template")]

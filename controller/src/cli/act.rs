@@ -165,10 +165,8 @@ fn title(vmid: u32, name: &str) -> String {
 
 pub(super) async fn delete(session: &Session, args: &Delete) -> Result<Exit, CliError> {
     check_request_id(&args.on)?;
-    if !args.yes && !session.io.interactive {
-        return Err(CliError::Usage(
-            "delete asks before it acts, and there is no terminal to ask on: give --yes if you are sure".to_owned(),
-        ));
+    if !args.yes {
+        need_terminal(session, "delete")?;
     }
     let found = resolve::vms(session, &args.on.vms).await?;
     if !args.yes {
@@ -184,7 +182,15 @@ pub(super) async fn delete(session: &Session, args: &Delete) -> Result<Exit, Cli
     on_found(session, &found, &args.on.mutation, Verb::Delete { stop: args.stop }).await
 }
 
-fn confirm(session: &Session, question: &str) -> Result<bool, CliError> {
+/// Refuses a command that would have to ask where nobody can answer.
+pub(super) fn need_terminal(session: &Session, command: &str) -> Result<(), CliError> {
+    if session.io.interactive {
+        return Ok(());
+    }
+    Err(CliError::Usage(format!("{command} asks before it acts, and there is no terminal to ask on: give --yes if you are sure")))
+}
+
+pub(super) fn confirm(session: &Session, question: &str) -> Result<bool, CliError> {
     {
         let mut err = session.io.err.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = err.write_all(question.as_bytes()).and_then(|()| err.flush());

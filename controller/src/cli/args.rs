@@ -117,6 +117,8 @@ pub(super) enum Command {
     Op(Op),
     /// Print what happens on the hosts, as it happens
     Watch(Watch),
+    /// Let a controller go on under a new lease, after an agent has refused it with UNKNOWN_LEASE; role admin
+    AcceptController(AcceptController),
     /// Make a CA and certificates
     #[command(subcommand)]
     Pki(super::pki::Pki),
@@ -323,6 +325,28 @@ pub(super) enum Op {
         #[command(flatten)]
         mutation: Mutation,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Do this only when the controller's former lease is gone for good: after its store was made anew, never while two of them run.
+The agent's refusal names the new lease.
+
+Example:
+  pveletctl accept-controller main --lease 3ce39e16-a6d8-4c28-ab96-a142978c9cd2")]
+pub(super) struct AcceptController {
+    /// The controller's name
+    #[arg(value_parser = parse::tenant)]
+    pub(super) name: String,
+    /// UID of its new lease
+    #[arg(long, value_name = "UUID", value_parser = parse::uuid)]
+    pub(super) lease: String,
+    /// The least epoch that is obeyed under that lease
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) transitions: u64,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, Args)]

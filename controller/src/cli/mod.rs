@@ -1,5 +1,6 @@
 //! `pveletctl`, as a library: [`run`] takes the arguments and the terminal, and gives back the exit status.
 
+mod accept;
 mod act;
 mod args;
 mod config;
@@ -200,6 +201,7 @@ async fn dispatch(cli: Cli, io: &Io) -> Result<Exit, CliError> {
         }
         Command::Delete(args) => act::delete(&session()?, &args).await,
         Command::Op(args::Op::Cancel { name, mutation }) => act::cancel(&session()?, &name, &mutation).await,
+        Command::AcceptController(args) => accept::accept(&session()?, &args).await,
         Command::Watch(args) => watch::watch(&session()?, &args).await,
         Command::Pki(command) => pki::run(&command, format, io),
         Command::Config(command) => config::run(&command, &cli.global, io),

@@ -46,6 +46,10 @@ pub(super) fn request_id(value: &str) -> Parsed<String> {
     checked(value, id::request_id)
 }
 
+pub(super) fn uuid(value: &str) -> Parsed<String> {
+    id::uuid(value).map_err(|e| e.to_string())
+}
+
 pub(super) fn vmid(value: &str) -> Parsed<u32> {
     let number = value.parse().map_err(|_| format!("'{value}' is not a VMID: use 100 to 999999999"))?;
     id::vmid(number).map_err(|e| e.to_string())

@@ -285,7 +285,16 @@ impl HostService for Service {
         Ok(Response::new(v1::AnnounceControllerResponse { newest: request.into_inner().epoch }))
     }
 
-    async fn accept_controller(&self, _: Request<v1::AcceptControllerRequest>) -> Result<Response<v1::AcceptControllerResponse>, Status> {
+    async fn accept_controller(
+        &self,
+        request: Request<v1::AcceptControllerRequest>,
+    ) -> Result<Response<v1::AcceptControllerResponse>, Status> {
+        let epoch = request.into_inner().epoch.unwrap_or_default();
+        self.state
+            .lock()
+            .unwrap()
+            .requests
+            .push(format!("accept_controller {} {} {}", epoch.controller, epoch.lease_uid, epoch.transitions));
         Ok(Response::new(v1::AcceptControllerResponse { previous: None }))
     }
 }

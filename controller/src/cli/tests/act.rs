@@ -218,3 +218,24 @@ async fn a_request_that_is_never_answered_says_how_to_find_out() {
     world.run(&["stop", "web-1", "--request-id", "r7"]).await.expect(Exit::Ok);
     assert_eq!(world.hosts[0].lock().requests.len(), 1);
 }
+
+#[tokio::test]
+async fn a_new_lease_is_accepted_on_every_host_and_only_after_a_yes() {
+    let world = World::new(two_hosts()).await;
+    let lease = "3ce39e16-a6d8-4c28-ab96-a142978c9cd2";
+    let args = ["accept-controller", "main", "--lease", lease];
+    let ran = world.run(&args).await.expect(Exit::Usage);
+    assert!(ran.err.contains("give --yes"), "{}", ran.err);
+    world.run_with(&args, Some("n\n"), |_| {}).await.expect(Exit::Failed);
+    world.run(&["accept-controller", "main", "--lease", "x", "--yes"]).await.expect(Exit::Usage);
+    assert!(world.hosts.iter().all(|h| h.lock().requests.is_empty()));
+
+    let ran = world.run_with(&args, Some("y\n"), |_| {}).await.expect(Exit::Ok);
+    assert!(ran.out.contains(&format!("pve2: controller 'main' accepted with lease {lease} (was not known)\n")), "{}", ran.out);
+    assert!(world.hosts.iter().all(|h| h.lock().requests == [format!("accept_controller main {lease} 1")]));
+
+    world.add_dead().await;
+    let json = world.run(&[&args[..], &["--yes", "-o", "json"]].concat()).await.expect(Exit::Partial).json();
+    assert_eq!(json["accepted"][1]["now"]["lease_uid"], lease);
+    assert_eq!(json["errors"][0]["host"], "dead");
+}
