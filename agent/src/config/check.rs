@@ -1,6 +1,6 @@
 //! What a configuration names outside itself, and what it allows but should not be overlooked.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::mpsc, thread, time::Duration};
 
 use super::{Config, Mistake, Mode, read::Section};
 
@@ -11,6 +11,9 @@ const PVE_NEXT_ID_FIRST: u32 = 100;
 const LIKELY_NEXT_ID: u32 = 10_000;
 /// A range that is used up before freed ids come back stops every clone.
 const SMALL_RANGE: u32 = 50;
+
+/// A folder that is there says so at once; one whose file system hangs says nothing.
+const FOLDER_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) fn readable(section: &Section<'_, '_>, key: &str, path: &Path, remedy: &str) {
     match fs::File::open(path).and_then(|f| f.metadata()) {
@@ -27,11 +30,20 @@ pub(super) fn executable(section: &Section<'_, '_>, key: &str, path: &Path) {
     }
 }
 
-/// Only that the mount point is there: what lies below may hang.
+/// Only that the folder is there. A hung cluster file system does not even tell that: it must neither keep the agent from starting, which
+/// then says what hangs, nor a reload from ending.
 pub(super) fn folder(section: &Section<'_, '_>, key: &str, path: &Path, remedy: &str) {
-    if fs::symlink_metadata(path).is_err() {
+    let owned = path.to_owned();
+    if in_time(FOLDER_PATIENCE, move || fs::symlink_metadata(owned).is_err()).unwrap_or(false) {
         section.refuse(key, path.display().to_string(), "does not exist", remedy);
     }
+}
+
+/// What `look` returns, unless it takes longer than `patience`; then it is left to itself.
+fn in_time<T: Send + 'static>(patience: Duration, look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (tell, told) = mpsc::sync_channel(1);
+    thread::Builder::new().spawn(move || tell.send(look())).ok()?;
+    told.recv_timeout(patience).ok()
 }
 
 /// What an administrator should know although it is allowed.
@@ -70,4 +82,18 @@ pub fn warnings(config: &Config) -> Vec<Mistake> {
         warn("pve.allow_untested_version", "true".into(), "changes are made under any PVE version", "unset it once this agent knows yours");
     }
     list
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_hangs_is_not_waited_for() {
+        let (resume, hang) = mpsc::channel::<()>();
+        assert_eq!(in_time(Duration::from_millis(1), move || hang.recv().is_err()), None);
+        drop(resume);
+        assert_eq!(in_time(Duration::from_secs(10), || 7), Some(7));
+    }
 }

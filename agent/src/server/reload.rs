@@ -1,6 +1,6 @@
 //! What changes while the agent runs.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use pvelet_proto::v1;
 
@@ -11,6 +11,9 @@ use crate::{
     rpc::Shared,
     tls::Credentials,
 };
+
+/// Files that take longer to read lie on a file system that hangs. The agent must stay able to end, and to tell its watchdog that it lives.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Takes over a changed configuration: `mode`, `[[identity]]`, `log.level` and the files of `[tls]`.
 pub struct Reload {
@@ -41,8 +44,15 @@ impl Reload {
             credentials.reload(true);
             config::load(&file)
         });
+        let read = tokio::time::timeout(DEADLINE, read).await.map_err(|_| {
+            Error::Start(format!(
+                "{} and the TLS files cannot be read within {} s; is a file system hung?",
+                self.file.display(),
+                DEADLINE.as_secs()
+            ))
+        })?;
         let (new, warnings) =
-            read.await.map_err(|e| Error::Start(format!("the reload failed: {e}")))?.map_err(|m| Error::Start(m.to_string()))?;
+            read.map_err(|e| Error::Start(format!("the reload failed: {e}")))?.map_err(|m| Error::Start(m.to_string()))?;
         for warning in warnings {
             tracing::warn!("{warning}");
         }
