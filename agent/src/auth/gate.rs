@@ -22,6 +22,10 @@ use crate::{
     tls::Peer,
 };
 
+/// A mutation is held open for at most five minutes (`RequestMeta.wait`). One that takes longer has a client that never sent its request
+/// whole, and gives its place back.
+const HELD_DEADLINE: Duration = Duration::from_secs(330);
+
 /// What the gate decides with.
 #[derive(Debug)]
 struct Shared {
@@ -82,13 +86,15 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move {
             let answered = inner.call(request);
-            let response = if rule.class == Class::Read {
-                match tokio::time::timeout(call.shared.read_deadline, answered).await {
-                    Ok(response) => response?,
-                    Err(_) => Status::deadline_exceeded("the host did not answer in time; see UNAVAILABLE PVE_FS_HUNG").into_http(),
-                }
-            } else {
-                answered.await?
+            let (deadline, late) = match rule.class {
+                Class::Read => (call.shared.read_deadline, "the host did not answer in time; see UNAVAILABLE PVE_FS_HUNG"),
+                Class::Mutation | Class::Network => (HELD_DEADLINE, "no whole request came, or no answer to it; what was begun goes on"),
+                // It lasts as long as its client wants.
+                Class::Stream => (Duration::MAX, ""),
+            };
+            let response = match tokio::time::timeout(deadline, answered).await {
+                Ok(response) => response?,
+                Err(_) => Status::deadline_exceeded(late).into_http(),
             };
             // An error without a body stands in the headers.
             if let Some(code) = status_of(response.headers()) {
@@ -193,5 +199,37 @@ impl hyper::body::Body for Tracked {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use pvelet_proto::identity::Identity;
+
+    use super::*;
+    use crate::config;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mutation_whose_request_never_comes_gives_its_place_back() {
+        let (mut config, _) = config::parse("[tls]\ntrust_domain = \"a.b\"\n").unwrap();
+        config.limits.mutations = 1;
+        let layer = GateLayer::new(Limits::new(&config.limits), Arc::default(), config.limits.read_deadline);
+        let mut gate = layer.layer(tower::service_fn(|_| std::future::pending::<Result<http::Response<Body>, Infallible>>()));
+        let peer = Peer::new(Identity::parse("spiffe://a.b/role/operator/o").unwrap(), "127.0.0.1:1".parse().unwrap());
+        let request = || {
+            let mut request = http::Request::new(Body::empty());
+            *request.uri_mut() = "/pvelet.v1.VmService/StartVm".parse().unwrap();
+            request.extensions_mut().insert(peer.clone());
+            request
+        };
+        let held = gate.call(request());
+        let shed = gate.call(request()).await.unwrap();
+        assert_eq!(status_of(shed.headers()), Some(Code::ResourceExhausted));
+        let late = held.await.unwrap();
+        assert_eq!(status_of(late.headers()), Some(Code::DeadlineExceeded));
+        drop(late);
+        let again = gate.call(request()).await.unwrap();
+        assert_eq!(status_of(again.headers()), Some(Code::DeadlineExceeded), "it was let in");
     }
 }
