@@ -9,6 +9,9 @@ use serde::Serialize;
 use super::{Caller, Guards, Operations, journal::Write};
 use crate::error::Error;
 
+/// The longest text that a field keeps: more than any that is well-formed has.
+const FIELD_CHARS: usize = 512;
+
 /// An audit line; written as JSON to the journal and to the log.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct AuditLine {
@@ -45,14 +48,32 @@ pub(super) fn rfc3339(millis: u64) -> String {
 }
 
 impl AuditLine {
+    /// The same with each text on one line and cut: what is refused may hold anything, up to the size of a request.
+    fn bounded(&self) -> Self {
+        let text = |t: &String| t.chars().map(|c| if c.is_control() { ' ' } else { c }).take(FIELD_CHARS).collect();
+        Self {
+            time: text(&self.time),
+            caller: text(&self.caller),
+            tenant: text(&self.tenant),
+            action: text(&self.action),
+            target: text(&self.target),
+            decision: text(&self.decision),
+            reason: text(&self.reason),
+            operation: text(&self.operation),
+            request_id: text(&self.request_id),
+            duration_ms: self.duration_ms,
+        }
+    }
+
     /// Also logs the line.
     pub(super) fn to_json(&self) -> String {
+        let this = self.bounded();
         tracing::info!(
             target: "pvelet::audit",
-            caller = %self.caller, tenant = %self.tenant, action = %self.action, on = %self.target, decision = %self.decision,
-            reason = %self.reason, operation = %self.operation, request_id = %self.request_id, duration_ms = self.duration_ms, "audit"
+            caller = %this.caller, tenant = %this.tenant, action = %this.action, on = %this.target, decision = %this.decision,
+            reason = %this.reason, operation = %this.operation, request_id = %this.request_id, duration_ms = this.duration_ms, "audit"
         );
-        serde_json::to_string(self).unwrap_or_default()
+        serde_json::to_string(&this).unwrap_or_default()
     }
 }
 
@@ -87,5 +108,19 @@ impl Operations {
     /// The last audit lines, oldest first, as JSON. Blocks on the disk. Errors: `Journal`.
     pub fn audit_tail(&self, count: usize) -> Result<Vec<String>, Error> {
         self.journal.audit_tail(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_a_refused_request_holds_is_cut_and_kept_on_one_line() {
+        let line = AuditLine { request_id: "x\n".repeat(1 << 19), tenant: "a".into(), ..AuditLine::default() };
+        let json: serde_json::Value = serde_json::from_str(&line.to_json()).unwrap();
+        assert_eq!(json["request_id"], "x ".repeat(FIELD_CHARS / 2));
+        assert_eq!(json["tenant"], "a");
     }
 }

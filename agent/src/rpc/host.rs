@@ -6,7 +6,7 @@ use pvelet_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{BoxStream, Shared, caller};
+use super::{BoxStream, Shared, caller, detached};
 use crate::{
     auth::{Target, Verb},
     error::Error,
@@ -63,9 +63,13 @@ impl HostService for HostRpc {
     ) -> Result<Response<v1::AnnounceControllerResponse>, Status> {
         let caller = caller(&request)?;
         let epoch = required(request.into_inner().epoch)?;
-        let result = self.0.operations.announce(&epoch).await;
-        self.audit(&caller, "ANNOUNCE_CONTROLLER", &epoch, &result);
-        Ok(Response::new(v1::AnnounceControllerResponse { newest: Some(result?) }))
+        let this = self.clone();
+        let newest = detached(async move {
+            let result = this.0.operations.announce(&epoch).await;
+            this.audit(&caller, "ANNOUNCE_CONTROLLER", &epoch, &result);
+            result
+        });
+        Ok(Response::new(v1::AnnounceControllerResponse { newest: Some(newest.await?) }))
     }
 
     async fn accept_controller(
@@ -74,8 +78,12 @@ impl HostService for HostRpc {
     ) -> Result<Response<v1::AcceptControllerResponse>, Status> {
         let caller = caller(&request)?;
         let epoch = required(request.into_inner().epoch)?;
-        let result = self.0.operations.accept(&epoch).await;
-        self.audit(&caller, "ACCEPT_CONTROLLER", &epoch, &result);
-        Ok(Response::new(v1::AcceptControllerResponse { previous: result? }))
+        let this = self.clone();
+        let previous = detached(async move {
+            let result = this.0.operations.accept(&epoch).await;
+            this.audit(&caller, "ACCEPT_CONTROLLER", &epoch, &result);
+            result
+        });
+        Ok(Response::new(v1::AcceptControllerResponse { previous: previous.await? }))
     }
 }

@@ -7,7 +7,7 @@ mod vm;
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt, stream};
-use pvelet_proto::v1;
+use pvelet_proto::{reason, v1};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -53,6 +53,16 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Error> {
     Ok(Caller { identity: peer.identity().clone() })
 }
 
+/// A mutation does not say for whom it is.
+fn missing_meta() -> Error {
+    Error::invalid("meta", reason::INVALID_FIELD, "it is missing; it names the tenant and the request's id")
+}
+
+/// Carries `work` out whether or not its client stays: who goes away drops the handler, and nothing else.
+async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Error> {
+    tokio::spawn(work).await.map_err(|e| Error::Internal(format!("the call failed: {e}")))?
+}
+
 impl Shared {
     /// The operation once it has ended, `wait` is over, or the agent ends.
     async fn wait(&self, operation: v1::Operation, meta: Option<&v1::RequestMeta>) -> Result<v1::Operation, Error> {
@@ -87,5 +97,25 @@ impl Shared {
             }
         });
         Response::new(Box::pin(stream))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_begun_ends_without_its_client() {
+        let (go_on, wait) = tokio::sync::oneshot::channel::<()>();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let mut call = Box::pin(detached(async move {
+            wait.await.map_err(|e| Error::Internal(e.to_string()))?;
+            tell.send("done").map_err(|e| Error::Internal(e.into()))
+        }));
+        assert!(futures_util::poll!(call.as_mut()).is_pending());
+        drop(call);
+        go_on.send(()).unwrap();
+        assert_eq!(told.await.unwrap(), "done");
     }
 }

@@ -4,11 +4,11 @@ use futures_util::StreamExt;
 use pvelet_proto::v1::{self, operation_service_server::OperationService};
 use tonic::{Request, Response, Status};
 
-use super::{BoxStream, Shared, caller};
+use super::{BoxStream, Shared, caller, missing_meta};
 use crate::{
     auth::{Target, Verb},
     error::Error,
-    operation::Caller,
+    operation::{AuditLine, Caller},
 };
 
 /// `OperationService` of this agent.
@@ -28,17 +28,27 @@ impl OperationRpc {
     }
 
     fn cancel(&self, caller: &Caller, request: &v1::CancelOperationRequest) -> Result<v1::Operation, Error> {
-        let meta = request.meta.as_ref().ok_or_else(|| {
-            Error::invalid("meta", pvelet_proto::reason::INVALID_FIELD, "it is missing; it names the tenant and the request's id")
-        })?;
+        let meta = request.meta.as_ref().ok_or_else(missing_meta)?;
         let operation = self.0.operations.get(&request.name)?;
         let target = Target::Operation { name: &request.name, tenant: &operation.tenant };
-        let allowed = self.0.authorizer.authorize(&caller.identity, &meta.tenant, Verb::Mutate, target);
-        allowed.and_then(|_| self.0.host.require_manage()).inspect_err(|error| {
-            let target = operation.target.clone().unwrap_or_default();
-            self.0.operations.refused(caller, meta, operation.kind(), &target, error);
-        })?;
+        self.0.authorizer.authorize(&caller.identity, &meta.tenant, Verb::Mutate, target)?;
+        self.0.host.require_manage()?;
         self.0.operations.cancel(caller, request)
+    }
+
+    fn audit_refusal(&self, caller: &Caller, request: &v1::CancelOperationRequest, error: &Error) {
+        let meta = request.meta.clone().unwrap_or_default();
+        self.0.operations.audit(&AuditLine {
+            time: self.0.host.now(),
+            caller: caller.identity.to_string(),
+            tenant: meta.tenant,
+            action: "CANCEL_OPERATION".to_owned(),
+            decision: "refused".to_owned(),
+            reason: error.reason().to_owned(),
+            operation: request.name.clone(),
+            request_id: meta.request_id,
+            ..AuditLine::default()
+        });
     }
 }
 
@@ -79,7 +89,7 @@ impl OperationService for OperationRpc {
     ) -> Result<Response<v1::CancelOperationResponse>, Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let operation = self.cancel(&caller, &request)?;
+        let operation = self.cancel(&caller, &request).inspect_err(|error| self.audit_refusal(&caller, &request, error))?;
         let operation = self.0.wait(operation, request.meta.as_ref()).await?;
         Ok(Response::new(v1::CancelOperationResponse { operation: Some(operation) }))
     }

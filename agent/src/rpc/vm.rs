@@ -1,12 +1,9 @@
 //! `VmService`.
 
-use pvelet_proto::{
-    reason,
-    v1::{self, OperationKind as Kind, vm_service_server::VmService},
-};
+use pvelet_proto::v1::{self, OperationKind as Kind, vm_service_server::VmService};
 use tonic::{Request, Response, Status};
 
-use super::{Shared, caller};
+use super::{Shared, caller, detached, missing_meta};
 use crate::{
     auth::{Target, Verb},
     error::Error,
@@ -25,8 +22,11 @@ impl VmRpc {
 
     /// Authorizes a mutation; a refusal is audited.
     fn authorize(&self, caller: &Caller, kind: Kind, meta: Option<&v1::RequestMeta>, vm: Option<&v1::VmRef>) -> Result<(), Error> {
+        let vm_ref = vm.cloned().unwrap_or_default();
         let Some(meta) = meta else {
-            return Err(Error::invalid("meta", reason::INVALID_FIELD, "it is missing; it names the tenant and the request's id"));
+            let error = missing_meta();
+            self.0.operations.refused(caller, &v1::RequestMeta::default(), kind, &vm_ref, &error);
+            return Err(error);
         };
         let owner = vm.and_then(|vm| self.0.host.owner(vm.vmid));
         let target = match vm {
@@ -41,7 +41,7 @@ impl VmRpc {
                 Ok(())
             }
             Err(error) => {
-                self.0.operations.refused(caller, meta, kind, &vm.cloned().unwrap_or_default(), &error);
+                self.0.operations.refused(caller, meta, kind, &vm_ref, &error);
                 Err(error)
             }
         }
@@ -56,9 +56,7 @@ macro_rules! mutate {
         let meta = $request.meta.clone();
         $self.authorize(&caller, $kind, meta.as_ref(), $vm)?;
         let vms = $self.0.vms.clone();
-        // A client that goes away drops this handler, not the task.
-        let begun = tokio::spawn(async move { vms.$call(&caller, $request).await }).await;
-        let operation = begun.map_err(|e| Error::Internal(format!("the call failed: {e}")))??;
+        let operation = detached(async move { vms.$call(&caller, $request).await }).await?;
         let operation = $self.0.wait(operation, meta.as_ref()).await?;
         Ok(Response::new(v1::$response { operation: Some(operation) }))
     }};
