@@ -144,6 +144,7 @@ impl Agent {
         let mut background = vec![
             tokio::spawn(credentials.clone().follow_files()).abort_handle(),
             tokio::spawn(shared.host.clone().follow_version()).abort_handle(),
+            tokio::spawn(shared.host.clone().follow_shutdown()).abort_handle(),
         ];
         let metrics_address = match config.metrics {
             Some(address) => {
@@ -155,7 +156,6 @@ impl Agent {
         };
         let vms = shared.vms.clone();
         background.push(tokio::spawn(async move { vms.settle().await }).abort_handle());
-        shared.host.read_ahead();
 
         let closing = CancellationToken::new();
         let health = HealthReporter::new();
@@ -184,7 +184,8 @@ impl Agent {
         }
         let (named, found) = (&self.credentials.current().cluster, self.shared.host.cluster());
         if let Some(found) = found.filter(|found| found != named) {
-            tracing::warn!(named, found, "the certificate names another PVE cluster: clients that mean this one will refuse it");
+            let remedy = format!("issue one with `pveletctl pki issue host --cluster {found}`");
+            tracing::warn!(named, found, remedy, "the certificate names another PVE cluster: clients that mean this one will refuse it");
         }
     }
 

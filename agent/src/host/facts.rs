@@ -1,15 +1,18 @@
 //! Facts of this host: processors, memory, load, kernel, boot.
 
 use std::{
-    fs,
+    ffi::OsString,
+    fs, io,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
+use inotify::{Inotify, WatchDescriptor, WatchMask};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
-use super::process;
+use super::process::{self, async_fd};
 
 /// Facts of one reading.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -42,6 +45,11 @@ pub struct HostFacts {
 pub trait Facts: Send + Sync + 'static {
     /// The facts now.
     fn read(&self) -> HostFacts;
+
+    /// Ends when a shutdown may have been scheduled or withdrawn since this call; never where that cannot be seen.
+    fn shutdown_changes(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// Where systemd notes a scheduled shutdown.
@@ -51,6 +59,7 @@ const SCHEDULED: &str = "/run/systemd/shutdown/scheduled";
 #[derive(Debug)]
 pub struct HostFactsReader {
     proc: PathBuf,
+    scheduled: PathBuf,
     /// Kept, since utilization is the difference between two readings. `None` before the first, or when it fails.
     system: Mutex<Option<System>>,
 }
@@ -58,7 +67,7 @@ pub struct HostFactsReader {
 impl HostFactsReader {
     /// Facts of this host; the boot's id and time from `proc` (usually `/proc`).
     pub fn new(proc: PathBuf) -> Self {
-        Self { proc, system: Mutex::default() }
+        Self { proc, scheduled: SCHEDULED.into(), system: Mutex::default() }
     }
 }
 
@@ -89,7 +98,60 @@ impl Facts for HostFactsReader {
             kernel_version: System::kernel_version().unwrap_or_default(),
             boot_id: fs::read_to_string(self.proc.join("sys/kernel/random/boot_id")).map(|s| s.trim().to_owned()).unwrap_or_default(),
             boot_time: process::boot_time(&self.proc).map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s)),
-            shutdown_scheduled: shutdown_scheduled(Path::new(SCHEDULED)),
+            shutdown_scheduled: shutdown_scheduled(&self.scheduled),
+        }
+    }
+
+    fn shutdown_changes(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let watch = FolderWatch::new(&self.scheduled);
+        Box::pin(async move {
+            let changed = match watch {
+                Ok(watch) => watch.changed().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = changed {
+                tracing::debug!(%error, "scheduled shutdowns are seen only when the host's facts are asked for");
+                std::future::pending().await
+            }
+        })
+    }
+}
+
+/// Sees changes in a file's folder, which may not be there yet.
+struct FolderWatch {
+    inotify: Inotify,
+    /// The watch of the folder's parent, in which only the folder itself is of interest.
+    parent: WatchDescriptor,
+    folder: OsString,
+}
+
+impl FolderWatch {
+    fn new(file: &Path) -> io::Result<Self> {
+        let folder = file.parent().unwrap_or(Path::new("/"));
+        let inotify = Inotify::init()?;
+        let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE | WatchMask::CLOSE_WRITE | WatchMask::ONLYDIR;
+        let parent = inotify.watches().add(folder.parent().unwrap_or(Path::new("/")), mask)?;
+        match inotify.watches().add(folder, mask) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        Ok(Self { inotify, parent, folder: folder.file_name().unwrap_or_default().to_owned() })
+    }
+
+    async fn changed(self) -> io::Result<()> {
+        let Self { inotify, parent, folder } = self;
+        let (mut fd, mut buffer) = (async_fd(inotify)?, [0; 4096]);
+        loop {
+            let mut ready = fd.readable_mut().await?;
+            match ready.get_inner_mut().read_events(&mut buffer) {
+                Ok(mut events) => {
+                    if events.any(|e| e.wd != parent || e.name == Some(&folder)) {
+                        return Ok(());
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                Err(e) => return Err(e),
+            }
         }
     }
 }
@@ -123,5 +185,25 @@ mod tests {
             fs::write(&file, text).unwrap();
             assert_eq!(shutdown_scheduled(&file), scheduled, "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_that_is_scheduled_is_seen_even_where_none_was_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("shutdown");
+        let reader = HostFactsReader { scheduled: folder.join("scheduled"), ..HostFactsReader::new("/proc".into()) };
+        let soon = |change| tokio::time::timeout(Duration::from_secs(10), change);
+        let change = reader.shutdown_changes();
+        fs::write(dir.path().join("unrelated"), "").unwrap();
+        fs::create_dir(&folder).unwrap();
+        soon(change).await.unwrap();
+        let change = reader.shutdown_changes();
+        fs::write(folder.join("scheduled"), "USEC=1\nMODE=poweroff\n").unwrap();
+        soon(change).await.unwrap();
+        assert!(reader.read().shutdown_scheduled);
+        let change = reader.shutdown_changes();
+        fs::remove_file(folder.join("scheduled")).unwrap();
+        soon(change).await.unwrap();
+        assert!(!reader.read().shutdown_scheduled);
     }
 }

@@ -253,9 +253,9 @@ impl HostView {
         Ok(self.assemble(&inventory, &self.slow.now()))
     }
 
-    /// Reads ahead what the first caller would wait for.
-    pub fn read_ahead(&self) {
-        self.slow.now();
+    /// Reads ahead what the first caller would wait for, and again when a shutdown is scheduled or withdrawn, for ever.
+    pub async fn follow_shutdown(self: Arc<Self>) {
+        self.slow.follow_shutdown().await;
     }
 
     fn assemble(&self, inventory: &Arc<Inventory>, slow: &Reading) -> v1::Host {

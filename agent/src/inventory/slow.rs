@@ -37,6 +37,8 @@ struct State {
     /// When it was read; `None` before the first time.
     at: Option<Instant>,
     busy: bool,
+    /// Something has changed while a reading was under way, which may have missed it.
+    again: bool,
 }
 
 struct Inner {
@@ -46,7 +48,7 @@ struct Inner {
     state: Mutex<State>,
     /// Told after each reading.
     done: channel::Sender<()>,
-    /// Told when storages or bridges are others than before.
+    /// Told when storages, bridges or the host's state are others than before.
     changed: channel::Sender<()>,
 }
 
@@ -55,7 +57,7 @@ pub(super) struct Slow(Arc<Inner>);
 
 impl Slow {
     pub(super) fn new(pve: Arc<dyn Pve>, links: Arc<dyn Links>, facts: Arc<dyn Facts>, changed: channel::Sender<()>) -> Self {
-        let state = Mutex::new(State { reading: Arc::default(), at: None, busy: false });
+        let state = Mutex::new(State { reading: Arc::default(), at: None, busy: false, again: false });
         Self(Arc::new(Inner { pve, links, facts, state, done: channel::channel(()).0, changed }))
     }
 
@@ -84,11 +86,23 @@ impl Slow {
         reading
     }
 
+    /// Reads now, and whenever a shutdown may have been scheduled or withdrawn, for ever.
+    pub(super) async fn follow_shutdown(&self) {
+        loop {
+            // First the watch, then the reading: nothing falls between the two.
+            let change = self.0.facts.shutdown_changes();
+            self.0.state.lock().unwrap_or_else(PoisonError::into_inner).again = true;
+            self.refresh();
+            change.await;
+        }
+    }
+
     /// Begins a reading, unless one is under way.
     fn refresh(&self) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         if !std::mem::replace(&mut state.busy, true) {
-            tokio::spawn(Inner::read(self.0.clone()));
+            let inner = self.0.clone();
+            tokio::spawn(async move { while inner.clone().read().await {} });
         }
     }
 }
@@ -99,7 +113,9 @@ impl Inner {
         (state.reading.clone(), state.at.map(|at| at.elapsed()))
     }
 
-    async fn read(self: Arc<Self>) {
+    /// One reading. Returns whether another one is needed.
+    async fn read(self: Arc<Self>) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).again = false;
         let last = self.peek().0;
         let of_kernel = {
             let this = self.clone();
@@ -123,21 +139,24 @@ impl Inner {
             reading.facts = facts;
         }
         let differs = structure(&reading) != structure(&last);
-        {
+        let again = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            *state = State { reading: Arc::new(reading), at: Some(Instant::now()), busy: false };
-        }
+            let again = state.again;
+            *state = State { reading: Arc::new(reading), at: Some(Instant::now()), busy: again, again };
+            again
+        };
         self.done.send_replace(());
         if differs {
             self.changed.send_replace(());
         }
+        again
     }
 }
 
 /// What of the facts is worth an event: not how full or how busy it is.
-fn structure(reading: &Reading) -> (Vec<v1::Storage>, &[v1::Bridge]) {
+fn structure(reading: &Reading) -> (Vec<v1::Storage>, &[v1::Bridge], bool) {
     let without_sizes = |s: &v1::Storage| v1::Storage { total_bytes: 0, available_bytes: 0, ..s.clone() };
-    (reading.storages.iter().map(without_sizes).collect(), &reading.bridges)
+    (reading.storages.iter().map(without_sizes).collect(), &reading.bridges, reading.facts.shutdown_scheduled)
 }
 
 fn storage(s: StorageInfo) -> v1::Storage {

@@ -2,13 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use hyper_util::rt::TokioIo;
 use rustls::version::TLS13;
-use tokio::{net::TcpStream, sync::broadcast};
+use tokio::{
+    net::TcpStream,
+    sync::{broadcast, watch},
+};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -152,11 +156,21 @@ impl Links for OneBridge {
     }
 }
 
-struct SameFacts;
+/// Facts that stay, but for a shutdown that a test schedules.
+struct SameFacts(watch::Receiver<bool>);
 
 impl Facts for SameFacts {
     fn read(&self) -> HostFacts {
-        HostFacts { threads: 8, ..HostFacts::default() }
+        HostFacts { threads: 8, shutdown_scheduled: *self.0.borrow(), ..HostFacts::default() }
+    }
+    fn shutdown_changes(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let mut scheduled = self.0.clone();
+        scheduled.mark_unchanged();
+        Box::pin(async move {
+            if scheduled.changed().await.is_err() {
+                std::future::pending().await
+            }
+        })
     }
 }
 
@@ -167,6 +181,8 @@ pub(super) struct Stand<P = StillPve> {
     pub(super) files: Files,
     pub(super) pve: Arc<P>,
     pub(super) config: Config,
+    /// Whether a shutdown of the host is scheduled.
+    pub(super) shutdown: watch::Sender<bool>,
 }
 
 pub(super) async fn stand(vms: &[Arc<VmRecord>], change: impl FnOnce(&mut Config)) -> Stand {
@@ -182,10 +198,11 @@ pub(super) async fn stand_on<P: Pve>(pve: Arc<P>, change: impl FnOnce(&mut Confi
     config.tls = files.config();
     config.state_dir = files.path("state");
     change(&mut config);
-    let world = World { pve: pve.clone(), links: Arc::new(OneBridge), facts: Arc::new(SameFacts) };
+    let (shutdown, scheduled) = watch::channel(false);
+    let world = World { pve: pve.clone(), links: Arc::new(OneBridge), facts: Arc::new(SameFacts(scheduled)) };
     let operations = open_operations(&config).await.unwrap();
     let agent = Agent::start(&config, world, operations, None).await.unwrap();
-    Stand { agent, ca, files, pve, config }
+    Stand { agent, ca, files, pve, config, shutdown }
 }
 
 impl<P> Stand<P> {

@@ -26,7 +26,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
 
-use super::testing::{BACKLOG, DEADLINE, channel, stand, vm};
+use super::testing::{BACKLOG, DEADLINE, Stand, channel, stand, vm};
 use crate::{
     auth::roles,
     host::pve::Change,
@@ -42,6 +42,20 @@ async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
 }
 
 /// Calls any method with an empty request, and returns how the call began.
+/// The audit lines up to one that contains `word`.
+async fn audited<P>(stand: &Stand<P>, word: &str) -> Vec<String> {
+    let lines = timeout(DEADLINE, async {
+        loop {
+            let operations = stand.agent.shared.operations.clone();
+            let tail = tokio::task::spawn_blocking(move || operations.audit_tail(10)).await.unwrap().unwrap();
+            if let Some(last) = tail.iter().position(|l| l.contains(word)) {
+                return tail[..=last].to_vec();
+            }
+        }
+    });
+    lines.await.expect("an audit line")
+}
+
 async fn call(channel: &Channel, path: &'static str) -> Result<(), Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
@@ -312,17 +326,7 @@ async fn changes_are_refused_while_observing_and_leave_an_audit_line() {
     let vm = v1::VmRef { vmid: 100, uuid: "00000000-0000-4000-8000-000000000100".into() };
     let status = client.start_vm(v1::StartVmRequest { meta: Some(meta), vm: Some(vm) }).await.unwrap_err();
     assert_eq!((status.code(), why(&status).as_str()), (Code::FailedPrecondition, reason::OBSERVE_ONLY));
-    let operations = stand.agent.shared.operations.clone();
-    let line = timeout(DEADLINE, async {
-        loop {
-            let operations = operations.clone();
-            let tail = tokio::task::spawn_blocking(move || operations.audit_tail(10)).await.unwrap().unwrap();
-            if let Some(line) = tail.into_iter().find(|l| l.contains("r1")) {
-                return line;
-            }
-        }
-    });
-    let line = line.await.expect("an audit line");
+    let line = audited(&stand, "r1").await.pop().unwrap();
     assert!(line.contains("START_VM") && line.contains("refused") && line.contains("role/operator/o"), "{line}");
 }
 
@@ -402,6 +406,40 @@ async fn draining_ends_streams_says_so_and_takes_no_more_calls() {
     assert_eq!(why(&last), reason::AGENT_DRAINING);
     assert_eq!(timeout(DEADLINE, drained).await.unwrap().unwrap(), 0);
     assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn a_scheduled_shutdown_is_told_to_who_watches_and_so_is_its_end() {
+    let stand = stand(&[], |_| {}).await;
+    let mut host =
+        HostServiceClient::new(stand.connect("role/reader/r").await).watch_host(v1::WatchHostRequest {}).await.unwrap().into_inner();
+    for (scheduled, state) in [(true, v1::HostState::ShuttingDown), (false, v1::HostState::Active)] {
+        stand.shutdown.send_replace(scheduled);
+        loop {
+            let message = next(&mut host).await.unwrap().expect("the stream goes on");
+            if matches!(message.event, Some(Event::Host(h)) if h.state() == state) {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cancellation_that_is_refused_leaves_an_audit_line() {
+    let stand = stand(&[], |_| {}).await;
+    let mut client = OperationServiceClient::new(stand.connect("role/operator/o").await);
+    let name = "operations/7f7f7f7f-7f7f-4f7f-8f7f-7f7f7f7f7f7f".to_owned();
+    let status = client.cancel_operation(v1::CancelOperationRequest { meta: None, name: name.clone() }).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    let meta = v1::RequestMeta { tenant: "t".into(), request_id: "r2".into(), ..v1::RequestMeta::default() };
+    let status = client.cancel_operation(v1::CancelOperationRequest { meta: Some(meta), name }).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    let status = VmServiceClient::new(stand.connect("role/operator/o").await).stop_vm(v1::StopVmRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    let lines = audited(&stand, "STOP_VM").await;
+    for (action, reason) in [("CANCEL_OPERATION", reason::INVALID_FIELD), ("CANCEL_OPERATION", reason::OPERATION_NOT_FOUND)] {
+        assert!(lines.iter().any(|l| l.contains(action) && l.contains(reason) && l.contains("refused")), "{action} {reason}: {lines:?}");
+    }
 }
 
 #[tokio::test]
