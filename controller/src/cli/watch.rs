@@ -1,36 +1,59 @@
 //! `pveletctl watch`: the events of all hosts in one stream.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use pvelet_proto::v1;
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use super::{CliError, Exit, Io, Session, args::Format, args::Watch, output, view::EventView};
 use crate::agents::{AgentClient, AgentError};
 
 /// The first and the longest pause before a host is asked again.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How long the first events wait for hosts that have not been heard of.
+const GATHERING: Duration = Duration::from_secs(2);
 
 /// The cluster and node of every host whose stream is open. Each agent tells about VMs of its whole cluster; so that each event is told
 /// once, it is taken from the VM's own host, or from the first one where that does not answer.
-#[derive(Clone, Default)]
-struct Open(Arc<Mutex<BTreeMap<String, (String, String)>>>);
+#[derive(Clone)]
+struct Open {
+    places: Arc<Mutex<BTreeMap<String, (String, String)>>>,
+    /// Hosts whose first attempt has neither opened a stream nor failed yet. Until they have, nobody can know whose an event is.
+    awaited: Arc<watch::Sender<BTreeSet<String>>>,
+}
 
 impl Open {
+    fn new<'a>(hosts: impl IntoIterator<Item = &'a str>) -> Self {
+        let awaited = hosts.into_iter().map(str::to_owned).collect();
+        Self { places: Arc::default(), awaited: Arc::new(watch::Sender::new(awaited)) }
+    }
+
     fn set(&self, host: &str, place: Option<(String, String)>) {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match place {
-            Some(place) => open.insert(host.to_owned(), place),
-            None => open.remove(host),
-        };
+        {
+            let mut open = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+            match place {
+                Some(place) => open.insert(host.to_owned(), place),
+                None => open.remove(host),
+            };
+        }
+        self.awaited.send_if_modified(|awaited| awaited.remove(host));
+    }
+
+    /// Returns when every host has been heard of. One that hangs is not waited for long.
+    async fn gathered(&self) {
+        let _ = timeout(GATHERING, self.awaited.subscribe().wait_for(BTreeSet::is_empty)).await;
     }
 
     fn tells(&self, host: &str, node: &str) -> bool {
-        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((cluster, own)) = open.get(host) else { return true };
         let mut of_cluster = open.iter().filter(|(_, (c, _))| c == cluster);
         if own == node {
@@ -43,7 +66,7 @@ impl Open {
 
 pub(super) async fn watch(session: &Session, args: &Watch) -> Result<Exit, CliError> {
     let (send, mut events) = mpsc::channel(256);
-    let (open, mut tasks) = (Open::default(), JoinSet::new());
+    let (open, mut tasks) = (Open::new(session.agents.iter().map(AgentClient::name)), JoinSet::new());
     for agent in &session.agents {
         tasks.spawn(host(agent.clone(), open.clone(), session.io.clone(), send.clone()));
     }
@@ -94,6 +117,7 @@ async fn stream(agent: &AgentClient, open: &Open, send: &mpsc::Sender<EventView>
     let place = agent.get_host().await?;
     let mut stream = agent.answer(agent.host().watch_host(v1::WatchHostRequest {}).await)?;
     open.set(agent.name(), Some((place.cluster, place.node)));
+    open.gathered().await;
     while let Some(message) = stream.message().await.map_err(|s| agent.error(&s))? {
         *told = true;
         let Some(event) = EventView::new(agent.name(), &message) else { continue };
@@ -136,7 +160,7 @@ mod tests {
 
     #[test]
     fn each_event_is_told_by_one_host() {
-        let open = Open::default();
+        let open = Open::new([]);
         for (host, cluster, node) in [("a", "lab", "pve1"), ("b", "lab", "pve2"), ("c", "prod", "pve1")] {
             open.set(host, Some((cluster.to_owned(), node.to_owned())));
         }
@@ -148,5 +172,16 @@ mod tests {
         assert!(open.tells("a", "pve9") && !open.tells("b", "pve9") && open.tells("c", "pve9"));
         open.set("b", None);
         assert!(open.tells("a", "pve2"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_events_wait_until_every_host_is_heard_of_but_not_for_one_that_hangs() {
+        let open = Open::new(["a", "b"]);
+        open.set("a", Some(("lab".to_owned(), "pve1".to_owned())));
+        let mut first = Box::pin(open.gathered());
+        assert!(futures_util::poll!(first.as_mut()).is_pending());
+        open.set("b", None);
+        first.await;
+        Open::new(["a"]).gathered().await;
     }
 }
