@@ -44,7 +44,7 @@ impl CliError {
             Self::NotFound(_) => Exit::NotFound,
             Self::Unreachable(_) => Exit::Unreachable,
             Self::Agent(e) => of_agent(e),
-            Self::Pki(PkiError::Invalid { .. }) => Exit::Usage,
+            Self::Pki(PkiError::Invalid { .. } | PkiError::NoCa { .. }) => Exit::Usage,
             Self::Pki(PkiError::Unknown { .. }) => Exit::NotFound,
             Self::Pki(_) | Self::Output(_) => Exit::Failed,
         }

@@ -193,6 +193,14 @@ struct CrlView {
     revoked: Vec<RevokedView>,
 }
 
+/// What `pki revoke` did.
+#[derive(Debug, Serialize)]
+struct NewlyRevokedView {
+    /// Serial numbers.
+    revoked: Vec<String>,
+    crl: PathBuf,
+}
+
 #[derive(Debug, Serialize)]
 struct IssuedView {
     identity: String,
@@ -209,19 +217,7 @@ pub(super) fn run(command: &Pki, format: Format, io: &Io) -> Result<Exit, CliErr
             io.note(&format!("CA of {trust_domain} made in {}; keep ca.key secret and make a copy of it", at.dir.display()));
         }
         Pki::Issue(issue) => issue_one(issue, format, io)?,
-        Pki::Revoke { at, what } => {
-            let pki = PkiDir::open(&at.dir);
-            for what in what {
-                let new = pki.revoke(what, SystemTime::now())?;
-                if new.is_empty() {
-                    io.note(&format!("{what}: revoked already"));
-                }
-                for serial in new {
-                    io.print(&format!("revoked {serial}\n"))?;
-                }
-            }
-            io.note(&format!("bring {} to every host; agents read it again by themselves", pki.crl_path().display()));
-        }
+        Pki::Revoke { at, what } => revoke(&PkiDir::open(&at.dir), what, format, io)?,
         Pki::Crl { at } => crl(&PkiDir::open(&at.dir), format, io)?,
         Pki::Show { path } => show(path, format, io)?,
     }
@@ -259,6 +255,25 @@ fn issue_one(issue: &Issue, format: Format, io: &Io) -> Result<(), CliError> {
     output::print(io, format, &view, |v| {
         format!("{}\n  until {}\n  {}\n  {}\n", v.identity, v.not_after, v.cert.display(), v.key.display())
     })
+}
+
+fn revoke(pki: &PkiDir, what: &[String], format: Format, io: &Io) -> Result<(), CliError> {
+    let mut revoked = Vec::new();
+    // What was done before a mistake is told too.
+    let done = what.iter().try_for_each(|what| {
+        let new = pki.revoke(what, SystemTime::now())?;
+        if new.is_empty() {
+            io.note(&format!("{what}: revoked already"));
+        }
+        revoked.extend(new);
+        Ok(())
+    });
+    let view = NewlyRevokedView { revoked, crl: pki.crl_path() };
+    output::print(io, format, &view, |v| v.revoked.iter().map(|serial| format!("revoked {serial}\n")).collect())?;
+    if done.is_ok() || !view.revoked.is_empty() {
+        io.note(&format!("bring {} to every host; agents read it again by themselves", view.crl.display()));
+    }
+    done
 }
 
 fn crl(pki: &PkiDir, format: Format, io: &Io) -> Result<(), CliError> {

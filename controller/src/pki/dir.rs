@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, OpenOptions},
+    io::ErrorKind,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -53,7 +54,11 @@ impl PkiDir {
 
     /// Reads the CA.
     pub fn ca(&self) -> Result<Ca, PkiError> {
-        Ca::from_pem(&files::read(&self.dir.join(CA_CERT))?, &files::read(&self.dir.join(CA_KEY))?)
+        let read = |name: &str| match files::read(&self.dir.join(name)) {
+            Err(PkiError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Err(PkiError::NoCa { dir: self.dir.clone() }),
+            read => read,
+        };
+        Ca::from_pem(&read(CA_CERT)?, &read(CA_KEY)?)
     }
 
     /// The file of the CA's certificate.

@@ -38,6 +38,12 @@ pub enum PkiError {
         /// Why.
         source: std::io::Error,
     },
+    /// The folder holds no CA.
+    #[error("there is no CA in {}: name its folder with --dir, or make one with pveletctl pki init", dir.display())]
+    NoCa {
+        /// Which folder.
+        dir: PathBuf,
+    },
     /// A file is there already and would have been overwritten.
     #[error("{} exists already: it is kept; use --force to replace it (a replaced key cannot be brought back)", path.display())]
     Exists {

@@ -30,8 +30,9 @@ pub struct CredentialFiles {
 }
 
 impl CredentialFiles {
-    fn paths(&self) -> [&Path; 3] {
-        [&self.ca, &self.cert, &self.key]
+    /// Each with the name of its option.
+    fn paths(&self) -> [(&'static str, &Path); 3] {
+        [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key)]
     }
 }
 
@@ -135,10 +136,14 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
+fn unreadable(option: &str, path: &Path, why: &std::io::Error) -> TlsError {
+    TlsError::File { path: path.to_owned(), why: format!("cannot be read ({why}); name the right file for {option}") }
+}
+
 fn stamp(files: &CredentialFiles) -> Result<Stamp, TlsError> {
     let mut stamp = Stamp::default();
-    for (slot, path) in stamp.iter_mut().zip(files.paths()) {
-        let m = fs::metadata(path).map_err(|e| TlsError::File { path: path.to_owned(), why: e.to_string() })?;
+    for (slot, (option, path)) in stamp.iter_mut().zip(files.paths()) {
+        let m = fs::metadata(path).map_err(|e| unreadable(option, path, &e))?;
         *slot = (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
     }
     Ok(stamp)
@@ -147,7 +152,7 @@ fn stamp(files: &CredentialFiles) -> Result<Stamp, TlsError> {
 fn read(files: &CredentialFiles) -> Result<(Stamp, Loaded), TlsError> {
     // The stamp is taken first: what changes between the two is seen the next time.
     let stamp = stamp(files)?;
-    let content = |path: &Path| fs::read(path).map_err(|e| TlsError::File { path: path.to_owned(), why: e.to_string() });
-    let (ca, cert, key) = (content(&files.ca)?, content(&files.cert)?, content(&files.key)?);
+    let [ca, cert, key] = files.paths().map(|(option, path)| fs::read(path).map_err(|e| unreadable(option, path, &e)));
+    let (ca, cert, key) = (ca?, cert?, key?);
     Ok((stamp, Loaded::parse(files, [&ca, &cert, &key])?))
 }

@@ -171,7 +171,8 @@ fn cloud_init(args: &CloneVm) -> Result<Option<CloudInit>, CliError> {
 
 fn keys(path: &Path) -> Result<Vec<String>, CliError> {
     let fail = |why: &str| CliError::File { path: path.to_owned(), why: why.to_owned() };
-    let text = fs::read_to_string(path).map_err(|e| fail(&e.to_string()))?;
+    let text = fs::read_to_string(path)
+        .map_err(|e| fail(&format!("cannot be read ({e}); name a file with SSH public keys for --ssh-key-file")))?;
     if text.contains("PRIVATE KEY") {
         return Err(fail("this is a private key, which stays with you: name the .pub file beside it"));
     }

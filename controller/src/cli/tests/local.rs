@@ -131,7 +131,12 @@ async fn pki_from_the_first_ca_to_a_revocation() {
 
     let ran = plain(&["pki", "revoke", "spiffe://pvelet.example/role/admin/ann.b", "--dir", &dir]).await.expect(Exit::Ok);
     assert!(ran.out.starts_with("revoked "), "{}", ran.out);
+    let twice = ["pki", "revoke", "spiffe://pvelet.example/role/admin/ann.b", "spiffe://nobody", "--dir", &dir, "-o", "json"];
+    let json = plain(&twice).await.expect(Exit::NotFound).json();
+    assert_eq!(json["revoked"], serde_json::json!([]), "it was before: {json}");
     plain(&["pki", "revoke", "spiffe://pvelet.example/role/admin/nobody", "--dir", &dir]).await.expect(Exit::NotFound);
+    let ran = plain(&["pki", "issue", "controller", "main", "--dir", "/nonexistent"]).await.expect(Exit::Usage);
+    assert!(ran.err.contains("there is no CA in /nonexistent: name its folder with --dir"), "{}", ran.err);
     let ran = plain(&["pki", "revoke", "nope.crt", "--dir", &dir]).await.expect(Exit::Usage);
     assert!(ran.err.contains("'nope.crt': there is no such file; name a certificate's file, a serial number"), "{}", ran.err);
     let json = plain(&["pki", "crl", "--dir", &dir, "-o", "json"]).await.expect(Exit::Ok).json();
@@ -149,6 +154,24 @@ async fn pki_from_the_first_ca_to_a_revocation() {
     assert_eq!(json[0]["names"], serde_json::json!(["pve1.lab.example", "192.0.2.1"]));
     let ran = plain(&["pki", "show", key]).await.expect(Exit::Failed);
     assert!(ran.err.contains("no PEM block CERTIFICATE"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_named_with_its_option() {
+    let world = World::new(two_hosts()).await;
+    for option in ["ca", "cert", "key"] {
+        let ran = world.run(&[&format!("--{option}"), "/nonexistent", "hosts"]).await.expect(Exit::Usage);
+        assert!(
+            ran.err.contains(&format!(
+                "/nonexistent: cannot be read (No such file or directory (os error 2)); name the right file for {option}"
+            )),
+            "{}",
+            ran.err
+        );
+    }
+    let args = ["clone", "--host", "pve1", "--template", "9000", "--name", "a", "--ssh-key-file", "/nonexistent"];
+    let ran = world.run(&args).await.expect(Exit::Usage);
+    assert!(ran.err.contains("/nonexistent: cannot be read") && ran.err.contains("--ssh-key-file"), "{}", ran.err);
 }
 
 #[tokio::test]
