@@ -75,6 +75,11 @@ impl ConfigFile {
         if let Some(value) = file.keys.remove("description") {
             description.push(percent_decode_str(&value).decode_utf8_lossy().into_owned());
         }
+        // PVE keeps the case in which somebody wrote it; to compare it, there is one.
+        if let Some(value) = file.keys.get_mut("smbios1") {
+            let parts = value.split(',').map(|p| if p.starts_with("uuid=") { p.to_ascii_lowercase() } else { p.to_owned() });
+            *value = parts.collect::<Vec<_>>().join(",");
+        }
         file.description = description.join("\n");
         file
     }
@@ -150,6 +155,13 @@ mod tests {
         assert_eq!(file.uuid(), Some("57c0d1db-257b-4aa1-b83d-bfd147865654"));
         assert_eq!(file.tags(), ["a", "k8s"]);
         assert_eq!(file.drives().map(|(s, _)| s).collect::<Vec<_>>(), ["scsi0", "unused0"]);
+    }
+
+    #[test]
+    fn a_uuid_has_one_form() {
+        let file = ConfigFile::parse("smbios1: base64=1,serial=QUJD,uuid=57C0D1DB-257B-4AA1-B83D-BFD147865654\n");
+        assert_eq!(file.uuid(), Some("57c0d1db-257b-4aa1-b83d-bfd147865654"));
+        assert!(file.get("smbios1").is_some_and(|v| v.contains("serial=QUJD")));
     }
 
     #[test]
