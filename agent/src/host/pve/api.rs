@@ -222,6 +222,8 @@ fn decode(call: &Call<'_>, answer: &Answer) -> Result<Value, Error> {
     if answer.status.is_success() {
         return match reply {
             Some(reply) => Ok(reply.data),
+            // It was carried out, or is being so: what it began has to be looked for.
+            None if call.method != Method::GET => Err(Error::PveAnswerLost { detail: ANSWER_LOST.to_owned() }),
             None => Err(Error::PveDown { detail: format!("{} {} was answered with something that is not JSON", call.method, call.path) }),
         };
     }

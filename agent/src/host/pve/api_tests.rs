@@ -107,6 +107,14 @@ async fn a_change_whose_answer_is_lost_is_not_repeated() {
 }
 
 #[tokio::test]
+async fn a_change_with_an_answer_that_is_not_understood_counts_as_lost() {
+    let text = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: Keep-Alive\r\n\r\nno";
+    let (api, _requests) = daemon(move |_, _| Some(text.to_owned())).await;
+    assert!(crate::host::pve::classify::is_answer_lost(&api.call(&call(Method::POST, &[])).await.unwrap_err()));
+    assert_eq!(api.call(&call(Method::GET, &[])).await.unwrap_err().reason(), "PVE_DOWN");
+}
+
+#[tokio::test]
 async fn a_daemon_that_is_down_is_told_as_such() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     CloneCall, ConfigCall, DestroyCall, PowerCall, StorageInfo, Upid, VolumeInfo,
     api::{Call, quote},
-    classify::Subject,
+    classify::{ANSWER_LOST, Subject},
 };
 use crate::error::Error;
 
@@ -112,9 +112,12 @@ pub(super) fn stop_task<'a>(node: &'a str, upid: &'a Upid) -> Call<'a> {
     }
 }
 
-/// The UPID that a call answered with.
+/// The UPID that a call answered with. Without one it was carried out all the same, and its task has to be looked for.
 pub(super) fn upid(call: &Call<'_>, data: &Value) -> Result<Upid, Error> {
-    data.as_str().and_then(Upid::parse).ok_or_else(|| unexpected(call, data))
+    data.as_str().and_then(Upid::parse).ok_or_else(|| {
+        tracing::error!(method = %call.method, path = call.path, %data, "an answer of PVE's daemon that is not understood");
+        Error::PveAnswerLost { detail: ANSWER_LOST.to_owned() }
+    })
 }
 
 fn unexpected(call: &Call<'_>, data: &Value) -> Error {
@@ -287,9 +290,9 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_a_upid_is_an_error() {
+    fn an_answer_without_a_upid_is_a_lost_one() {
         let call = power("pve1", 500, &PowerCall::Start);
-        assert_eq!(upid(&call, &Value::Null).unwrap_err().reason(), "PVE_FAILED");
+        assert!(matches!(upid(&call, &Value::Null), Err(Error::PveAnswerLost { .. })), "its task may run");
         assert_eq!(upid(&call, &Value::from("UPID:pve1:1:2:3:qmstart:500:root@pam:")).unwrap().kind, "qmstart");
     }
 }
