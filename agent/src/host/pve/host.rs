@@ -163,7 +163,8 @@ impl Pve for PveHost {
 
     async fn read_vm(&self, vmid: u32) -> Result<Option<Arc<VmRecord>>, Error> {
         self.reader.refresh(Some(vmid)).await?;
-        self.running.look(vmid).await;
+        let stuck = |_| Error::PveFsHung { detail: "the processes of VMs cannot be looked at".to_owned() };
+        self.running.look(vmid).await.map_err(stuck)?;
         ask(&self.paths.run_qemu, &self.world, vmid).await;
         Ok(self.world.inventory().vms.get(&vmid).cloned())
     }

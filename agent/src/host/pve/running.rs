@@ -31,6 +31,9 @@ const WAKE: u64 = 1;
 /// How long to wait for the folder of pid files, which PVE makes when it boots.
 const RETRY: u16 = 1000;
 
+/// How long a caller waits for a look at one VM, which takes 0.1 ms.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// A process of a VM.
 #[derive(Debug)]
 struct Guest {
@@ -71,12 +74,14 @@ impl Running {
         Ok(Self { wake, stop, ask })
     }
 
-    /// Looks at a VM's pid file and process now. What follows a task must not be told by an event that is still on its way.
-    pub(super) async fn look(&self, vmid: u32) {
+    /// Looks at a VM's pid file and process now. What follows a task must not be told by an event that is still on its way. Errors: no
+    /// answer within [`LOOK`]. The kernel may hold up whoever reads about a process that hangs in it.
+    pub(super) async fn look(&self, vmid: u32) -> Result<(), tokio::time::error::Elapsed> {
         let (done, looked) = oneshot::channel();
         if self.ask.send((vmid, done)).is_ok() && self.wake.write(1).is_ok() {
-            let _ = looked.await;
+            let _ = tokio::time::timeout(LOOK, looked).await?;
         }
+        Ok(())
     }
 
     pub(super) fn stop(&self) {

@@ -85,11 +85,11 @@ async fn whoever_asks_sees_the_process_and_not_the_last_event() {
     for _ in 0..20 {
         let mut kvm = kvm(100);
         write_pid(dir.path(), 100, kvm.id());
-        running.look(100).await;
+        running.look(100).await.unwrap();
         assert!(matches!(world.running(100), Some(RunState::Running { pid, .. }) if pid.cast_unsigned() == kvm.id()));
         kvm.kill().unwrap();
         kvm.wait().unwrap();
-        running.look(100).await;
+        running.look(100).await.unwrap();
         assert_eq!(world.running(100), None);
     }
 }
@@ -103,13 +103,13 @@ async fn a_vm_whose_pid_file_is_gone_has_stopped_though_its_process_is_still_end
     let running = Running::start(dir.path().to_owned(), "/proc".into(), world.clone(), began).unwrap();
     let mut kvm = kvm(100);
     write_pid(dir.path(), 100, kvm.id());
-    running.look(100).await;
+    running.look(100).await.unwrap();
     fs::remove_file(dir.path().join("100.pid")).unwrap();
-    running.look(100).await;
+    running.look(100).await.unwrap();
     assert_eq!(world.running(100), None);
     kvm.kill().unwrap();
     kvm.wait().unwrap();
-    running.look(100).await;
+    running.look(100).await.unwrap();
     // Told once each, whatever the process did after that.
     assert!(matches!(changes.try_recv(), Ok(Change::VmStarted(_))));
     assert!(matches!(changes.try_recv(), Ok(Change::VmStopped(_))));

@@ -6,6 +6,7 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use inotify::{Inotify, WatchMask, Watches};
@@ -21,6 +22,10 @@ use crate::host::process::{self, Handle};
 const FOLDERS: &[u8; 16] = b"0123456789ABCDEF";
 /// How much of a finished log is read: its end line, and the warnings and cause shortly before.
 const TAIL: u64 = 256 << 10;
+/// How much of a log is read at once.
+const CHUNK: u64 = 256 << 10;
+/// How often a worker is looked at that the kernel grants no handle on.
+const LOOK: Duration = Duration::from_secs(1);
 /// Updates that a follower may be behind.
 const BEHIND: usize = 256;
 
@@ -103,16 +108,56 @@ fn log_path(log: &Path, upid: &Upid) -> Option<PathBuf> {
     Some(log.join(digit.to_string()).join(&upid.text))
 }
 
-/// Reads what lies behind `offset`; `None` when there is no file.
-fn read_from(path: &Path, offset: u64) -> io::Result<Option<Vec<u8>>> {
+/// Reads what lies behind `offset`, at most so many bytes; `None` when there is no file.
+fn read_from(path: &Path, offset: u64, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
     file.seek(SeekFrom::Start(offset))?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    file.take(most).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
+}
+
+/// The process of a task.
+enum Worker {
+    /// There is none any more.
+    Gone,
+    /// Its end is told.
+    Watched(Handle),
+    /// It lives, and the kernel grants no handle on it: that it cannot be watched does not mean that it has ended.
+    Unwatched,
+}
+
+impl Worker {
+    fn find(proc: &Path, upid: &Upid) -> Self {
+        match Handle::open(proc, upid.pid, upid.pstart) {
+            Ok(Some(handle)) => Self::Watched(handle),
+            Ok(None) => Self::Gone,
+            Err(error) => Self::unwatched(proc, upid, &error),
+        }
+    }
+
+    fn unwatched(proc: &Path, upid: &Upid, error: &io::Error) -> Self {
+        tracing::error!(%error, %upid, "the worker cannot be watched; it is looked at every second");
+        if process::lives(proc, upid.pid, upid.pstart) { Self::Unwatched } else { Self::Gone }
+    }
+
+    /// Returns when there may be news of it; never when it is gone.
+    async fn looked_at(&mut self, proc: &Path, upid: &Upid) {
+        *self = match self {
+            Self::Gone => std::future::pending().await,
+            Self::Watched(handle) => match handle.ended().await {
+                Ok(()) => Self::Gone,
+                Err(error) => Self::unwatched(proc, upid, &error),
+            },
+            Self::Unwatched => {
+                tokio::time::sleep(LOOK).await;
+                if process::lives(proc, upid.pid, upid.pstart) { Self::Unwatched } else { Self::Gone }
+            }
+        };
+    }
 }
 
 impl Tasks {
@@ -147,7 +192,8 @@ impl Tasks {
             // The process first: if it is gone before the log is read, the log is complete.
             let lives = process::lives(&proc, upid.pid, upid.pstart);
             let start = fs::metadata(&path).map_or(0, |m| m.len().saturating_sub(TAIL));
-            match read_from(&path, start) {
+            // More than the tail: it may grow meanwhile.
+            match read_from(&path, start, 2 * TAIL) {
                 Ok(Some(bytes)) => {
                     let mut log = TaskLog::default();
                     log.feed(&bytes);
@@ -189,17 +235,14 @@ impl Tasks {
 
     /// The end; `None` when nobody wants to know it any more.
     async fn run(&self, upid: &Upid, path: &Path, notify: Option<&Notify>, sender: &mpsc::Sender<TaskUpdate>) -> Option<TaskEnd> {
-        let mut handle = Handle::open(&self.proc, upid.pid, upid.pstart).unwrap_or_else(|error| {
-            tracing::error!(%error, %upid, "the worker cannot be watched");
-            None
-        });
+        let mut worker = Worker::find(&self.proc, upid);
         let (mut log, mut offset, mut watched) = (TaskLog::default(), 0, false);
         loop {
             if !watched && let (Some(watch), Some(folder)) = (&self.watch, path.parent()) {
                 watched = watch.add(folder).is_ok();
             }
             let file = path.to_owned();
-            let appended = spawn_blocking(move || read_from(&file, offset)).await.ok()?;
+            let appended = spawn_blocking(move || read_from(&file, offset, CHUNK)).await.ok()?;
             let appended = appended.inspect_err(|error| tracing::error!(%error, %upid, "task log")).ok().flatten().unwrap_or_default();
             offset += appended.len() as u64;
             for update in log.feed(&appended) {
@@ -209,7 +252,10 @@ impl Tasks {
                     update => sender.send(update).await.ok()?,
                 }
             }
-            if let Some(end) = log.end(handle.is_none()) {
+            if appended.len() as u64 == CHUNK {
+                continue;
+            }
+            if let Some(end) = log.end(matches!(worker, Worker::Gone)) {
                 return Some(end);
             }
             let changed = async {
@@ -218,20 +264,9 @@ impl Tasks {
                     None => std::future::pending().await,
                 }
             };
-            let gone = async {
-                match &handle {
-                    Some(handle) => handle.ended().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 () = changed => {}
-                ended = gone => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, %upid, "the worker cannot be watched");
-                    }
-                    handle = None;
-                }
+                () = worker.looked_at(&self.proc, upid) => {}
                 () = sender.closed() => return None,
             }
         }

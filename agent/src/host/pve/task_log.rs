@@ -57,6 +57,8 @@ pub(super) struct TaskLog {
 
 /// A log of a runaway task must not fill the agent's memory.
 const WARNINGS_KEPT: usize = 100;
+/// A line without an end must not either.
+const LONGEST_LINE: usize = 64 << 10;
 
 impl TaskLog {
     /// Takes what was appended, and returns the complete lines in it. End lines are not among them: [`TaskLog::end`] tells those.
@@ -65,6 +67,10 @@ impl TaskLog {
         text.extend_from_slice(appended);
         let complete = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         self.partial = text.split_off(complete);
+        // The end of an endless line is of no use to anybody. What is kept begins in its middle, so that it is no end line.
+        if self.partial.len() > LONGEST_LINE {
+            self.partial.drain(..self.partial.len() - LONGEST_LINE / 2);
+        }
         text.pop();
         if complete == 0 { Vec::new() } else { text.split(|b| *b == b'\n').filter_map(|line| self.line(line)).collect() }
     }
@@ -181,6 +187,17 @@ mod tests {
         assert_eq!(progress("transferred 0.0 B of 1.0 GiB (0.00%)"), p(0, 0, 1 << 30));
         assert_eq!(progress("mirror-scsi0: transferred 1.0 KiB of 1.0 KiB (100.00%) in 0s"), p(100, 1024, 1024));
         assert_eq!(progress("transferred everything of value (really)"), None);
+    }
+
+    #[test]
+    fn a_line_without_an_end_does_not_fill_the_memory() {
+        let mut log = TaskLog::default();
+        for _ in 0..100 {
+            assert!(log.feed(&[b'x'; 10_000]).is_empty());
+            assert!(log.partial.len() <= LONGEST_LINE);
+        }
+        log.feed(b"\nTASK OK\n");
+        assert_eq!(log.end(true), Some(TaskEnd::Ok));
     }
 
     proptest! {

@@ -132,3 +132,42 @@ async fn tasks_are_found_in_the_lists_and_among_the_logs() {
     assert_eq!(found.iter().map(|u| u.starttime).collect::<Vec<_>>(), [0x6B03_F860, 0x6B03_F864, 0x6B03_F86A]);
     assert!(tasks.find("qmclone", "9011", 0).await.is_empty());
 }
+
+#[tokio::test]
+async fn a_log_longer_than_one_reading_is_told_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let tasks = tasks(dir.path());
+    let mut worker = worker(dir.path());
+    // A line that looks like an end stands where the first reading ends.
+    let fake_end = "TASK OK\n";
+    let first = usize::try_from(CHUNK).unwrap() - fake_end.len();
+    worker.print(&"x\n".repeat(first / 2));
+    worker.print(fake_end);
+    worker.print(&"y\n".repeat(first));
+    worker.print("TASK ERROR: no\n");
+    let mut updates = tasks.follow(&worker.upid);
+    let mut lines = 0;
+    loop {
+        match next(&mut updates).await.unwrap() {
+            TaskUpdate::Line(_) => lines += 1,
+            TaskUpdate::Progress { .. } => {}
+            TaskUpdate::End(end) => break assert_eq!(end, TaskEnd::Error("no".into())),
+        }
+    }
+    assert_eq!(lines, first / 2 + first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_cannot_be_watched_is_not_taken_for_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut worker = worker(dir.path());
+    let upid = worker.upid.clone();
+    let proc = Path::new(PROC);
+    let mut process = super::Worker::unwatched(proc, &upid, &io::Error::other("too many open files"));
+    process.looked_at(proc, &upid).await;
+    assert!(matches!(process, super::Worker::Unwatched));
+    worker.child.kill().unwrap();
+    worker.child.wait().unwrap();
+    process.looked_at(proc, &upid).await;
+    assert!(matches!(process, super::Worker::Gone));
+}

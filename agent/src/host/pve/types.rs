@@ -254,13 +254,14 @@ impl Upid {
             || node.contains('/')
             || kind.contains('/')
             || id.contains('/')
+            || user.contains('/')
         {
             return None;
         }
         Some(Self {
             text: text.trim_end().to_owned(),
             node: (*node).to_owned(),
-            pid: i32::from_str_radix(pid, 16).ok()?,
+            pid: i32::from_str_radix(pid, 16).ok().filter(|pid| *pid > 0)?,
             pstart: u64::from_str_radix(pstart, 16).ok()?,
             starttime: u64::from_str_radix(starttime, 16).ok()?,
             kind: (*kind).to_owned(),
