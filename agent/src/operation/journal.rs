@@ -163,8 +163,11 @@ impl Journal {
     pub(super) fn push(&self, writes: impl IntoIterator<Item = Write>) -> u64 {
         let mut queue = lock(&self.queue);
         for write in writes {
-            queue.writes.push(write);
             queue.queued += 1;
+            // A failed journal takes nothing more, and must not fill the memory.
+            if queue.failed.is_none() {
+                queue.writes.push(write);
+            }
         }
         queue.queued
     }
@@ -201,6 +204,7 @@ impl Journal {
                 let detail = e.to_string();
                 tracing::error!(path = %self.path.display(), %detail, "the journal cannot be written; no operation is begun until a restart");
                 queue.failed = Some(detail.clone());
+                queue.writes = Vec::new();
                 Err(self.error(&detail))
             }
         }
@@ -275,5 +279,25 @@ enum Read {
 impl<E: Into<redb::Error>> From<E> for Read {
     fn from(error: E) -> Self {
         Self::Failed(error.into().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failed_journal_takes_nothing_more_and_does_not_grow() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(dir.path()).unwrap();
+        journal.push([Write::Revision(1)]);
+        lock(&journal.queue).failed = Some("no space left on device".to_owned());
+        lock(&journal.queue).writes.clear();
+        for _ in 0..3 {
+            let number = journal.push([Write::Audit("{}".to_owned())]);
+            assert!(journal.durable(number).await.unwrap_err().to_string().contains("no space left"));
+        }
+        assert!(lock(&journal.queue).writes.is_empty());
     }
 }

@@ -225,7 +225,9 @@ impl Operations {
         if inner.entries.len() - inner.expiry.len() >= self.settings.max_active {
             return Err(Error::Overloaded { what: "operations" });
         }
-        let mut writes = self.forget(inner, now);
+        // Whatever is decided below: what is forgotten here must be so on the disk.
+        self.journal.push(self.forget(inner, now));
+        let mut writes = Vec::new();
         let name = OperationName::random().to_string();
         let (mut target, mut state, mut guards) = (begin.target, begin.state, begin.guards);
         inner.guards.take(&name, &guards, since)?;
