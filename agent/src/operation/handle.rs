@@ -109,6 +109,14 @@ impl Handle {
         self.operations.journal.durable(number).await
     }
 
+    /// Notes on which storages no volume with the VMID lies. It comes to the disk with the next write: forgotten by a crash, it makes
+    /// undoing more careful, not less.
+    pub fn found_clean(&self, storages: Vec<String>) {
+        if let Some(entry) = self.operations.lock().entries.get_mut(&self.name) {
+            entry.state.clean = storages;
+        }
+    }
+
     /// Records a task of PVE. It is queued for the disk at once and not waited for: the task runs, and its log and the config tell the rest
     /// if the agent dies before.
     pub fn task(&self, task: TaskRef) {

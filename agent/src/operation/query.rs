@@ -146,14 +146,21 @@ impl Operations {
     pub fn unfinished(self: &Arc<Self>) -> Vec<Unfinished> {
         let inner = self.lock();
         let entries = inner.by_number.values().filter_map(|name| inner.entries.get(name)).filter(|e| !ended(&e.shown));
-        entries
-            .map(|e| Unfinished {
-                handle: Handle::new(Arc::clone(self), e),
-                kind: e.shown.kind(),
-                request: Arc::clone(&e.request),
-                state: e.state.clone(),
-            })
-            .collect()
+        entries.map(|e| self.to_settle(e)).collect()
+    }
+
+    /// One operation that has not ended.
+    pub fn unfinished_one(self: &Arc<Self>, name: &str) -> Option<Unfinished> {
+        self.lock().entries.get(name).filter(|e| !ended(&e.shown)).map(|e| self.to_settle(e))
+    }
+
+    fn to_settle(self: &Arc<Self>, e: &Entry) -> Unfinished {
+        Unfinished {
+            handle: Handle::new(Arc::clone(self), e),
+            kind: e.shown.kind(),
+            request: Arc::clone(&e.request),
+            state: e.state.clone(),
+        }
     }
 
     /// Name and state of clones that failed or were cancelled: nothing of theirs should be left.

@@ -42,6 +42,8 @@ pub struct State {
     pub name: String,
     /// Where new volumes are put: the lane, and where left-overs are looked for.
     pub storages: Vec<String>,
+    /// Those of them on which no volume with the VMID lay before the clone was asked for: all with its number there is the clone's.
+    pub clean: Vec<String>,
     /// The VM's own volumes before it was destroyed.
     pub volumes: Vec<String>,
     /// The config's digest before it was changed.

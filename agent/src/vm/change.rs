@@ -63,7 +63,9 @@ pub(super) fn plan(wanted: &v1::VmConfig, current: &ConfigFile, mark: Option<&Ma
     }
     let text = wanted.description.clone().unwrap_or_else(|| mark::strip(&current.description));
     let description = mark.map_or_else(|| mark::strip(&text), |mark| mark.append_to(&text));
-    if description != current.description {
+    // Nobody asked for another one: what stands there stays, somebody else's mark included.
+    let untouched = wanted.description.is_none() && mark.is_none();
+    if description != current.description && !untouched {
         put("description", Some(description).filter(|d| !d.is_empty()));
     }
     // Without this a template's whole config would be written to every clone; and an unchanged line is no change.
@@ -161,6 +163,16 @@ mod tests {
         assert_eq!(call.set, [("cores".to_owned(), "4".to_owned())].into());
         assert!(call.delete.is_empty() && call.digest.is_some());
         assert_eq!(unmet(&call, &current()), ["cores"]);
+    }
+
+    #[test]
+    fn a_description_that_nobody_asked_for_stays() {
+        let copied = ConfigFile::parse("#note\n#pvelet%3Av1 op=00000000-0000-0000-0000-000000000001 tenant=a uuid=x\ncores: 2\n");
+        let wanted = v1::VmConfig { cores: Some(4), ..v1::VmConfig::default() };
+        let call = plan(&wanted, &copied, None);
+        assert_eq!(call.set.keys().collect::<Vec<_>>(), ["cores"]);
+        let wanted = v1::VmConfig { description: Some("new".into()), ..v1::VmConfig::default() };
+        assert_eq!(plan(&wanted, &copied, None).set["description"], "new");
     }
 
     #[test]

@@ -33,20 +33,23 @@ use crate::{
     operation::{Begin, Begun, Guards, Handle, Lane, LeaseRequest, State},
 };
 
-/// After so long volumes with the leased VMID are looked for again.
+/// After so long volumes with the leased VMID are looked for again, and the template is looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a clone that has just begun knows.
 pub(super) struct Fresh {
     template: Arc<VmRecord>,
     lease: LeaseRequest,
-    /// When no volume with its VMID lay on the target.
+    /// When no volume with its VMID lay on any storage that gets a disk.
     clean: Option<Instant>,
+    /// When the request was checked.
+    checked: Instant,
 }
 
 impl Inner {
     /// Checks a clone request and begins the operation; returns its name.
     pub(super) async fn accept_clone(this: &Arc<Self>, call: &Call, request: v1::CloneVmRequest) -> Result<String, Error> {
+        let checked = Instant::now();
         let config = request.config.clone().unwrap_or_default();
         let mut violations = validate::clone_request(&request, this.settings.vmid_range);
         violations.extend(validate::config(&config));
@@ -73,7 +76,7 @@ impl Inner {
             Self::may_grow(disk.as_ref(), bytes)?;
         }
         if let Some(nics) = &config.nics {
-            this.check_nics(&nics.nics, &inventory, 0)?;
+            this.check_nics(&nics.nics, &inventory, 0).await?;
         }
         if !request.pool.is_empty() && !inventory.pools.contains(&request.pool) {
             return Err(Error::PoolNotFound { pool: request.pool.clone() });
@@ -81,16 +84,15 @@ impl Inner {
         let owner = request.owner.clone().unwrap_or_default();
         let mut guards = Guards { exclusive: Vec::new(), shared: vec![Guards::vm(template.vmid)] };
         if !owner.machine_uid.is_empty() {
-            let of_machine = |vm: &&Arc<VmRecord>| {
-                view::bound_mark(vm)
-                    .is_some_and(|m| m.machine_uid == owner.machine_uid && m.tenant == call.meta.tenant && m.cluster == owner.cluster)
-            };
-            if let Some(vm) = inventory.vms.values().find(of_machine) {
-                return Err(Error::MachineHasVm { machine_uid: owner.machine_uid, vmid: vm.vmid, node: vm.node.clone() });
-            }
-            guards.exclusive.push(format!("machine {}/{}/{}", call.meta.tenant, owner.cluster, owner.machine_uid));
+            // A UID has one meaning in either case.
+            let uid = owner.machine_uid.to_ascii_lowercase();
+            guards.exclusive.push(format!("machine {}/{}/{uid}", call.meta.tenant, owner.cluster));
         }
+        this.machine_has_none(&owner, &call.meta.tenant)?;
         let storages = this.clone_storages(&request, &template, full).await?;
+        // What was true before PVE was asked about its storages may have changed.
+        let inventory = this.writable()?;
+        this.machine_has_none(&owner, &call.meta.tenant)?;
         let lease = LeaseRequest { range: this.settings.vmid_range, vmid: request.vmid, used: inventory.vmids.clone() };
         let state = State { template: template.vmid, name: config.name.clone().unwrap_or_default(), storages, ..State::default() };
         let begin = Begin {
@@ -109,19 +111,51 @@ impl Inner {
                 crash_point!("clone.leased");
                 let name = h.name().to_owned();
                 let inner = Arc::clone(this);
-                Self::spawn(h.clone(), async move {
+                let tenant = call.meta.tenant.clone();
+                Self::spawn(this, h.clone(), async move {
                     // Looking for left-over volumes changes nothing, so it need not wait for the disk.
                     let state = h.state();
-                    let storage = state.storages.first().map_or("", String::as_str);
-                    let (written, left) = tokio::join!(h.written(), inner.pve.volumes(storage, state.vmid));
+                    let (written, left) = tokio::join!(h.written(), inner.left_over(&h, &state.storages, state.vmid));
                     if written.is_ok() {
                         crash_point!("clone.intent_written");
-                        let clean = left.is_ok_and(|left| left.is_empty()).then(Instant::now);
-                        inner.run_clone(&h, &request, Some(Fresh { template, lease, clean })).await;
+                        // Told only now that the guard of the machine is held: nobody else can be making its VM any more.
+                        if let Err(error) = inner.machine_has_none(&owner, &tenant) {
+                            return h.finish(Err(error), Some(Duration::ZERO)).await;
+                        }
+                        let clean = left.is_none().then(Instant::now);
+                        inner.run_clone(&h, &request, Some(Fresh { template, lease, clean, checked })).await;
                     }
                 });
                 Ok(name)
             }
+        }
+    }
+
+    /// That the machine which the VM is for has none. Errors: `MachineHasVm`.
+    fn machine_has_none(&self, owner: &v1::Owner, tenant: &str) -> Result<(), Error> {
+        let of_machine = |vm: &&Arc<VmRecord>| {
+            view::bound_mark(vm)
+                .is_some_and(|m| m.machine_uid.eq_ignore_ascii_case(&owner.machine_uid) && m.tenant == tenant && m.cluster == owner.cluster)
+        };
+        if owner.machine_uid.is_empty() {
+            return Ok(());
+        }
+        match self.pve.inventory().vms.values().find(of_machine) {
+            Some(vm) => Err(Error::MachineHasVm { machine_uid: owner.machine_uid.clone(), vmid: vm.vmid, node: vm.node.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// That the template is still what it was when the request was checked: others may have put another VM under its VMID, whose disks are
+    /// nobody's to copy. Errors: `TemplateNotFound`, `PveFsHung`.
+    async fn same_template(&self, template: &VmRecord) -> Result<(), Error> {
+        let vmid = template.vmid;
+        match self.pve.read_vm(vmid).await? {
+            Some(now) if now.config.is_template() && now.config.uuid() == template.config.uuid() => Ok(()),
+            _ => Err(Error::TemplateNotFound {
+                what: format!("VMID {vmid}, which was removed or replaced while the clone waited,"),
+                node: self.settings.node.clone(),
+            }),
         }
     }
 
@@ -193,8 +227,11 @@ impl Inner {
             crash_point!("clone.lane_held");
             let vmid = match fresh.clean {
                 Some(at) if at.elapsed() < LOOK_AGAIN => state.vmid,
-                _ => self.clean_vmid(h, &storage, &fresh.lease).await?,
+                _ => self.clean_vmid(h, &state.storages, &fresh.lease).await?,
             };
+            if fresh.checked.elapsed() >= LOOK_AGAIN {
+                self.same_template(&fresh.template).await?;
+            }
             h.check_cancelled()?;
             h.step("cloning");
             let call = CloneCall {
@@ -245,7 +282,7 @@ impl Inner {
             return Err(error);
         }
         let state = h.state();
-        let found = judge(self.pve.read_vm(state.vmid).await?, h.uuid(), &self.settings.node);
+        let found = judge(self.read_now(h, state.vmid, limit).await?, h.uuid(), &self.settings.node);
         let failed = Failed {
             vmid: state.vmid,
             upid: &upid.text,
@@ -275,23 +312,35 @@ impl Inner {
         Ok(())
     }
 
-    /// The leased VMID, once no volume with its number lies on the target: what somebody left there would become the new VM's.
-    async fn clean_vmid(&self, h: &Handle, storage: &str, lease: &LeaseRequest) -> Result<u32, Error> {
+    /// The leased VMID, once no volume with its number lies where disks are put: what somebody left there would become the new VM's.
+    async fn clean_vmid(&self, h: &Handle, storages: &[String], lease: &LeaseRequest) -> Result<u32, Error> {
         let mut vmid = h.state().vmid;
         loop {
-            let left = match self.pve.volumes(storage, vmid).await {
-                Ok(left) => left,
-                // Whether the storage works is not the question here, and the clone will tell.
-                Err(_) => return Ok(vmid),
-            };
-            let Some(volume) = left.first() else { return Ok(vmid) };
+            let Some(volume) = self.left_over(h, storages, vmid).await else { return Ok(vmid) };
             if lease.vmid != 0 {
-                return Err(Error::NotOurs { what: format!("volume {} of VMID {vmid}, left by a former VM,", volume.volid) });
+                return Err(Error::NotOurs { what: format!("volume {volume} of VMID {vmid}, left by a former VM,") });
             }
-            tracing::warn!(vmid, volume = %volume.volid, "a VMID is passed over: a volume of it is left");
+            tracing::warn!(vmid, volume, "a VMID is passed over: a volume of it is left");
             let used = self.pve.inventory().vmids.clone();
             vmid = h.lease_again(&LeaseRequest { used, ..lease.clone() }, self.settings.lease_quarantine).await?;
         }
+    }
+
+    /// A volume with the VMID that is left on one of the storages, and notes on which there is none. Whether a storage works is not the
+    /// question here, and the clone will tell; but one that cannot be asked is not noted.
+    async fn left_over(&self, h: &Handle, storages: &[String], vmid: u32) -> Option<String> {
+        let mut clean = Vec::new();
+        for storage in storages {
+            match self.pve.volumes(storage, vmid).await {
+                Ok(left) => match left.into_iter().next() {
+                    Some(volume) => return Some(volume.volid),
+                    None => clean.push(storage.clone()),
+                },
+                Err(error) => tracing::debug!(storage, %error, "left-over volumes are not looked for"),
+            }
+        }
+        h.found_clean(clean);
+        None
     }
 
     /// The clone task of this operation whose answer was lost: the one that says in its log that it makes our VMID.
@@ -361,7 +410,7 @@ impl Inner {
                 Err(e) => return Err(e),
             }
             // Whatever the answer was, what stands there counts; another one's change meanwhile is seen here too.
-            vm = match judge(self.pve.read_vm(vmid).await?, h.uuid(), &self.settings.node) {
+            vm = match judge(self.read_now(h, vmid, limit).await?, h.uuid(), &self.settings.node) {
                 Found::Ours(vm) => vm,
                 Found::OursElsewhere(vm) => return Err(Error::VmOnOtherHost { vmid, node: vm.node.clone() }),
                 _ => return Err(Error::NotOurs { what: format!("VM {vmid}, replaced while it was being configured,") }),

@@ -34,11 +34,14 @@ impl Inner {
     }
 
     /// Errors: `BridgeNotFound`, `Invalid`.
-    pub(super) fn check_nics(&self, nics: &[v1::Nic], inventory: &Inventory, own: u32) -> Result<(), Error> {
+    pub(super) async fn check_nics(&self, nics: &[v1::Nic], inventory: &Inventory, own: u32) -> Result<(), Error> {
         if nics.is_empty() {
             return Ok(());
         }
-        let bridges = self.links.bridges().map_err(|e| Error::Internal(format!("the host's bridges cannot be read: {e}")))?;
+        let links = Arc::clone(&self.links);
+        // The kernel answers only after whoever is changing links just now.
+        let read = tokio::task::spawn_blocking(move || links.bridges()).await.map_err(|e| Error::Internal(e.to_string()))?;
+        let bridges = read.map_err(|e| Error::Internal(format!("the host's bridges cannot be read: {e}")))?;
         validate::nics_here(nics, &bridges, inventory, own, &self.settings.node)
     }
 
@@ -57,7 +60,7 @@ impl Inner {
             Self::may_grow(view::boot_disk(&vm.config).as_ref(), bytes)?;
         }
         if let Some(nics) = &config.nics {
-            this.check_nics(&nics.nics, &this.pve.inventory(), vm.vmid)?;
+            this.check_nics(&nics.nics, &this.pve.inventory(), vm.vmid).await?;
         }
         let state =
             State { vmid: vm.vmid, digest: vm.config.digest.clone(), uuid: call.target.uuid.to_ascii_lowercase(), ..State::default() };
@@ -76,7 +79,7 @@ impl Inner {
             Begun::New(h) => {
                 let name = h.name().to_owned();
                 let inner = Arc::clone(this);
-                Self::spawn(h.clone(), async move {
+                Self::spawn(this, h.clone(), async move {
                     if h.written().await.is_ok() {
                         crash_point!("configure.intent_written");
                         inner.run_configure(&h, &config).await;
@@ -104,7 +107,7 @@ impl Inner {
         let vmid = state.vmid;
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
-            let vm = self.same_vm(vmid, &state.uuid).await?;
+            let vm = self.same_vm(h, vmid, &state.uuid, limit).await?;
             let mut call = change::plan(config, &vm.config, view::bound_mark(&vm).as_ref());
             if call.set.is_empty() && call.delete.is_empty() {
                 break;
@@ -120,7 +123,7 @@ impl Inner {
                     if limit.over() {
                         return Err(limit.timeout("PVE's local daemon did not answer"));
                     }
-                    let vm = self.same_vm(vmid, &state.uuid).await?;
+                    let vm = self.same_vm(h, vmid, &state.uuid, limit).await?;
                     if vm.config.digest == state.digest {
                         continue;
                     }
@@ -132,7 +135,7 @@ impl Inner {
                 Err(e) => return Err(e),
             }
             crash_point!("configure.written");
-            let after = self.same_vm(vmid, &state.uuid).await?;
+            let after = self.same_vm(h, vmid, &state.uuid, limit).await?;
             let unmet = change::unmet(&call, &after.config);
             if !unmet.is_empty() {
                 return Err(Error::PveFailed { message: format!("PVE did not take the settings {}", unmet.join(", ")), upid: None });
@@ -149,9 +152,9 @@ impl Inner {
         Ok(())
     }
 
-    /// The VM, as long as it is the same one and here. Errors: `VmNotFound`, `UuidMismatch`, `VmOnOtherHost`.
-    pub(super) async fn same_vm(&self, vmid: u32, uuid: &str) -> Result<Arc<VmRecord>, Error> {
-        let vm = self.pve.read_vm(vmid).await?.ok_or_else(|| Error::VmNotFound { what: vmid.to_string() })?;
+    /// The VM, as long as it is the same one and here. Errors: `VmNotFound`, `UuidMismatch`, `VmOnOtherHost`, those of `read_now`.
+    pub(super) async fn same_vm(&self, h: &Handle, vmid: u32, uuid: &str, limit: Limit) -> Result<Arc<VmRecord>, Error> {
+        let vm = self.read_now(h, vmid, limit).await?.ok_or_else(|| Error::VmNotFound { what: vmid.to_string() })?;
         let found = vm.config.uuid().unwrap_or_default().to_ascii_lowercase();
         if found != uuid {
             return Err(Error::UuidMismatch { vmid, expected: uuid.to_owned(), found });
@@ -167,7 +170,7 @@ impl Inner {
     pub(super) async fn grow(&self, h: &Handle, vmid: u32, bytes: u64, limit: Limit, stop: bool) -> Result<(), Error> {
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
-            let vm = self.pve.read_vm(vmid).await?.ok_or_else(|| Error::VmNotFound { what: vmid.to_string() })?;
+            let vm = self.read_now(h, vmid, limit).await?.ok_or_else(|| Error::VmNotFound { what: vmid.to_string() })?;
             let disk = view::boot_disk(&vm.config);
             Self::may_grow(disk.as_ref(), bytes)?;
             let Some(disk) = disk.filter(|d| d.size_bytes < bytes) else { return Ok(()) };
@@ -185,7 +188,7 @@ impl Inner {
             if let Some(error) = followed.interrupted {
                 return Err(error);
             }
-            let now = self.pve.read_vm(vmid).await?.and_then(|vm| view::boot_disk(&vm.config)).map_or(0, |d| d.size_bytes);
+            let now = self.read_now(h, vmid, limit).await?.and_then(|vm| view::boot_disk(&vm.config)).map_or(0, |d| d.size_bytes);
             if now >= bytes {
                 if let TaskEnd::Warnings(lines) = followed.end {
                     lines.into_iter().for_each(|line| h.warn(line));

@@ -90,7 +90,7 @@ impl Inner {
                 let name = h.name().to_owned();
                 let inner = Arc::clone(this);
                 let gone = vm.is_none();
-                Self::spawn(h.clone(), async move {
+                Self::spawn(this, h.clone(), async move {
                     if h.written().await.is_err() {
                         return;
                     }
@@ -114,7 +114,7 @@ impl Inner {
             Err(cancelled) => Err(cancelled),
         };
         // Also after a failure: the VM may be gone all the same, and its VMID must rest.
-        let gone = matches!(self.pve.read_vm(h.state().vmid).await, Ok(None));
+        let gone = !matches!(self.pve.read_vm(h.state().vmid).await, Ok(Some(_)));
         h.finish(result, gone.then_some(self.settings.lease_quarantine)).await;
         crash_point!("delete.end_written");
     }
@@ -133,10 +133,11 @@ impl Inner {
         }
         loop {
             let called = Instant::now();
+            let mut place = None;
             let upid = match found.take() {
                 Some(upid) => upid,
                 None => {
-                    let vm = match self.same_vm(vmid, &state.uuid).await {
+                    let vm = match self.same_vm(h, vmid, &state.uuid, limit).await {
                         Ok(vm) => vm,
                         // Gone without a task that is known: somebody else removed it, or the agent died between its task and the end.
                         Err(Error::VmNotFound { .. }) if !fresh => return self.nothing_left(h, &[], limit).await,
@@ -148,7 +149,7 @@ impl Inner {
                         crash_point!("delete.stopped");
                     }
                     let storage = state.volumes.first().and_then(|v| v.split(':').next()).unwrap_or_default().to_owned();
-                    let _place = h.enter(&storage, Lane::Short, limit.at, limit.after).await?;
+                    place = Some(h.enter(&storage, Lane::Short, limit.at, limit.after).await?);
                     h.step("deleting");
                     let call = DestroyCall::default();
                     self.start_task(h, "destroy", &["qmdestroy"], &id, limit, || self.pve.destroy_vm(vmid, &call)).await?
@@ -157,7 +158,10 @@ impl Inner {
             crash_point!("delete.called");
             let followed = self.follow(h, &upid, called, limit, false).await?;
             crash_point!("delete.task_ended");
-            match self.same_vm(vmid, &state.uuid).await {
+            drop(place);
+            // Without quorum the list of VMs proves nothing, neither that it is there nor that it is gone.
+            self.wait_until_writable(h, limit).await?;
+            match self.same_vm(h, vmid, &state.uuid, limit).await {
                 Err(Error::VmNotFound { .. } | Error::UuidMismatch { .. }) => return self.nothing_left(h, &followed.lines, limit).await,
                 Err(error) => return Err(error),
                 Ok(_) => {}
@@ -195,7 +199,7 @@ impl Inner {
             for volume in &state.volumes {
                 let storage = volume.split(':').next().unwrap_or_default();
                 match self.pve.volumes(storage, vmid).await {
-                    Ok(volumes) if volumes.iter().any(|v| v.volid == *volume) => match self.free_own(vmid, volume).await {
+                    Ok(volumes) if volumes.iter().any(|v| v.volid == *volume) => match self.free_own(vmid, volume, limit).await {
                         Ok(()) => {}
                         Err(Error::LockTimeout { what }) => {
                             left.insert(volume.clone());
@@ -234,14 +238,16 @@ impl Inner {
     }
 
     /// Frees a volume that was the deleted VM's own, unless a VM has that VMID again.
-    async fn free_own(&self, vmid: u32, volume: &str) -> Result<(), Error> {
-        if self.pve.read_vm(vmid).await?.is_some() {
+    async fn free_own(&self, vmid: u32, volume: &str, limit: Limit) -> Result<(), Error> {
+        // Or a container: its volumes may have the very same names.
+        if self.pve.read_vm(vmid).await?.is_some() || self.writable()?.vmids.contains_key(&vmid) {
             return Err(Error::VmidInUse { vmid, node: None });
         }
         let Some(upid) = self.pve.free_volume(volume).await? else { return Ok(()) };
         let mut updates = self.pve.follow_task(&upid);
         let mut end = None;
-        while let Some(update) = updates.recv().await {
+        let timeout = |_| limit.timeout(format!("PVE's task {upid} still runs"));
+        while let Some(update) = tokio::time::timeout_at(limit.at, updates.recv()).await.map_err(timeout)? {
             if let TaskUpdate::End(e) = update {
                 end = Some(e);
             }
@@ -268,7 +274,7 @@ impl Inner {
             return Err(Error::NotOurs { what: format!("VM {vmid}, whose clone failed,") });
         }
         tracing::warn!(vmid, %operation, "removing the VM of a failed clone");
-        let upid = self.pve.destroy_vm(vmid, &DestroyCall { unreferenced_disks: true, ..DestroyCall::default() }).await?;
+        let upid = self.pve.destroy_vm(vmid, &DestroyCall::default()).await?;
         let mut updates = self.pve.follow_task(&upid);
         while updates.recv().await.is_some() {}
         match self.pve.task(&upid).await? {

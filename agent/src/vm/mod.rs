@@ -278,15 +278,26 @@ impl Inner {
         Ok(storages)
     }
 
-    /// Runs `work` detached. If it panics, the operation ends with an error instead of running for ever.
-    pub(crate) fn spawn(handle: Handle, work: impl Future<Output = ()> + Send + 'static) {
+    /// Runs `work` detached. If it panics, the operation is settled as if the agent had been restarted; if that panics too, it ends as
+    /// failed, so that nothing is held for ever, and says where to look.
+    pub(crate) fn spawn(this: &Arc<Self>, handle: Handle, work: impl Future<Output = ()> + Send + 'static) {
+        let this = Arc::clone(this);
         let task = tokio::spawn(work);
         tokio::spawn(async move {
-            if let Err(error) = task.await
-                && error.is_panic()
-            {
-                tracing::error!(operation = handle.name(), "an operation panicked; a restart of the agent settles it");
-                handle.step("stopped by a fault of the agent; a restart of the agent settles it");
+            if !task.await.is_err_and(|e| e.is_panic()) {
+                return;
+            }
+            tracing::error!(operation = handle.name(), "an operation met a fault of the agent; it is settled");
+            handle.step("settling after a fault of the agent");
+            let Some(unfinished) = this.ops.unfinished_one(handle.name()) else { return };
+            let vmid = unfinished.state.vmid;
+            let inner = Arc::clone(&this);
+            let settling = tokio::spawn(async move { Box::pin(inner.settle_one(unfinished)).await });
+            if settling.await.is_err_and(|e| e.is_panic()) {
+                tracing::error!(operation = handle.name(), vmid, "it cannot be settled");
+                handle.warn(format!("what was done was not undone: look at VM {vmid} and its volumes"));
+                let error = Error::Internal("a fault of the agent, see its log".to_owned());
+                handle.finish(Err(error), Some(this.settings.lease_quarantine)).await;
             }
         });
     }

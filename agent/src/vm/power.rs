@@ -148,7 +148,7 @@ impl Inner {
             Begun::New(h) => {
                 let name = h.name().to_owned();
                 let inner = Arc::clone(this);
-                Self::spawn(h.clone(), async move {
+                Self::spawn(this, h.clone(), async move {
                     if h.written().await.is_ok() {
                         crash_point!("power.intent_written");
                         inner.run_power(&h, wish, true).await;
@@ -178,7 +178,7 @@ impl Inner {
         let state = h.state();
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
-            let vm = self.same_vm(state.vmid, &state.uuid).await?;
+            let vm = self.same_vm(h, state.vmid, &state.uuid, limit).await?;
             if fulfilled(wish, &vm) {
                 return Ok(());
             }
@@ -215,7 +215,7 @@ impl Inner {
                     Some(what) => Err(Error::LockTimeout { what }),
                 }
             }
-            None if fulfilled(wish, &*self.same_vm(state.vmid, &state.uuid).await?) => Ok(()),
+            None if fulfilled(wish, &*self.same_vm(h, state.vmid, &state.uuid, limit).await?) => Ok(()),
             None => Err(Error::AgentRestarted),
         }
     }
@@ -243,7 +243,7 @@ impl Inner {
                 TaskEnd::Error(message) => self.power_failed(vmid, upid, message, &followed.lines),
             };
         }
-        let vm = match self.same_vm(vmid, &state.uuid).await {
+        let vm = match self.same_vm(h, vmid, &state.uuid, limit).await {
             // HA or a migration may have taken it away meanwhile; its agent there tells whether it runs.
             Err(Error::VmOnOtherHost { node, .. }) => {
                 h.warn(format!("the VM is on node {node} now; whether it runs is told there"));
@@ -283,7 +283,7 @@ impl Inner {
         loop {
             // Asked for before looking, so that no change is missed in between.
             let mut changes = self.pve.changes();
-            let vm = self.pve.read_vm(state.vmid).await?.ok_or_else(|| Error::VmNotFound { what: state.vmid.to_string() })?;
+            let vm = self.read_now(h, state.vmid, limit).await?.ok_or_else(|| Error::VmNotFound { what: state.vmid.to_string() })?;
             if vm.config.uuid().unwrap_or_default().to_ascii_lowercase() != state.uuid {
                 let found = vm.config.uuid().unwrap_or_default().to_owned();
                 return Err(Error::UuidMismatch { vmid: state.vmid, expected: state.uuid, found });

@@ -104,7 +104,9 @@ impl Inner {
             self.destroy_ours(h, vmid, None).await?;
         }
         crash_point!("rollback.destroyed");
-        self.free_left(h, &state, &made, matches!(found, Found::Ours(_))).await?;
+        // Of a VMID that is nobody's now, another may have been the last to use it: there the task's own words are needed.
+        let here = matches!(found, Found::Ours(_) | Found::InTheMaking);
+        self.free_left(h, &state, &made, here).await?;
         crash_point!("rollback.volumes_freed");
         Ok(())
     }
@@ -138,7 +140,10 @@ impl Inner {
     /// What stands under the VMID, where that can be told for sure. Errors: `NoQuorum`, `PveFsHung`.
     async fn look(&self, h: &Handle, vmid: u32) -> Result<Found, Error> {
         self.writable()?;
-        Ok(judge(self.pve.read_vm(vmid).await?, h.uuid(), &self.settings.node))
+        let found = judge(self.pve.read_vm(vmid).await?, h.uuid(), &self.settings.node);
+        // A container is no VM, and yet the VMID and the volumes with its number are its.
+        let container = found == Found::Absent && self.writable()?.vmids.contains_key(&vmid);
+        Ok(if container { Found::Foreign } else { found })
     }
 
     /// Whether a task that is none of ours says that it makes our VMID: then a half-made config may be its.
@@ -161,30 +166,27 @@ impl Inner {
             return Err(Error::VmLocked { vmid, lock: lock.to_owned() });
         }
         h.step("undoing: removing the VM");
-        // Unreferenced disks cannot be looked for while any storage is offline; then only those of the config and of the log are removed.
-        for unreferenced_disks in [true, false] {
-            let call = DestroyCall { purge: false, unreferenced_disks, skip_lock: lock.is_some() };
-            let upid = self.pve.destroy_vm(vmid, &call).await?;
-            h.task(crate::operation::TaskRef { purpose: "undo".to_owned(), upid: upid.text.clone(), found: false });
-            self.wait_task(&upid).await;
-            match judge(self.pve.read_vm(vmid).await?, h.uuid(), &self.settings.node) {
-                Found::Absent | Found::Foreign => return Ok(()),
-                _ => {}
-            }
-            if let Ok(TaskState::Ended(TaskEnd::Error(message))) = self.pve.task(&upid).await {
-                if let Some(what) = super::failure::lock_timeout(&message) {
-                    return Err(Error::LockTimeout { what });
-                }
-                if !unreferenced_disks {
-                    return Err(Error::PveFailed { message, upid: Some(upid.text) });
-                }
-            }
+        // Not with `unreferenced_disks`: PVE then frees what carries the VMID on every storage, also what others left there long ago. What
+        // the clone made and no config names is looked for afterwards, where its disks were put.
+        let call = DestroyCall { purge: false, unreferenced_disks: false, skip_lock: lock.is_some() };
+        let upid = self.pve.destroy_vm(vmid, &call).await?;
+        h.task(crate::operation::TaskRef { purpose: "undo".to_owned(), upid: upid.text.clone(), found: false });
+        self.wait_task(&upid).await;
+        match self.look(h, vmid).await? {
+            Found::Absent | Found::Foreign => return Ok(()),
+            _ => {}
+        }
+        if let Ok(TaskState::Ended(TaskEnd::Error(message))) = self.pve.task(&upid).await {
+            return Err(match super::failure::lock_timeout(&message) {
+                Some(what) => Error::LockTimeout { what },
+                None => Error::PveFailed { message, upid: Some(upid.text) },
+            });
         }
         Err(Error::PveFailed { message: format!("VM {vmid} is still there after its removal"), upid: None })
     }
 
     /// Frees the volumes of the VMID that are left where the clone put its disks.
-    async fn free_left(&self, h: &Handle, state: &State, made: &Made, was_ours: bool) -> Result<(), Error> {
+    async fn free_left(&self, h: &Handle, state: &State, made: &Made, here: bool) -> Result<(), Error> {
         for storage in &state.storages {
             let left = match self.pve.volumes(storage, state.vmid).await {
                 Ok(left) => left,
@@ -195,8 +197,8 @@ impl Inner {
                 }
             };
             for volume in left {
-                // The VMID was free of volumes when it was leased, and its VM carried our mark: all with its number was made for it.
-                if !(was_ours || made.names(&volume.volid)) {
+                // Where no volume had its number before, all that has it now was made by the clone, which is proven to be ours.
+                if !((here && state.clean.contains(storage)) || made.names(&volume.volid)) {
                     h.warn(format!("volume {} is left; nothing proves it to be this operation's", volume.volid));
                     continue;
                 }

@@ -22,13 +22,13 @@ impl Inner {
         for unfinished in this.ops.unfinished() {
             tracing::info!(operation = unfinished.handle.name(), kind = unfinished.kind.as_str_name(), "settling an unfinished operation");
             let inner = Arc::clone(this);
-            Self::spawn(unfinished.handle.clone(), async move { Box::pin(inner.settle_one(unfinished)).await });
+            Self::spawn(this, unfinished.handle.clone(), async move { Box::pin(inner.settle_one(unfinished)).await });
         }
         let inner = Arc::clone(this);
         tokio::spawn(async move { Box::pin(inner.report_strays()).await });
     }
 
-    async fn settle_one(&self, unfinished: Unfinished) {
+    pub(super) async fn settle_one(&self, unfinished: Unfinished) {
         let Unfinished { handle: h, kind, request, .. } = unfinished;
         self.wait_for_pve(&h).await;
         match kind {

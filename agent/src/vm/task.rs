@@ -1,13 +1,13 @@
 //! Starting PVE's tasks and following them to their end.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{Inner, Limit};
 use crate::{
     error::Error,
-    host::pve::{TaskEnd, TaskState, TaskUpdate, Upid},
+    host::pve::{TaskEnd, TaskState, TaskUpdate, Upid, VmRecord},
     operation::{Handle, TaskRef},
 };
 
@@ -104,6 +104,39 @@ impl Inner {
         };
         h.pve_time(called.elapsed());
         Ok(Followed { end, lines, interrupted })
+    }
+
+    /// The VM as it is now. The cluster file system is away for a moment whenever it is restarted: what was done meanwhile is judged when it
+    /// is back, or at the deadline not at all. Errors: `PveFsHung`, `Cancelled`.
+    pub(crate) async fn read_now(&self, h: &Handle, vmid: u32, limit: Limit) -> Result<Option<Arc<VmRecord>>, Error> {
+        let mut backoff = Backoff::new(self.settings.lock_pause);
+        loop {
+            match self.pve.read_vm(vmid).await {
+                Err(error @ Error::PveFsHung { .. }) if !limit.over() => self.wait_for(h, &error, &mut backoff).await?,
+                other => return other,
+            }
+        }
+    }
+
+    /// Returns when what `/etc/pve` says counts: with quorum, and not hung. Errors: `NoQuorum` and `PveFsHung` at the deadline, `Cancelled`.
+    pub(crate) async fn wait_until_writable(&self, h: &Handle, limit: Limit) -> Result<(), Error> {
+        let mut backoff = Backoff::new(self.settings.lock_pause);
+        while let Err(error) = self.writable() {
+            if limit.over() {
+                return Err(error);
+            }
+            self.wait_for(h, &error, &mut backoff).await?;
+            let _ = self.pve.refresh().await;
+        }
+        Ok(())
+    }
+
+    async fn wait_for(&self, h: &Handle, error: &Error, backoff: &mut Backoff) -> Result<(), Error> {
+        h.step(format!("waiting, for {error}"));
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next()) => Ok(()),
+            () = h.cancelled() => h.check_cancelled(),
+        }
     }
 
     async fn ask_to_end(&self, upid: &Upid) {
@@ -209,16 +242,16 @@ impl Inner {
         }
     }
 
-    /// The whole log of a task that has ended; of a running one what comes within a second.
+    /// The log of a task that has ended, its first lines where it is long; of a running one what comes within a second.
     pub(crate) async fn log_of(&self, upid: &Upid) -> Vec<String> {
         let mut updates = self.pve.follow_task(upid);
         let mut lines = Vec::new();
         let end = Instant::now() + Duration::from_secs(1);
         while let Ok(Some(update)) = tokio::time::timeout_at(end, updates.recv()).await {
             match update {
-                TaskUpdate::Line(line) => lines.push(line),
+                TaskUpdate::Line(line) if lines.len() < MAX_LINES => lines.push(line),
+                TaskUpdate::End(_) | TaskUpdate::Line(_) => break,
                 TaskUpdate::Progress { .. } => {}
-                TaskUpdate::End(_) => break,
             }
         }
         lines

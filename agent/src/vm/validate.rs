@@ -151,7 +151,10 @@ pub(super) fn config(config: &v1::VmConfig) -> Violations {
                 format!("it has {} characters; at most {DESCRIPTION} are possible", text.chars().count()),
             );
         }
-        if text.lines().any(looks_like_mark) || text.contains('\0') {
+        if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
+            add(&mut v, "config.description", reason::INVALID_FIELD, "it holds control characters; leave out all but line feed and tab");
+        }
+        if text.lines().any(looks_like_mark) {
             add(
                 &mut v,
                 "config.description",
@@ -287,8 +290,10 @@ fn address(text: &str, gateway: &str, fields: (String, String), words: &[&str], 
 /// An OpenSSH public key: type, base64, and maybe a comment, in one line; the type stands again inside the base64.
 fn ssh_key(key: &str) -> Result<(), String> {
     let shown: String = key.chars().take(40).collect();
-    if key.contains(['\n', '\r', '\0']) {
-        return Err(format!("'{shown}...' has several lines; give each key as its own entry"));
+    // Also what only YAML takes for the end of a line: PVE writes the key into such a file.
+    let breaks = |c: char| (c.is_control() && c != '\t') || matches!(c, '\u{2028}' | '\u{2029}');
+    if key.contains(breaks) {
+        return Err(format!("'{}...' has several lines or control characters; give each key as its own entry", shown.escape_debug()));
     }
     let mut words = key.split_ascii_whitespace();
     let (kind, data) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());

@@ -3,6 +3,8 @@
 
 mod cloning;
 mod crashes;
+mod faults;
+mod hostile;
 mod lifecycle;
 mod settling;
 

@@ -45,6 +45,8 @@ impl FakePve {
     /// A call that changes something.
     async fn act<T>(&self, call: &'static str, act: impl FnOnce(&mut World) -> Result<T, Error>) -> Result<T, Error> {
         self.enter().await;
+        let fault = self.quietly(|w| w.take_fault(|f| matches!(f, Fault::Panic { call: c } if *c == call)));
+        assert!(fault.is_none(), "a fault of the agent, as ordered");
         let result = self.change(|w| {
             if w.down {
                 return Err(Error::PveDown { detail: "connection refused".to_owned() });
@@ -150,7 +152,11 @@ impl Pve for FakePve {
 
     async fn read_vm(&self, vmid: u32) -> Result<Option<Arc<VmRecord>>, Error> {
         self.enter().await;
-        Ok(self.lock().record(vmid))
+        let mut world = self.lock();
+        if world.take_fault(|f| *f == Fault::Hung).is_some() {
+            return Err(Error::PveFsHung { detail: "it restarts".to_owned() });
+        }
+        Ok(world.record(vmid))
     }
 
     async fn storages(&self) -> Result<Vec<StorageInfo>, Error> {

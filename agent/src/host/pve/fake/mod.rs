@@ -64,6 +64,13 @@ pub enum Fault {
         /// 0 is before anything is done.
         stage: u32,
     },
+    /// The agent itself panics at its next call of this name, after PVE's state was read and before anything is done.
+    Panic {
+        /// The call: `set_config_now`, ...
+        call: &'static str,
+    },
+    /// The cluster file system does not answer the next reading of a VM.
+    Hung,
     /// The next attempt to take the lock of this storage, or VM ("VM 100"), times out.
     LockTimeout {
         /// What is locked.
@@ -206,6 +213,11 @@ impl FakePve {
             w.insert_vm(vmid, &node, all, String::new());
         });
         uuid
+    }
+
+    /// Adds a container, which has a VMID like a VM.
+    pub fn add_container(&self, vmid: u32) {
+        self.change(|w| w.containers.insert(vmid, w.node.clone()));
     }
 
     /// Changes a VM behind everybody's back.
