@@ -111,7 +111,7 @@ impl Facts for HostFactsReader {
             };
             if let Err(error) = changed {
                 tracing::debug!(%error, "scheduled shutdowns are seen only when the host's facts are asked for");
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         })
     }

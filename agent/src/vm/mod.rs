@@ -217,7 +217,7 @@ impl Inner {
     /// What every mutating call shares: a call that was made before gets its operation, whatever is true now; else `accept` decides, and
     /// a refusal is audited. `accept` returns the operation's name.
     async fn answer(this: &Arc<Self>, call: &Call, accept: impl Future<Output = Result<String, Error>>) -> Result<v1::Operation, Error> {
-        if !this.manage.load(Ordering::Relaxed) {
+        if !this.manages() {
             this.ops.refused(&call.caller, &call.meta, call.kind, &call.target, &Error::ObserveOnly);
             return Err(Error::ObserveOnly);
         }
@@ -240,6 +240,11 @@ impl Inner {
             }
         };
         this.ops.written(&name).await
+    }
+
+    /// Whether the agent changes anything.
+    pub(crate) fn manages(&self) -> bool {
+        self.manage.load(Ordering::Relaxed)
     }
 
     /// The inventory, when this node may write. Errors: `PveFsHung`, `NoQuorum`.

@@ -4,16 +4,19 @@
 
 use std::sync::Arc;
 
-use pvelet_proto::v1;
+use pvelet_proto::{id::OperationName, v1};
+use tokio::sync::broadcast::error::RecvError;
 
 use super::{
     Inner, clone, configure, delete,
+    mark::Mark,
     power::Wish,
     task::{Backoff, transient},
 };
 use crate::{
     error::Error,
-    operation::{Handle, Unfinished},
+    host::pve::Change,
+    operation::{Handle, State, Unfinished},
 };
 
 impl Inner {
@@ -25,7 +28,7 @@ impl Inner {
             Self::spawn(this, unfinished.handle.clone(), async move { Box::pin(inner.settle_one(unfinished)).await });
         }
         let inner = Arc::clone(this);
-        tokio::spawn(async move { Box::pin(inner.report_strays()).await });
+        tokio::spawn(async move { Box::pin(inner.remove_strays()).await });
     }
 
     pub(super) async fn settle_one(&self, unfinished: Unfinished) {
@@ -54,9 +57,14 @@ impl Inner {
         }
     }
 
-    /// Returns when PVE answers and this node may write. Until then the operation stays running and says why.
+    /// Returns when the agent may change something, PVE answers, and this node may write. Until then the operation stays running and says
+    /// why.
     async fn wait_for_pve(&self, h: &Handle) {
         let mut backoff = Backoff::new(self.settings.lock_pause);
+        while !self.manages() {
+            h.step("settling: waiting, for the agent only observes");
+            tokio::time::sleep(backoff.next()).await;
+        }
         loop {
             let error = match self.pve.refresh().await.map(drop).and_then(|()| self.writable().map(drop)) {
                 Ok(()) => match self.pve.storages().await {
@@ -74,20 +82,44 @@ impl Inner {
         }
     }
 
-    /// Removes VMs of clones that failed, and names those with a mark of this agent's own past that no operation explains.
-    async fn report_strays(&self) {
+    /// Removes VMs of clones that failed: those that are there now, and those that come later, since PVE may carry out a call long after
+    /// everybody has given up on it.
+    async fn remove_strays(&self) {
+        let mut changes = self.pve.changes();
+        let mut backoff = Backoff::new(self.settings.lock_pause);
+        while !self.manages() {
+            tokio::time::sleep(backoff.next()).await;
+        }
         for (name, state) in self.ops.failed_clones() {
-            let Ok(operation) = pvelet_proto::id::OperationName::parse(&name) else { continue };
-            let mut backoff = Backoff::new(self.settings.lock_pause);
-            loop {
-                match self.remove_stray(operation.uuid(), state.vmid).await {
-                    Ok(()) => break,
-                    Err(error) if transient(&error) => tokio::time::sleep(backoff.next()).await,
-                    Err(error) => {
-                        tracing::warn!(operation = %name, vmid = state.vmid, %error, "a VM of a failed clone is left");
-                        break;
+            self.remove_strays_of(&name, state.vmid).await;
+        }
+        loop {
+            match changes.recv().await {
+                Ok(Change::VmCreated(vm) | Change::VmChanged(vm)) => {
+                    let unbound = Mark::of(&vm.config.description).filter(|mark| mark.uuid.is_none() && vm.config.lock().is_none());
+                    let Some(mark) = unbound.filter(|_| self.manages()) else { continue };
+                    let made_by = |(name, state): &(String, State)| {
+                        state.vmid == vm.vmid && OperationName::parse(name).is_ok_and(|n| n.uuid() == mark.operation)
+                    };
+                    if let Some((name, state)) = self.ops.failed_clones().into_iter().find(made_by) {
+                        self.remove_strays_of(&name, state.vmid).await;
                     }
                 }
+                // What was missed is found at the next start.
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    async fn remove_strays_of(&self, name: &str, vmid: u32) {
+        let Ok(operation) = OperationName::parse(name) else { return };
+        let mut backoff = Backoff::new(self.settings.lock_pause);
+        loop {
+            match self.remove_stray(operation.uuid(), vmid).await {
+                Ok(()) => return,
+                Err(error) if transient(&error) => tokio::time::sleep(backoff.next()).await,
+                Err(error) => return tracing::warn!(operation = name, vmid, %error, "a VM of a failed clone is left"),
             }
         }
     }

@@ -208,3 +208,49 @@ async fn a_fault_that_comes_again_holds_nothing_for_ever_and_is_told() {
     // What was left is there for all to see, and its VMID is not given out.
     assert_eq!(rig.make("b").await.vmid, 201);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_vm_of_a_call_that_pve_takes_much_later_is_removed_when_it_comes() {
+    let rig = rig();
+    rig.vms.settle().await;
+    rig.pve.fault(Fault::AnswerLost { call: "clone_vm", done: false });
+    let op = rig.end(rig.vms.clone_vm(&caller(), clone_request("r", "a", false)).await).await;
+    assert_eq!(reason(&op), reasons::PVE_DOWN);
+    rig.pve.add_vm(200, &[]);
+    rig.pve.edit(200, |vm| vm.description = format!("pvelet:v1 op={} tenant=team-a", op.name.trim_start_matches("operations/")));
+    // One of somebody else's that only looks like it.
+    let theirs = uuid::Uuid::from_u128(1);
+    rig.pve.add_vm(201, &[]);
+    rig.pve.edit(201, |vm| vm.description = format!("pvelet:v1 op={theirs} tenant=team-a"));
+    [201, 200].into_iter().for_each(|vmid| rig.pve.tell(vmid));
+    rig.pve.until(|p| p.vm(200).is_none()).await;
+    assert!(rig.pve.vm(201).is_some());
+}
+
+#[test]
+fn an_agent_that_observes_settles_nothing_before_it_manages() {
+    let pve = FakePve::new(NODE);
+    pve.add_template(TEMPLATE, "");
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let name = runtime().block_on(async {
+        let (ops, vms) = open(dir.path(), &pve);
+        pve.freeze(Freeze::Before(4));
+        let name = vms.clone_vm(&caller(), clone_request("r", "a", false)).await.unwrap().name;
+        pve.frozen().await;
+        ops.flushed().await;
+        name
+    });
+    pve.thaw();
+    let before = pve.log();
+    runtime().block_on(async {
+        let (ops, vms) = open(dir.path(), &pve);
+        vms.set_mode(Mode::Observe);
+        vms.settle().await;
+        until(|| ops.get(&name).unwrap().step.contains("only observes")).await;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(pve.log(), before);
+        vms.set_mode(Mode::Manage);
+        succeeded(&ops.wait(&name, Duration::from_secs(3600)).await.unwrap());
+    });
+}

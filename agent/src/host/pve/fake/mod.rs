@@ -220,6 +220,13 @@ impl FakePve {
         self.change(|w| w.containers.insert(vmid, w.node.clone()));
     }
 
+    /// Tells whoever watches that a VM has changed.
+    pub fn tell(&self, vmid: u32) {
+        if let Some(vm) = self.lock().record(vmid) {
+            let _ = self.changes.send(Change::VmChanged(vm));
+        }
+    }
+
     /// Changes a VM behind everybody's back.
     pub fn edit(&self, vmid: u32, edit: impl FnOnce(&mut FakeVm)) {
         self.change(|w| {
