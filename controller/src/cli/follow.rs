@@ -18,6 +18,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// After so many failures in a row sight is lost: about a minute and a half.
 const ATTEMPTS: u32 = 12;
 
+/// How often a bar is drawn anew.
+const TICK: Duration = Duration::from_millis(500);
+
 /// Where an operation was when following it ended.
 pub(super) enum Outcome {
     /// It has ended.
@@ -56,6 +59,8 @@ impl Progress {
                     bar.set_style(style);
                 }
                 bar.set_prefix(label.to_owned());
+                // The time goes on while nothing else changes.
+                bar.enable_steady_tick(TICK);
                 Item::Bar(bar)
             }
             Self::Lines(io) => Item::Lines { io: io.clone(), label: label.to_owned(), last: Mutex::default() },
