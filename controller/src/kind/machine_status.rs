@@ -115,6 +115,12 @@ impl MachineStatus {
     pub fn failure_of(&self, action: ActionKind) -> Option<&Failure> {
         self.failures.iter().find(|f| f.action == action)
     }
+
+    /// Takes times that lie after `now` for now: a clock that was set back would make every pause as long as it was set back by.
+    pub(crate) fn not_after(&mut self, now: Timestamp) {
+        let times = self.last_success.iter_mut().map(|s| &mut s.time).chain(self.failures.iter_mut().map(|f| &mut f.time));
+        times.for_each(|time| *time = now.min(*time));
+    }
 }
 
 impl Phase {
@@ -217,4 +223,34 @@ pub struct Failure {
     pub time: Timestamp,
     /// The generation that was tried; a new one is tried at once.
     pub generation: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_prolong_pauses() {
+        let (now, hour) = (Timestamp::UNIX_EPOCH, SignedDuration::from_hours(1));
+        let failure = |time| Failure {
+            action: ActionKind::Clone,
+            host: String::new(),
+            reason: String::new(),
+            message: String::new(),
+            retryable: true,
+            count: 1,
+            time,
+            generation: 1,
+        };
+        let mut status = MachineStatus {
+            last_success: Some(Success { action: ActionKind::Start, time: now + hour }),
+            failures: vec![failure(now + hour), failure(now - hour)],
+            ..MachineStatus::default()
+        };
+        status.not_after(now);
+        let times: Vec<Timestamp> = status.failures.iter().map(|f| f.time).collect();
+        assert_eq!((status.last_success.map(|s| s.time), times), (Some(now), vec![now, now - hour]));
+    }
 }

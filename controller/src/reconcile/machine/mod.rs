@@ -50,6 +50,7 @@ impl<S: Store> Machines<S> {
             self.index.remove(key);
             return Ok(Next::Sleep);
         };
+        machine.status.not_after(Timestamp::now());
         let about = ObjectRef { kind: "PveMachine".to_owned(), key: key.clone() };
         // What this pass itself has learned of the attempt under way.
         let mut learned: Option<Knowledge> = None;
