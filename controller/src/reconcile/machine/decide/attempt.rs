@@ -120,6 +120,11 @@ fn unsettled(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt) -> A
         draft.status.operation = None;
         return Action::Again;
     }
+    // An agent that lost its journal knows nothing of the operation, but the VM carries its mark.
+    if inputs.known == Knowledge::Absent && attempt.action == ActionKind::Clone && locate::marked(inputs).is_some() {
+        draft.status.operation = None;
+        return Action::Again;
+    }
     if let Some((reason, text)) = obstacle {
         draft.unknown(reason, text);
         return Action::Wait(None);
@@ -143,6 +148,8 @@ fn succeeded(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, vmid
     status.operation = None;
     status.failures.retain(|f| f.action != attempt.action);
     status.last_success = Some(Success { action: attempt.action, time: inputs.now });
+    // A spec that was edited meanwhile is not what the VM was given; its keys cannot be read back, so they are set again.
+    let given = attempt.generation == inputs.machine.metadata.generation;
     match attempt.action {
         ActionKind::Clone => {
             status.created = true;
@@ -151,7 +158,7 @@ fn succeeded(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, vmid
             status.uuid = Some(uuid.to_owned());
             status.configured_generation = attempt.generation;
             status.verified_generation = 0;
-            status.cloud_init_hash = drift::cloud_init_hash(&inputs.machine.spec);
+            status.cloud_init_hash = given.then(|| drift::cloud_init_hash(&inputs.machine.spec)).flatten();
             status.addresses = drift::addresses(&inputs.machine.spec);
             draft.condition("Created", true, "Created", format!("VM {vmid}"));
             draft.condition("Configured", true, "Configured", "");
@@ -159,7 +166,7 @@ fn succeeded(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, vmid
         ActionKind::Configure => {
             status.configured_generation = attempt.generation;
             status.verified_generation = 0;
-            status.cloud_init_hash = drift::cloud_init_hash(&inputs.machine.spec);
+            status.cloud_init_hash = given.then(|| drift::cloud_init_hash(&inputs.machine.spec)).flatten();
             status.addresses = drift::addresses(&inputs.machine.spec);
             draft.condition("Configured", true, "Configured", "");
         }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{Action, Inputs, SETTLE, after, attempt, draft::Draft};
 use crate::{
-    kind::{ActionKind, Failure, RunPolicy, Success},
+    kind::{ActionKind, Condition, ConditionStatus, Failure, RunPolicy, Success},
     reconcile::{HostView, RunState, VmView},
 };
 
@@ -73,7 +73,10 @@ pub(super) fn decide(inputs: &Inputs<'_>, draft: &mut Draft<'_>, vm: &VmView, ho
 fn hold(inputs: &Inputs<'_>, draft: &mut Draft<'_>, action: ActionKind) -> Option<Timestamp> {
     let status = &inputs.machine.status;
     let Success { time, .. } = status.last_success.as_ref().filter(|s| s.action == action)?;
-    let settled = after(*time, SETTLE);
+    // Seen to run since its start, it stopped again: that is no look from before.
+    let seen = |c: &&Condition| c.kind == "Running" && c.status == ConditionStatus::True && c.last_transition_time >= *time;
+    let ran = action == ActionKind::Start && status.conditions.iter().any(|c| seen(&c));
+    let settled = if ran { *time } else { after(*time, SETTLE) };
     if inputs.now < settled {
         return Some(settled);
     }

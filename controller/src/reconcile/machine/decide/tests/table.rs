@@ -9,7 +9,10 @@ use super::{
     world::{World, describe, ended_badly, succeeded},
 };
 use crate::{
-    kind::{ABANDON, ADOPT, ActionKind, DeletionPolicy, MACHINE_FINALIZER, PAUSED, Quantity, RecreatePolicy, RunPolicy, Success},
+    kind::{
+        ABANDON, ADOPT, ActionKind, CloudInitSpec, ConditionStatus, DeletionPolicy, MACHINE_FINALIZER, PAUSED, Quantity, RecreatePolicy,
+        RunPolicy, Success, set_condition,
+    },
     reconcile::{Link, RunState, Sighting, VmView, testing},
 };
 
@@ -134,6 +137,12 @@ fn while_an_attempt_is_under_way() {
     check(vec![
         ("after a crash the agent is asked before anything is sent", W::attempting(Clone, Knowledge::Unsure), "look up", ""),
         ("it has no such operation: sent under the same number", W::attempting(Clone, Knowledge::Absent), "call clone 7", ""),
+        (
+            "its agent lost its journal, but the VM with the mark is there: not sent again",
+            with(W::attempting(Clone, Knowledge::Absent), |w| w.add_vm("lab", "pve2", |_| ())),
+            "again",
+            "",
+        ),
         ("just stored: sent", W::attempting(Clone, Knowledge::Unsent), "call clone 7", ""),
         ("under way: waited for", W::attempting(Clone, active()), "wait", ""),
         ("cloned", W::attempting(Clone, succeeded()), "again", ""),
@@ -508,4 +517,33 @@ fn when_the_object_goes() {
             "",
         ),
     ]);
+}
+
+#[test]
+fn the_first_stop_after_a_start_is_repaired_at_once_and_the_next_ones_ever_later() {
+    let stopped_after_start = |ran: bool, quick_stops: u32| {
+        with(World::stopped(), |w| {
+            let status = &mut w.machine.status;
+            let start = w.now - SignedDuration::from_millis(300);
+            status.last_success = Some(Success { action: ActionKind::Start, time: start });
+            status.quick_stops = quick_stops;
+            if ran {
+                set_condition(&mut status.conditions, "Running", ConditionStatus::True, "Running", "", 1, start);
+            }
+        })
+    };
+    check(vec![
+        ("seen to run since", stopped_after_start(true, 0), "call start 4", "Starting"),
+        ("not seen to run since: what is seen may be old", stopped_after_start(false, 0), "wait a while", ""),
+        ("for the second time", stopped_after_start(true, 1), "wait a while", "NotStayingUp"),
+    ]);
+}
+
+#[test]
+fn cloud_init_that_was_edited_while_the_vm_was_made_is_set_afterwards() {
+    let mut world = World::attempting(ActionKind::Clone, succeeded());
+    world.machine.spec.cloud_init = Some(CloudInitSpec { ssh_keys: vec!["ssh-ed25519 AAAAnew".into()], ..CloudInitSpec::default() });
+    assert!(world.decide().status.cloud_init_hash.is_some());
+    world.machine.metadata.generation = 2;
+    assert_eq!(world.decide().status.cloud_init_hash, None);
 }
