@@ -46,12 +46,13 @@ fn three_manifests_become_three_running_vms_and_go_without_a_trace() {
         .map(|f| std::fs::read_to_string(f.path()).unwrap())
         .find(|c| c.contains("name: web-2"))
         .expect("a VM named web-2");
-    for line in
-        ["cores: 2", "memory: 1024", "ciuser: debian", "nameserver: 10.70.0.1", "tags: web"]
-    {
+    for line in ["cores: 2", "memory: 1024", "ciuser: debian", "nameserver: 10.70.0.1", "tags: web"] {
         assert!(config.contains(line), "{line} is missing in:\n{config}");
     }
-    assert!(config.lines().any(|l| l.starts_with("ipconfig0: ") && l.contains("ip=10.70.0.12/24") && l.contains("gw=10.70.0.1")), "{config}");
+    assert!(
+        config.lines().any(|l| l.starts_with("ipconfig0: ") && l.contains("ip=10.70.0.12/24") && l.contains("gw=10.70.0.1")),
+        "{config}"
+    );
     assert!(config.lines().any(|l| l.starts_with("net0: ") && l.contains("bridge=vmbr0") && l.contains("tag=70")), "{config}");
 
     for i in 1..=3 {

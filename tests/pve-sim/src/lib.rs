@@ -8,21 +8,21 @@
 
 #![allow(clippy::disallowed_methods, reason = "it plays a host: it starts that host's processes, and waits for them as a host does")]
 
+pub mod faults;
 pub mod layout;
 pub mod vmconf;
-pub mod faults;
 
 pub mod cluster;
+pub mod control;
 pub mod fuse;
 pub mod guest;
 pub mod ha;
-pub mod control;
 pub mod run;
 
-pub mod storage;
-pub mod ticket;
-pub mod task;
 pub mod api;
+pub mod storage;
+pub mod task;
+pub mod ticket;
 
 mod binary;
 mod harness;

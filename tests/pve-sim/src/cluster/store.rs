@@ -116,7 +116,15 @@ impl Store {
             counters: Counters::new(now_s(), clinfo, vms.keys().copied()),
         };
         let nodes = nodes.iter().enumerate().map(state).collect();
-        let inner = Inner { tree, nodes, vms, rendered: std::collections::HashMap::new(), started: SystemTime::now(), hosts: Vec::new(), revision: 0 };
+        let inner = Inner {
+            tree,
+            nodes,
+            vms,
+            rendered: std::collections::HashMap::new(),
+            started: SystemTime::now(),
+            hosts: Vec::new(),
+            revision: 0,
+        };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
 

@@ -103,10 +103,7 @@ impl Manager {
             resource.properties.retain(|(key, _)| key != "state");
             resource.properties.push(("state".into(), "stopped".into()));
         }
-        let written = self
-            .store
-            .replace(RESOURCES, super::format(&resources).as_bytes())
-            .and_then(|_| self.store.replace(COMMANDS, b""));
+        let written = self.store.replace(RESOURCES, super::format(&resources).as_bytes()).and_then(|_| self.store.replace(COMMANDS, b""));
         if let Err(error) = written {
             tracing::warn!(%error, "HA commands cannot be taken");
         }

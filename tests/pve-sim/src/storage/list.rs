@@ -22,7 +22,8 @@ impl Entry {
         let volume = &self.volume;
         // A name beyond ASCII comes out encoded twice, as on a real host.
         let volid: String = volume.volid().bytes().map(char::from).collect();
-        let mut entry = json!({"volid": volid, "content": volume.content, "format": self.format(), "size": self.info.size, "ctime": self.info.ctime});
+        let mut entry =
+            json!({"volid": volid, "content": volume.content, "format": self.format(), "size": self.info.size, "ctime": self.info.ctime});
         if volume.content == "images" {
             entry["vmid"] = volume.owner.into();
             entry["used"] = self.info.used.into();

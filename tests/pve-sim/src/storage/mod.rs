@@ -101,7 +101,8 @@ impl Storages {
         }
         if fault.offline {
             let path = storage.path();
-            let text = format!("unable to activate storage '{id}' - directory is expected to be a mount point but is not mounted: '{path}'");
+            let text =
+                format!("unable to activate storage '{id}' - directory is expected to be a mount point but is not mounted: '{path}'");
             return Err(Failure::die(text));
         }
         if matches!(storage.kind.as_str(), "dir" | "btrfs") {
@@ -276,9 +277,7 @@ impl Storages {
         let path = self.path(&volume)?;
         self.make_room(&volume, &path)?;
         let bytes = self.info(base)?.size;
-        self.place(&base.storage)
-            .create(&path, "qcow2", bytes, Some((&backing, base.format())), log)
-            .inspect_err(|_| self.sweep(&path))?;
+        self.place(&base.storage).create(&path, "qcow2", bytes, Some((&backing, base.format())), log).inspect_err(|_| self.sweep(&path))?;
         Ok(volume)
     }
 
@@ -317,7 +316,8 @@ impl Storages {
             return Err(Failure::die(format!("volume_size_info on '{}' failed - no format", volume.volid())));
         }
         let path = self.path(volume)?;
-        image::info(&path, volume.format()).map_err(|_| Failure::die(format!("volume_size_info on '{}' failed - no format", volume.volid())))
+        image::info(&path, volume.format())
+            .map_err(|_| Failure::die(format!("volume_size_info on '{}' failed - no format", volume.volid())))
     }
 
     /// Whether the volume's file is there.

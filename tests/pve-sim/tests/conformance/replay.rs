@@ -2,10 +2,15 @@
 
 use std::{
     collections::BTreeMap,
+    os::fd::AsFd,
     path::Path,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+};
 use pve_sim::{
     layout::NodeLayout,
     task::{self, Upid},
@@ -182,11 +187,9 @@ impl Replay {
 
     /// Waits until a task's log tells of a copy's progress.
     fn wait_until_it_copies(&self, upid: &Upid) {
-        let deadline = Instant::now() + PATIENCE;
         let path = task::log::path(&self.node.layout, upid);
-        while Instant::now() < deadline && !std::fs::read_to_string(&path).is_ok_and(|log| log.contains("transferred ")) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let Some(folder) = path.parent() else { return };
+        wait_in(folder, || std::fs::read_to_string(&path).is_ok_and(|log| log.contains("transferred ")));
     }
 
     /// Whether a record only looks at a task, which may go on running.
@@ -357,14 +360,22 @@ impl Replay {
 
 /// Waits until a task has ended and the daemon has noted it.
 pub(crate) fn wait_for(layout: &NodeLayout, upid: &Upid) {
-    let deadline = Instant::now() + PATIENCE;
-    let noted = || {
+    wait_in(&layout.tasks(), || {
         let active = std::fs::read_to_string(layout.tasks().join("active")).unwrap_or_default();
         let line = active.lines().find(|line| line.starts_with(&upid.to_string()));
-        line.is_none_or(|line| line.split(' ').count() > 2)
-    };
-    while (upid.is_running() || !noted()) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(1));
+        !upid.is_running() && line.is_none_or(|line| line.split(' ').count() > 2)
+    });
+}
+
+/// Waits until `done`, which is asked again whenever a file of the folder changes; at most as long as patience lasts.
+fn wait_in(folder: &Path, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).unwrap();
+    inotify.add_watch(folder, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO).unwrap();
+    while !done() && Instant::now() < deadline {
+        // A process that ends changes no file: it is looked at again before long.
+        let _ = poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], 20_u8);
+        let _ = inotify.read_events();
     }
 }
 

@@ -31,6 +31,11 @@ impl Report {
         self.rows.push(Row { name: name.into(), value, unit, goal: None, ok: true });
     }
 
+    /// Tells that a part could not be measured.
+    pub(crate) fn failed(&mut self, part: &str) {
+        self.rows.push(Row { name: format!("{part}: FAILED"), value: 0.0, unit: "", goal: None, ok: false });
+    }
+
     /// Prints the table and writes `target/bench.json`.
     pub(crate) fn finish(&self) {
         println!("{:<72} {:>10} {:<6} {:>8}", "benchmark", "value", "unit", "goal");
