@@ -168,7 +168,7 @@ impl Facts for SameFacts {
         scheduled.mark_unchanged();
         Box::pin(async move {
             if scheduled.changed().await.is_err() {
-                std::future::pending().await;
+                std::future::pending::<()>().await;
             }
         })
     }
