@@ -139,7 +139,7 @@ pub fn start_time(boot: u64, ticks: u64) -> SystemTime {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests of processes start some")]
     use super::*;
 
     const PROC: &str = "/proc";
