@@ -32,7 +32,8 @@ pub const API_VERSION: &str = "pvelet.dev/v1alpha1";
 pub const DEFAULT_NAMESPACE: &str = "default";
 /// Annotation that, set to `"true"`, stops every action on the object.
 pub const PAUSED: &str = "pvelet.dev/paused";
-/// Annotation on an object being deleted that, set to `"true"`, lets go of a VM that can no longer be reached.
+/// Annotation on an object being deleted that, set to `"true"`, lets go of a VM that can no longer be reached. On an object that has none, none is
+/// made: in a folder the annotation is given by a manifest that comes back.
 pub const ABANDON: &str = "pvelet.dev/abandon";
 /// Annotation that names the SMBIOS UUID of an existing VM, made by this controller, that the object takes over.
 pub const ADOPT: &str = "pvelet.dev/adopt";

@@ -223,8 +223,15 @@ impl Inner {
             }
             match self.records.get(id) {
                 None => self.insert_new(id, file, manifest.clone()),
-                // It is being deleted; the manifest makes a new object once it is gone.
-                Some(record) if record.metadata.deletion_timestamp.is_some() => {}
+                // It is being deleted; the manifest makes a new object once it is gone. Its annotations count: they can let go of the VM.
+                Some(record) if record.metadata.deletion_timestamp.is_some() => {
+                    if record.metadata.annotations != manifest.annotations {
+                        let mut changed = record.clone();
+                        changed.metadata.annotations.clone_from(&manifest.annotations);
+                        changed.metadata.resource_version = self.version();
+                        writes.push(changed);
+                    }
+                }
                 Some(record) => {
                     if let Some(mut changed) = record.with_manifest(manifest, file) {
                         changed.metadata.resource_version = self.version();

@@ -6,7 +6,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::FolderStore;
 use crate::{
-    kind::{Host, Machine, MachineStatus, ObjectKey, ObjectRef, PveMachine},
+    kind::{ABANDON, Host, Machine, MachineStatus, ObjectKey, ObjectRef, PveMachine},
     store::{Store, StoreError},
 };
 
@@ -237,6 +237,18 @@ async fn a_manifest_that_comes_back_while_its_object_goes_makes_a_new_one() {
     let new = folder.until("web-1", |m| m.is_some_and(|m| !m.is_deleting())).await.unwrap();
     assert_ne!(new.metadata.uid, old.metadata.uid);
     assert_eq!(new.status, MachineStatus::default());
+}
+
+#[tokio::test]
+async fn an_object_that_goes_takes_the_annotations_of_a_manifest_that_comes_back_and_nothing_else() {
+    let mut folder = Folder::with(&[("web.yaml", manifest("web-1", ""))]).await;
+    folder.hold("web-1").await;
+    fs::remove_file(folder.path().join("web.yaml")).unwrap();
+    let going = folder.until("web-1", |m| m.is_some_and(|m| m.is_deleting())).await.unwrap();
+    let text = manifest("web-1", ", cores: 7").replace("{name: web-1}", "{name: web-1, annotations: {pvelet.dev/abandon: 'true'}}");
+    folder.write("web.yaml", &text);
+    let told = folder.until("web-1", |m| m.is_some_and(|m| m.has_flag(ABANDON))).await.unwrap();
+    assert_eq!((told.is_deleting(), &told.spec), (true, &going.spec));
 }
 
 #[tokio::test]

@@ -145,6 +145,12 @@ fn missing(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
         );
         return Action::Wait(None);
     }
+    if inputs.machine.has_flag(ABANDON) {
+        let text =
+            format!("annotation {ABANDON} lets go of a VM, so none is made; remove the manifest, or the annotation to have one made");
+        draft.unplaced("Abandoned", text);
+        return Action::Wait(None);
+    }
     if let Some(at) = draft.must_wait_for(ActionKind::Clone) {
         return Action::Wait(Some(at));
     }

@@ -64,6 +64,7 @@ fn before_the_vm_is_made() {
         ("no host has the template", with(W::fresh(), |w| w.templates = false), "wait", "NoHostFits"),
         ("one dead host delays nobody", with(W::fresh(), |w| away(w, 0)), "call clone 1", "Creating"),
         ("a paused machine is not made", with(W::fresh(), |w| annotate(w, PAUSED, "true")), "wait", "Paused"),
+        ("one that is to be let go of is not made", with(W::fresh(), |w| annotate(w, ABANDON, "true")), "wait", "Abandoned"),
         ("a VM with its mark is adopted, not cloned again", with(W::fresh(), |w| w.add_vm("lab", "pve2", |_| ())), "again", ""),
         ("a VM with its mark seen by several agents is one VM", with(W::fresh(), |w| w.see_from(&["pve1", "pve2"])), "again", ""),
         (
