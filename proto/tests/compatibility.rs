@@ -15,7 +15,10 @@ fn shape(set: &FileDescriptorSet) -> BTreeMap<String, String> {
         for service in &file.service {
             for m in &service.method {
                 let streams = (m.client_streaming(), m.server_streaming());
-                out.insert(format!("rpc {}.{}", service.name(), m.name()), format!("{} -> {} {streams:?}", m.input_type(), m.output_type()));
+                out.insert(
+                    format!("rpc {}.{}", service.name(), m.name()),
+                    format!("{} -> {} {streams:?}", m.input_type(), m.output_type()),
+                );
             }
         }
         for message in &file.message_type {
@@ -65,7 +68,10 @@ fn nothing_that_clients_use_has_vanished_or_changed() {
         .collect();
     assert!(broken.is_empty(), "breaking changes:\n{}", broken.join("\n"));
     let fresh: Vec<&String> = new.keys().filter(|k| !old.contains_key(*k)).collect();
-    assert!(fresh.is_empty(), "new parts are not in the committed set yet; PVELET_BLESS=1 cargo test -p pvelet-proto adds them:\n{fresh:#?}");
+    assert!(
+        fresh.is_empty(),
+        "new parts are not in the committed set yet; PVELET_BLESS=1 cargo test -p pvelet-proto adds them:\n{fresh:#?}"
+    );
 }
 
 #[test]
