@@ -95,7 +95,7 @@ fn nic(index: u32, value: &str) -> v1::Nic {
 
 /// NICs by index.
 pub(super) fn nics(config: &ConfigFile) -> Vec<v1::Nic> {
-    (0..32).filter_map(|i| config.get(&format!("net{i}")).map(|value| nic(i, value))).collect()
+    config.indexed("net").into_iter().map(|(index, value)| nic(index, value)).collect()
 }
 
 fn disk(slot: &str, value: &str) -> v1::Disk {
@@ -186,14 +186,12 @@ fn cloud_init(config: &ConfigFile) -> Option<v1::CloudInitStatus> {
         config.get(key).unwrap_or_default().split([' ', ',', ';']).filter(|w| !w.is_empty()).map(str::to_owned).collect::<Vec<_>>()
     };
     let keys = config.get("sshkeys").map(|k| percent_encoding::percent_decode_str(k).decode_utf8_lossy().into_owned()).unwrap_or_default();
-    let ip_configs: Vec<v1::IpConfig> = (0..32)
-        .filter_map(|i| {
-            let value = config.get(&format!("ipconfig{i}"))?;
-            let (_, p) = properties(value);
-            let get = |key| p.get(key).copied().unwrap_or_default().to_owned();
-            Some(v1::IpConfig { nic: i, ipv4: get("ip"), gateway4: get("gw"), ipv6: get("ip6"), gateway6: get("gw6") })
-        })
-        .collect();
+    let ip_config = |(nic, value): (u32, &str)| {
+        let (_, p) = properties(value);
+        let get = |key| p.get(key).copied().unwrap_or_default().to_owned();
+        v1::IpConfig { nic, ipv4: get("ip"), gateway4: get("gw"), ipv6: get("ip6"), gateway6: get("gw6") }
+    };
+    let ip_configs: Vec<v1::IpConfig> = config.indexed("ipconfig").into_iter().map(ip_config).collect();
     let status = v1::CloudInitStatus {
         user: config.get("ciuser").unwrap_or_default().to_owned(),
         ssh_key_count: u32::try_from(keys.lines().filter(|l| !l.trim().is_empty()).count()).unwrap_or(u32::MAX),

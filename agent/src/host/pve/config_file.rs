@@ -1,6 +1,6 @@
 //! A VM's config file: `key: value` lines, `#` lines of the description, then sections `[PENDING]` and one for each snapshot.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound};
 
 use percent_encoding::percent_decode_str;
 use sha1::{Digest, Sha1};
@@ -123,6 +123,15 @@ impl ConfigFile {
         tags
     }
 
+    /// Values of `<prefix>0`, `<prefix>1` ... by index: NICs, address settings.
+    pub fn indexed(&self, prefix: &str) -> Vec<(u32, &str)> {
+        let from = self.keys.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        let keys = from.map_while(|(key, value)| key.strip_prefix(prefix).map(|index| (index, value.as_str())));
+        let mut found: Vec<(u32, &str)> = keys.filter_map(|(index, value)| Some((index.parse().ok()?, value))).collect();
+        found.sort_unstable_by_key(|(index, _)| *index);
+        found
+    }
+
     /// Drives of the main section: slot and property string.
     pub fn drives(&self) -> impl Iterator<Item = (&str, &str)> {
         self.keys.iter().filter(|(k, _)| is_drive_slot(k)).map(|(k, v)| (k.as_str(), v.as_str()))
@@ -162,6 +171,12 @@ mod tests {
         let file = ConfigFile::parse("smbios1: base64=1,serial=QUJD,uuid=57C0D1DB-257B-4AA1-B83D-BFD147865654\n");
         assert_eq!(file.uuid(), Some("57c0d1db-257b-4aa1-b83d-bfd147865654"));
         assert!(file.get("smbios1").is_some_and(|v| v.contains("serial=QUJD")));
+    }
+
+    #[test]
+    fn indexed_keys_come_by_number() {
+        let file = ConfigFile::parse("net10: c\nnet2: b\nnet0: a\nnetwork: x\nnest: y\nipconfig0: z\n");
+        assert_eq!(file.indexed("net"), [(0, "a"), (2, "b"), (10, "c")]);
     }
 
     #[test]
