@@ -28,8 +28,8 @@ test-quick: build ## Unit tests only: the daily loop
 test: build ## All tests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
 
-test-full: build ## All tests, and the long matrices
-	@PVELET_TEST_FULL=1 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+test-full: build ## All tests, with many more random cases
+	@PROPTEST_CASES=20000 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
 
 check: setup fmt clippy deny docs lint ## Format, clippy, licences, docs, house rules
 

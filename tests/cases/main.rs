@@ -4,6 +4,7 @@
 mod bad_input;
 mod crash;
 mod daemon;
+mod error_table;
 mod events;
 mod exactly_once;
 mod faults;
