@@ -58,7 +58,11 @@ impl Inner {
             // Gone already, told by a node with quorum, and it was known: what was asked for is so.
             Err(Error::VmNotFound { .. }) if this.ops.knew(call.target.vmid, &uuid, false) && this.nowhere(&uuid) => None,
             // Its VMID is another VM's by now.
-            Err(Error::UuidMismatch { .. }) if this.ops.knew(call.target.vmid, &uuid, true) && this.nowhere(&uuid) => None,
+            Err(Error::UuidMismatch { ref found, .. })
+                if !found.is_empty() && this.ops.knew(call.target.vmid, &uuid, true) && this.nowhere(&uuid) =>
+            {
+                None
+            }
             found => Some(found?),
         };
         let mut volumes = Vec::new();
@@ -162,6 +166,13 @@ impl Inner {
             // Without quorum the list of VMs proves nothing, neither that it is there nor that it is gone.
             self.wait_until_writable(h, limit).await?;
             match self.same_vm(h, vmid, &state.uuid, limit).await {
+                // What a destroy leaves that is killed at its very end: a lock and nothing else. It names nobody, and it is not gone.
+                Err(Error::UuidMismatch { found, .. }) if found.is_empty() => {
+                    let message = format!(
+                        "the removal of VM {vmid} was interrupted and its config is left with a lock only; end it with `qm destroy {vmid} --skiplock`"
+                    );
+                    return Err(Error::PveFailed { message, upid: Some(upid.text.clone()) });
+                }
                 Err(Error::VmNotFound { .. } | Error::UuidMismatch { .. }) => return self.nothing_left(h, &followed.lines, limit).await,
                 Err(error) => return Err(error),
                 Ok(_) => {}

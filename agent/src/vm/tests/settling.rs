@@ -167,6 +167,26 @@ fn power_and_delete_are_settled_by_what_is_true() {
 }
 
 #[test]
+fn a_destroy_that_was_killed_at_its_end_is_not_told_as_done() {
+    let (dir, pve) = world();
+    let vm = v1::VmRef { vmid: 200, uuid: pve.add_vm(200, &[]) };
+    pve.hold("qmdestroy");
+    let name = die(dir.path(), &pve, Freeze::Before(3), |vms| async move {
+        vms.delete_vm(&caller(), v1::DeleteVmRequest { meta: meta("d"), vm: Some(vm), stop: false }).await.unwrap().name
+    });
+    pve.kill_tasks();
+    pve.edit(200, |vm| {
+        vm.keys.clear();
+        vm.keys.insert("lock".into(), "destroyed".into());
+    });
+    pve.release("qmdestroy");
+    let op = settle(dir.path(), &pve, &name);
+    assert_eq!((op.state(), reason(&op).as_str()), (v1::OperationState::Failed, reasons::PVE_FAILED), "{op:?}");
+    assert!(op.error.unwrap().message.contains("--skiplock"));
+    assert!(pve.vmids().contains(&200));
+}
+
+#[test]
 fn settings_are_written_unless_somebody_was_faster() {
     // Calls: 0 read, 1 read, 2 config.
     for (freeze, theirs, expected) in

@@ -35,9 +35,10 @@ fn version(nodes: &[NodeState], at: usize) -> String {
     for (file, version) in counters.files() {
         let _ = writeln!(text, "\"{file}\": {version},");
     }
-    // What each node's status daemon keeps there; here it never changes.
+    // What each node's status daemon keeps there; here it never changes, and is gone with a restart.
     let kept: Vec<String> = STATUS_KEYS.iter().map(|key| format!("\"{key}\": 0")).collect();
-    let stores: Vec<String> = nodes.iter().map(|node| format!("\"{}\": {{\n{}}}", node.name, kept.join(",\n"))).collect();
+    let kept = if nodes[at].status_kept { kept.join(",\n") } else { String::new() };
+    let stores: Vec<String> = nodes.iter().map(|node| format!("\"{}\": {{\n{kept}}}", node.name)).collect();
     let _ = write!(text, "\"kvstore\": {{\n{}\n}}\n}}\n", stores.join(",\n"));
     text
 }
@@ -93,6 +94,7 @@ mod tests {
             quorate: true,
             up: true,
             counters: Counters::new(1_795_415_595, clinfo, [9000].into_iter()),
+            status_kept: true,
         }
     }
 

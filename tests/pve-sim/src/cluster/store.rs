@@ -78,6 +78,8 @@ pub struct NodeState {
     pub up: bool,
     /// What its `pmxcfs` has counted.
     pub counters: Counters,
+    /// Whether its status daemon has told its keys to this `pmxcfs`; not any more after a restart.
+    pub status_kept: bool,
 }
 
 /// The content of `/etc/pve`, shared by all nodes. Nodes are named by their index.
@@ -114,6 +116,7 @@ impl Store {
             quorate: true,
             up: true,
             counters: Counters::new(now_s(), clinfo, vms.keys().copied()),
+            status_kept: true,
         };
         let nodes = nodes.iter().enumerate().map(state).collect();
         let inner = Inner {
@@ -219,6 +222,7 @@ impl Store {
         // Two starts within a second would look like one.
         let starttime = now_s().max(old.starttime + 1);
         inner.nodes[node].counters = Counters::new(starttime, clinfo, vmids.into_iter());
+        inner.nodes[node].status_kept = false;
         // What was rendered before must not be taken for current.
         inner.rendered.clear();
     }
