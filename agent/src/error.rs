@@ -49,12 +49,22 @@ pub enum Error {
     #[error("no operation '{name}'; operations are kept for 24 hours after their end")]
     OperationNotFound { name: String },
 
+    #[error("no volume {id} {}; `pveletctl volumes` lists those that exist", if .storage.is_empty() { "on the storages of this node".to_owned() } else { format!("on storage '{}'", .storage) })]
+    VolumeNotFound { id: String, storage: String },
+    #[error("volume {id} has no snapshot '{snapshot}'; `pveletctl get volume {id}` lists its snapshots")]
+    SnapshotNotFound { id: String, snapshot: String },
+    #[error("no image '{image}' {place}")]
+    ImageNotFound { image: String, place: String },
+
     #[error("VMID {vmid} is in use{}; choose another, or 0 to let the agent choose", .node.as_ref().map(|n| format!(" on node {n}")).unwrap_or_default())]
     VmidInUse { vmid: u32, node: Option<String> },
     #[error("machine {machine_uid} has VM {vmid} on node {node} already; a machine has one VM at most")]
     MachineHasVm { machine_uid: String, vmid: u32, node: String },
     #[error("request_id '{request_id}' of tenant '{tenant}' was used for another request ({operation}); use a new id for a new request")]
     RequestIdReused { tenant: String, request_id: String, operation: String },
+
+    #[error("volume {id} exists already: {detail}; choose another id")]
+    VolumeExists { id: String, detail: String, volid: Option<String> },
 
     #[error("VM {vmid} is locked by PVE ({lock}); wait for that job to end")]
     VmLocked { vmid: u32, lock: String },
@@ -64,6 +74,9 @@ pub enum Error {
     LockTimeout { what: String },
     #[error("the config of VM {vmid} was changed by somebody else meanwhile; read it again")]
     ConfigChanged { vmid: u32 },
+
+    #[error("the guest of VM {vmid} does not let go of {slot}, which is still attached; unmount it there, or stop the VM")]
+    GuestHoldsDisk { vmid: u32, slot: String },
 
     #[error("node {node} has no quorum, so PVE's configuration cannot be changed; bring the other nodes or the cluster network back")]
     NoQuorum { node: String },
@@ -132,6 +145,27 @@ pub enum Error {
     #[error("{what} was not made by pvelet for this owner, so it is not touched")]
     NotOurs { what: String },
 
+    #[error("volume {id} is in use by VM {vmid} on node {node} ({how}); {remedy}")]
+    VolumeInUse { id: String, vmid: u32, node: String, slot: String, how: String, remedy: &'static str },
+    #[error("volume {id} is attached to no VM; attach it first")]
+    VolumeNotAttached { id: String },
+    #[error("volume {id} has snapshots ({}), {why}; delete them first", .snapshots.join(", "))]
+    VolumeHasSnapshots { id: String, snapshots: Vec<String>, why: &'static str },
+    #[error("snapshot '{snapshot}' of volume {id} is not the newest, and its storage brings back only that; delete {} first", .newer.join(", "))]
+    SnapshotNotNewest { id: String, snapshot: String, newer: Vec<String> },
+    #[error("several volumes have id {id} ({}); remove or rename all but one", .volids.join(", "))]
+    AmbiguousVolume { id: String, volids: Vec<String> },
+    #[error("storage '{storage}' cannot do it: {why}")]
+    StorageUnsupported { storage: String, why: String },
+    #[error(
+        "VM {vmid} has no free slot for a volume (scsi{first} to scsi{last}); detach one, or raise volumes.max_slots in the agent's configuration"
+    )]
+    NoFreeSlot { vmid: u32, first: u32, last: u32 },
+    #[error("{slot} of VM {vmid} is {what}, which is not detached")]
+    DiskNotDetachable { vmid: u32, slot: String, what: &'static str },
+    #[error("volumes would be lost with VM {vmid}: {}; detach them first (`pveletctl volumes detach`)", .volumes.join(", "))]
+    VolumesRetained { vmid: u32, volumes: Vec<String> },
+
     #[error("role {role} may not call {method}; it needs {needed}")]
     Role { role: String, method: String, needed: String },
     #[error("{caller} may not act for tenant '{tenant}'")]
@@ -148,6 +182,8 @@ pub enum Error {
 
     #[error("PVE failed: {message}")]
     PveFailed { message: String, upid: Option<String> },
+    #[error("storage '{storage}': {message}")]
+    StorageFailed { storage: String, message: String },
     #[error("journal {path}: {detail}")]
     Journal { path: String, detail: String },
     #[error("{file} {why}")]
@@ -189,6 +225,10 @@ impl Error {
             Self::BridgeNotFound { .. } => (C::NotFound, reason::BRIDGE_NOT_FOUND),
             Self::PoolNotFound { .. } => (C::NotFound, reason::POOL_NOT_FOUND),
             Self::OperationNotFound { .. } => (C::NotFound, reason::OPERATION_NOT_FOUND),
+            Self::VolumeNotFound { .. } => (C::NotFound, reason::VOLUME_NOT_FOUND),
+            Self::SnapshotNotFound { .. } => (C::NotFound, reason::SNAPSHOT_NOT_FOUND),
+            Self::ImageNotFound { .. } => (C::NotFound, reason::IMAGE_NOT_FOUND),
+            Self::VolumeExists { .. } => (C::AlreadyExists, reason::VOLUME_EXISTS),
             Self::VmidInUse { .. } => (C::AlreadyExists, reason::VMID_IN_USE),
             Self::MachineHasVm { .. } => (C::AlreadyExists, reason::MACHINE_HAS_VM),
             Self::RequestIdReused { .. } => (C::AlreadyExists, reason::REQUEST_ID_REUSED),
@@ -196,6 +236,7 @@ impl Error {
             Self::OperationInProgress { .. } => (C::Aborted, reason::OPERATION_IN_PROGRESS),
             Self::LockTimeout { .. } => (C::Aborted, reason::LOCK_TIMEOUT),
             Self::ConfigChanged { .. } => (C::Aborted, reason::CONFIG_CHANGED),
+            Self::GuestHoldsDisk { .. } => (C::Aborted, reason::GUEST_HOLDS_DISK),
             Self::NoQuorum { .. } => (C::Unavailable, reason::NO_QUORUM),
             Self::PveDown { .. } => (C::Unavailable, reason::PVE_DOWN),
             Self::PveAnswerLost { .. } => (C::Unavailable, reason::PVE_DOWN),
@@ -227,6 +268,15 @@ impl Error {
             Self::NotCancellable { .. } => (C::FailedPrecondition, reason::NOT_CANCELLABLE),
             Self::HostShuttingDown { .. } => (C::FailedPrecondition, reason::HOST_SHUTTING_DOWN),
             Self::NotOurs { .. } => (C::FailedPrecondition, reason::NOT_OURS),
+            Self::VolumeInUse { .. } => (C::FailedPrecondition, reason::VOLUME_IN_USE),
+            Self::VolumeNotAttached { .. } => (C::FailedPrecondition, reason::VOLUME_NOT_ATTACHED),
+            Self::VolumeHasSnapshots { .. } => (C::FailedPrecondition, reason::VOLUME_HAS_SNAPSHOTS),
+            Self::SnapshotNotNewest { .. } => (C::FailedPrecondition, reason::SNAPSHOT_NOT_NEWEST),
+            Self::AmbiguousVolume { .. } => (C::FailedPrecondition, reason::AMBIGUOUS_VOLUME),
+            Self::StorageUnsupported { .. } => (C::FailedPrecondition, reason::STORAGE_UNSUPPORTED),
+            Self::NoFreeSlot { .. } => (C::FailedPrecondition, reason::NO_FREE_SLOT),
+            Self::DiskNotDetachable { .. } => (C::FailedPrecondition, reason::DISK_NOT_DETACHABLE),
+            Self::VolumesRetained { .. } => (C::FailedPrecondition, reason::VOLUMES_RETAINED),
             Self::Role { .. } => (C::PermissionDenied, reason::ROLE),
             Self::ScopeTenant { .. } => (C::PermissionDenied, reason::SCOPE_TENANT),
             Self::ScopeVm { .. } => (C::PermissionDenied, reason::SCOPE_VM),
@@ -234,6 +284,7 @@ impl Error {
             Self::OperationTimeout { .. } => (C::DeadlineExceeded, reason::OPERATION_TIMEOUT),
             Self::Cancelled { .. } => (C::Cancelled, reason::CANCELLED),
             Self::PveFailed { .. } => (C::Unknown, reason::PVE_FAILED),
+            Self::StorageFailed { .. } => (C::Unknown, reason::STORAGE_FAILED),
             Self::Journal { .. } => (C::Internal, reason::INTERNAL),
             Self::Credentials { .. } | Self::Start(_) | Self::Internal(_) => (C::Internal, reason::INTERNAL),
         }
@@ -257,6 +308,16 @@ impl Error {
             Self::UuidMismatch { vmid, found, .. } => vec![("vmid", vmid.to_string()), ("found", found.clone())],
             Self::AmbiguousUuid { vmids, .. } => vec![("vmids", vmids.iter().map(u32::to_string).collect::<Vec<_>>().join(","))],
             Self::DiskLeft { volumes, .. } => vec![("volumes", volumes.join(","))],
+            Self::VolumeExists { volid: Some(volid), .. } => vec![("volid", volid.clone())],
+            Self::GuestHoldsDisk { vmid, slot } => vec![("vmid", vmid.to_string()), ("slot", slot.clone())],
+            Self::VolumeInUse { vmid, node, slot, .. } => {
+                vec![("vmid", vmid.to_string()), ("node", node.clone()), ("slot", slot.clone())]
+            }
+            Self::VolumeHasSnapshots { snapshots, .. } => vec![("snapshots", snapshots.join(","))],
+            Self::SnapshotNotNewest { newer, .. } => vec![("snapshots", newer.join(","))],
+            Self::AmbiguousVolume { volids, .. } => vec![("volids", volids.join(","))],
+            Self::StorageUnsupported { storage, .. } | Self::StorageFailed { storage, .. } => vec![("storage", storage.clone())],
+            Self::VolumesRetained { volumes, .. } => vec![("volumes", volumes.join(","))],
             Self::StorageFull { storage, .. } | Self::StorageOffline { storage, .. } => vec![("storage", storage.clone())],
             Self::StaleEpoch { newest, .. } => vec![("newest", newest.to_string())],
             Self::PveFailed { upid: Some(upid), .. } => vec![("upid", upid.clone())],

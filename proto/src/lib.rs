@@ -3,6 +3,7 @@
 pub mod id;
 pub mod identity;
 pub mod reason;
+pub mod volume;
 
 /// The generated types of `pvelet.v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

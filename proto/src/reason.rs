@@ -38,6 +38,20 @@ reasons! {
     LINKED_CLONE_STORAGE;
     /// A disk would shrink.
     DISK_SHRINK;
+    /// A volume's id is no UUID.
+    INVALID_VOLUME_ID;
+    /// A size is no multiple of 1 MiB, too small or too large.
+    INVALID_SIZE;
+    /// The storage has no volumes of that format.
+    INVALID_FORMAT;
+    /// A snapshot's name is malformed.
+    INVALID_SNAPSHOT_NAME;
+    /// An image that is not imported: it refers to other files, its path leaves the allowed folders, or its format is unknown.
+    IMAGE_REFUSED;
+    /// An image is damaged.
+    IMAGE_CORRUPT;
+    /// An image has another SHA-256 than the one given; metadata `found`.
+    CHECKSUM_MISMATCH;
 
     // NOT_FOUND
     /// No such VM in the PVE cluster, or another tenant's.
@@ -52,6 +66,12 @@ reasons! {
     POOL_NOT_FOUND;
     /// No such operation, or another tenant's.
     OPERATION_NOT_FOUND;
+    /// No such volume, or another tenant's.
+    VOLUME_NOT_FOUND;
+    /// The volume has no such snapshot.
+    SNAPSHOT_NOT_FOUND;
+    /// No such image in the allowed folders.
+    IMAGE_NOT_FOUND;
 
     // ALREADY_EXISTS
     /// The VMID is in use in the PVE cluster.
@@ -60,6 +80,8 @@ reasons! {
     MACHINE_HAS_VM;
     /// The request id was used with another body.
     REQUEST_ID_REUSED;
+    /// There is a volume with that id, of another owner, smaller, or on another storage; metadata `volid` unless it is another tenant's.
+    VOLUME_EXISTS;
 
     // ABORTED: try again
     /// PVE holds a lock on the VM (backup, migrate, clone ...).
@@ -70,6 +92,8 @@ reasons! {
     LOCK_TIMEOUT;
     /// Somebody else changed the VM's config meanwhile.
     CONFIG_CHANGED;
+    /// The guest does not let go of a disk; it is still attached. Metadata `vmid`, `slot`.
+    GUEST_HOLDS_DISK;
 
     // UNAVAILABLE: try again
     /// This node's part of the cluster has no quorum.
@@ -136,6 +160,24 @@ reasons! {
     HOST_SHUTTING_DOWN;
     /// The VM was not made by pvelet, or belongs to another owner.
     NOT_OURS;
+    /// The volume is attached, or a snapshot of a VM refers to it; metadata `vmid`, `node`, `slot`.
+    VOLUME_IN_USE;
+    /// The volume is attached to no VM.
+    VOLUME_NOT_ATTACHED;
+    /// The volume has snapshots, which would be lost; metadata `snapshots`.
+    VOLUME_HAS_SNAPSHOTS;
+    /// Newer snapshots stand in the way; metadata `snapshots`.
+    SNAPSHOT_NOT_NEWEST;
+    /// Several volumes have that id; metadata `volids`.
+    AMBIGUOUS_VOLUME;
+    /// The storage cannot do it, such as snapshots of raw files; metadata `storage`.
+    STORAGE_UNSUPPORTED;
+    /// All slots that volumes may take are taken.
+    NO_FREE_SLOT;
+    /// The disk is the VM's boot, EFI, TPM or cloud-init disk, which are not detached.
+    DISK_NOT_DETACHABLE;
+    /// Volumes would be lost with the VM: they stand under its name or aside in it; metadata `volumes`.
+    VOLUMES_RETAINED;
 
     // PERMISSION_DENIED
     /// The caller's role does not allow the call.
@@ -162,6 +204,8 @@ reasons! {
     // INTERNAL, UNKNOWN
     /// PVE refused or failed in a way that has no reason of its own; metadata `upid` where there is a task.
     PVE_FAILED;
+    /// A tool of the storage (LVM, ZFS, qemu-img ...) failed in a way that has no reason of its own; metadata `storage`.
+    STORAGE_FAILED;
     /// A fault of the agent itself.
     INTERNAL;
 }

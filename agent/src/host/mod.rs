@@ -7,3 +7,4 @@ pub mod facts;
 pub mod links;
 pub mod process;
 pub mod pve;
+pub mod storage;

@@ -53,6 +53,18 @@ impl Inner {
                     Err(error) => h.finish(Err(error), None).await,
                 }
             }
+            v1::OperationKind::CreateVolume
+            | v1::OperationKind::DeleteVolume
+            | v1::OperationKind::AttachVolume
+            | v1::OperationKind::DetachVolume
+            | v1::OperationKind::GrowVolume
+            | v1::OperationKind::SetVolumeLimits
+            | v1::OperationKind::SnapshotVolume
+            | v1::OperationKind::DeleteVolumeSnapshot
+            | v1::OperationKind::RollBackVolume
+            | v1::OperationKind::MoveVolume
+            | v1::OperationKind::HandOverVolume
+            | v1::OperationKind::ReclaimVolumes => h.finish(Err(Error::AgentRestarted), None).await,
             v1::OperationKind::Unspecified => h.finish(Err(Error::Internal("an operation without a kind".to_owned())), None).await,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use pvelet_proto::v1;
+use pvelet_proto::{v1, volume::VolumeId};
 
 use super::mark::{self, Mark};
 use crate::host::pve::{
@@ -107,6 +107,8 @@ fn disk(slot: &str, value: &str) -> v1::Disk {
         storage: volume.split_once(':').map(|(s, _)| s.to_owned()).unwrap_or_default(),
         size_bytes: properties.get("size").and_then(|s| parse_size(s)).unwrap_or(0),
         cdrom: properties.get("media") == Some(&"cdrom"),
+        serial: properties.get("serial").map(|s| (*s).to_owned()).unwrap_or_default(),
+        volume_id: volume.split_once(':').and_then(|(_, name)| VolumeId::of_name(name)).map(|(_, id)| id.to_string()).unwrap_or_default(),
     }
 }
 
