@@ -166,6 +166,9 @@ pub enum Error {
     #[error("volumes would be lost with VM {vmid}: {}; detach them first (`pveletctl volumes detach`)", .volumes.join(", "))]
     VolumesRetained { vmid: u32, volumes: Vec<String> },
 
+    #[error("VMID {vmid} is reserved for volumes (volumes.owner_vmid), yet a guest on node {node} has it; give that guest another VMID")]
+    ReservedIdTaken { vmid: u32, node: String },
+
     #[error("role {role} may not call {method}; it needs {needed}")]
     Role { role: String, method: String, needed: String },
     #[error("{caller} may not act for tenant '{tenant}'")]
@@ -277,6 +280,7 @@ impl Error {
             Self::NoFreeSlot { .. } => (C::FailedPrecondition, reason::NO_FREE_SLOT),
             Self::DiskNotDetachable { .. } => (C::FailedPrecondition, reason::DISK_NOT_DETACHABLE),
             Self::VolumesRetained { .. } => (C::FailedPrecondition, reason::VOLUMES_RETAINED),
+            Self::ReservedIdTaken { .. } => (C::FailedPrecondition, reason::RESERVED_ID_TAKEN),
             Self::Role { .. } => (C::PermissionDenied, reason::ROLE),
             Self::ScopeTenant { .. } => (C::PermissionDenied, reason::SCOPE_TENANT),
             Self::ScopeVm { .. } => (C::PermissionDenied, reason::SCOPE_VM),

@@ -11,6 +11,7 @@ pub mod tls;
 pub mod inventory;
 pub mod operation;
 pub mod vm;
+pub mod volume;
 
 pub mod crash;
 pub mod host;

@@ -174,6 +174,7 @@ async fn serve(config: &Config, file: &Path, ready_file: Option<&Path>, level: l
     let pve = PveHost::start(pve_options(&config.pve)).map_err(|e| failed("PVE cannot be watched", e))?;
     let world = World {
         pve,
+        store: std::sync::Arc::new(LocalStore::new(config.pve.storage_root.clone(), config.pve.proc.clone())),
         links: std::sync::Arc::new(SysfsLinks::new(config.pve.sysfs.clone())),
         facts: std::sync::Arc::new(HostFactsReader::new(config.pve.proc.clone())),
     };

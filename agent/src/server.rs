@@ -13,6 +13,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use pvelet_proto::v1::{
     self, host_service_server::HostServiceServer, operation_service_server::OperationServiceServer, vm_service_server::VmServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -23,15 +24,16 @@ use crate::{
     auth::{Authorizer, GateLayer},
     config::{Config, Mode},
     error::Error,
-    host::{clock::SystemClock, facts::Facts, links::Links, pve::Pve},
+    host::{clock::SystemClock, facts::Facts, links::Links, pve::Pve, storage::VolumeStore},
     inventory::{self, HostView},
     limits::Limits,
     logging::Level,
     metrics::Metrics,
     operation::{Deadlines, LaneSizes, Operations, Settings as OperationSettings},
-    rpc::{HostRpc, OperationRpc, Shared, VmRpc},
+    rpc::{HostRpc, OperationRpc, Shared, VmRpc, VolumeRpc},
     tls::{self, Credentials},
     vm::{self, Vms},
+    volume::Volumes,
 };
 
 pub use reload::Reload;
@@ -50,6 +52,8 @@ const NO_RANGE: (u32, u32) = (1, 0);
 pub struct World {
     /// PVE.
     pub pve: Arc<dyn Pve>,
+    /// The storages, for what PVE has no call for.
+    pub store: Arc<dyn VolumeStore>,
     /// Network links.
     pub links: Arc<dyn Links>,
     /// Facts of the host.
@@ -124,7 +128,12 @@ impl Agent {
         // Observing until the host view has seen that PVE's version is one of the tested ones.
         let mut settings = vm::Settings::new(&config.pve.node, range.unwrap_or(NO_RANGE), vm::Mode::Observe);
         settings.lease_quarantine = config.vm.vmid_quarantine;
-        let vms = Vms::new(world.pve.clone(), world.links.clone(), operations.clone(), settings);
+        settings.volumes = vm::VolumeSettings {
+            owner_vmid: config.volumes.owner_vmid,
+            max_slots: config.volumes.max_slots,
+            import_folders: config.volumes.import_folders.clone(),
+        };
+        let vms = Vms::new(world.pve.clone(), world.store, world.links.clone(), operations.clone(), settings);
         let settings = inventory::Settings {
             node: config.pve.node.clone(),
             vmid_range: range,
@@ -133,6 +142,7 @@ impl Agent {
         };
         let host = HostView::new(settings, world.pve, world.links, world.facts, vms.clone(), metrics.clone());
         let shared = Shared {
+            volumes: Volumes::new(&vms),
             vms,
             operations,
             host,
@@ -160,7 +170,7 @@ impl Agent {
         let closing = CancellationToken::new();
         let health = HealthReporter::new();
         let server = serve(config, listener, &shared, &credentials, &health, &closing)?;
-        for service in [SERVICES[0], SERVICES[1], SERVICES[2]] {
+        for service in SERVICES {
             health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
         }
         Ok(Self { address, metrics_address, shared, credentials, health, closing, server, background })
@@ -225,7 +235,7 @@ impl Agent {
 }
 
 /// The services of the API, by name, as health tells of them.
-const SERVICES: [&str; 3] = ["pvelet.v1.HostService", "pvelet.v1.VmService", "pvelet.v1.OperationService"];
+const SERVICES: [&str; 4] = ["pvelet.v1.HostService", "pvelet.v1.VmService", "pvelet.v1.VolumeService", "pvelet.v1.OperationService"];
 
 async fn bind(address: SocketAddr, passed: Option<std::net::TcpListener>) -> Result<TcpListener, Error> {
     match passed {
@@ -273,6 +283,7 @@ fn serve(
         .layer(gate)
         .add_service(HostServiceServer::new(HostRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(VmServiceServer::new(VmRpc::new(shared.clone())).max_decoding_message_size(bytes))
+        .add_service(VolumeServiceServer::new(VolumeRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(OperationServiceServer::new(OperationRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(health)
         .add_service(reflection_v1)

@@ -176,6 +176,8 @@ reasons! {
     NO_FREE_SLOT;
     /// The disk is the VM's boot, EFI, TPM or cloud-init disk, which are not detached.
     DISK_NOT_DETACHABLE;
+    /// A guest has the VMID that is reserved for volumes.
+    RESERVED_ID_TAKEN;
     /// Volumes would be lost with the VM: they stand under its name or aside in it; metadata `volumes`.
     VOLUMES_RETAINED;
 

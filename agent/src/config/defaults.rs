@@ -54,6 +54,13 @@ pub const POWER_DEADLINE: Duration = Duration::from_secs(5 * 60);
 /// Removing large disks from a slow storage takes minutes.
 pub const DELETE_DEADLINE: Duration = Duration::from_secs(1800);
 
+/// The largest VMID there is: PVE's `next-id` never comes near it, and nobody types it by mistake.
+pub const VOLUME_OWNER_VMID: u32 = 999_999_999;
+/// `scsi1` to `scsi29`, as proxmox-csi has it: `scsi0` is the boot disk, and `scsi30` stays free for people.
+pub const VOLUME_MAX_SLOTS: u32 = 29;
+/// Paths of `storage.cfg` are those of the host.
+pub const STORAGE_ROOT: &str = "/";
+
 /// Reads are answered from memory in well under a millisecond: this many wait only when something is wrong.
 pub const READS: u32 = 64;
 /// Held-open mutations cost little; the lanes bound the work itself.

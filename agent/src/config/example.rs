@@ -40,6 +40,8 @@ run = "/run"
 task_log = "/var/log/pve/tasks"
 proc = "/proc"
 sysfs = "/sys"
+# Put before the paths of storage.cfg: another one only where a host is simulated.
+storage_root = "/"
 # Under a PVE major version that this agent does not know it only observes, unless this is set.
 allow_untested_version = false
 
@@ -57,6 +59,15 @@ full_clone_deadline = "6h"
 configure_deadline = "10m"
 power_deadline = "5m"
 delete_deadline = "30m"
+
+[volumes]
+# The VMID in the names of volumes that belong to no VM (vm-<this>-pvc-<uuid>). No VM may ever have it. The same on all hosts of a cluster;
+# changed later, volumes under the former one are not found any more. 9999 is what proxmox-csi uses.
+owner_vmid = 999999999
+# Volumes are attached at scsi1 up to this slot, 1 to 30.
+max_slots = 29
+# Folders from which clients may have images imported. Nothing in them may be secret.
+import_folders = []
 
 [limits]
 # Calls under way at once; the next one is refused at once (RESOURCE_EXHAUSTED OVERLOADED).

@@ -40,6 +40,8 @@ pub struct Config {
     pub pve: Pve,
     /// `[vm]`
     pub vm: Vm,
+    /// `[volumes]`
+    pub volumes: Volumes,
     /// `[limits]`
     pub limits: Limits,
     /// `[metrics]` `listen`; `None`: no metrics are served.
@@ -92,6 +94,8 @@ pub struct Pve {
     pub proc: PathBuf,
     /// sysfs
     pub sysfs: PathBuf,
+    /// Put before the paths of `storage.cfg`; `/` but for hosts that are simulated.
+    pub storage_root: PathBuf,
     /// Manage also under a PVE major version that this agent was not tested with.
     pub allow_untested_version: bool,
 }
@@ -117,6 +121,17 @@ pub struct Vm {
     pub power_deadline: Duration,
     /// How long a delete may.
     pub delete_deadline: Duration,
+}
+
+/// `[volumes]`: how volumes are named, and what they may be filled with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volumes {
+    /// The VMID in the names of volumes that belong to no VM. No VM may ever have it; the same on all hosts of a PVE cluster.
+    pub owner_vmid: u32,
+    /// Volumes take slots from `scsi1` to this one.
+    pub max_slots: u32,
+    /// Folders from which images may be imported.
+    pub import_folders: Vec<PathBuf>,
 }
 
 /// `[limits]`: how many calls are under way; the next one is refused with `OVERLOADED`.

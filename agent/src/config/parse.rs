@@ -10,7 +10,7 @@ use toml::de::DeTable;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::{
-    Config, IdentityRule, Limits, Log, LogFormat, Mistake, Mistakes, Mode, Pve, Tls, Vm, check,
+    Config, IdentityRule, Limits, Log, LogFormat, Mistake, Mistakes, Mode, Pve, Tls, Vm, Volumes, check,
     defaults::{self as d},
     read::{Document, Refusal, Section},
 };
@@ -76,6 +76,7 @@ fn config(root: &mut Section<'_, '_>, files: bool) -> Config {
     let tls = tls(root.section("tls"), files);
     let pve = pve(root.section("pve"), files);
     let vm = vm(root.section("vm"), mode);
+    let volumes = volumes(root.section("volumes"), vm.vmid_range.as_ref());
     let limits = limits(root.section("limits"));
     let mut section = root.section("metrics");
     let metrics = section.address("listen");
@@ -85,7 +86,7 @@ fn config(root: &mut Section<'_, '_>, files: bool) -> Config {
     section.finish();
     let log = log(root.section("log"));
     let identities = root.sections("identity").into_iter().filter_map(|s| identity(s, &tls.trust_domain)).collect();
-    Config { mode, listen, state_dir, drain_deadline, tls, pve, vm, limits, metrics, log, identities }
+    Config { mode, listen, state_dir, drain_deadline, tls, pve, vm, volumes, limits, metrics, log, identities }
 }
 
 fn tls(mut s: Section<'_, '_>, files: bool) -> Tls {
@@ -138,6 +139,7 @@ fn pve(mut s: Section<'_, '_>, files: bool) -> Pve {
         task_log: s.path("task_log").unwrap_or_else(|| d::TASK_LOG.into()),
         proc: s.path("proc").unwrap_or_else(|| d::PROC.into()),
         sysfs: s.path("sysfs").unwrap_or_else(|| d::SYSFS.into()),
+        storage_root: s.path("storage_root").unwrap_or_else(|| d::STORAGE_ROOT.into()),
         allow_untested_version: s.flag("allow_untested_version").unwrap_or(false),
     };
     if !pve.api_address.ip().is_loopback() {
@@ -191,6 +193,25 @@ fn vmid_range(text: &str) -> Result<RangeInclusive<u32>, Refusal> {
         return Err(wrong("leaves the VMIDs that PVE has"));
     }
     Ok(first..=last)
+}
+
+fn volumes(mut s: Section<'_, '_>, range: Option<&RangeInclusive<u32>>) -> Volumes {
+    let owner_vmid = s.number("owner_vmid", id::VMID_MIN..=id::VMID_MAX).unwrap_or(d::VOLUME_OWNER_VMID);
+    if range.is_some_and(|range| range.contains(&owner_vmid)) {
+        let remedy = "choose one outside vm.vmid_range: whoever got that VMID would own every volume";
+        s.refuse("owner_vmid", owner_vmid.to_string(), "is one of the VMIDs for new VMs", remedy);
+    }
+    let folders = s.texts("import_folders").unwrap_or_default();
+    for bad in folders.iter().filter(|f| !f.starts_with('/') || f.len() < 2 || f.split('/').any(|part| part == "..")) {
+        s.refuse("import_folders", format!("{bad:?}"), "is no absolute path of a folder", "write it like \"/var/lib/pvelet/import\"");
+    }
+    let volumes = Volumes {
+        owner_vmid,
+        max_slots: s.number("max_slots", 1..=30).unwrap_or(d::VOLUME_MAX_SLOTS),
+        import_folders: folders.into_iter().map(Into::into).collect(),
+    };
+    s.finish();
+    volumes
 }
 
 fn limits(mut s: Section<'_, '_>) -> Limits {

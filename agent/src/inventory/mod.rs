@@ -1,6 +1,6 @@
 //! What `HostService` means: the host as the API shows it, and the stream of what happens on it.
 
-mod slow;
+pub(crate) mod slow;
 mod watch;
 
 use std::{
@@ -48,6 +48,16 @@ pub const FEATURES: &[&str] = &[
     "vm.configure",
     "vm.delete",
     "vm.power",
+    "volume.attach",
+    "volume.copy",
+    "volume.create",
+    "volume.grow",
+    "volume.hand_over",
+    "volume.import",
+    "volume.list",
+    "volume.move",
+    "volume.reclaim",
+    "volume.snapshot",
 ];
 
 /// Whose host this is, and what is configured about it.

@@ -159,7 +159,8 @@ fn structure(reading: &Reading) -> (Vec<v1::Storage>, &[v1::Bridge], bool) {
     (reading.storages.iter().map(without_sizes).collect(), &reading.bridges, reading.facts.shutdown_scheduled)
 }
 
-fn storage(s: StorageInfo) -> v1::Storage {
+/// A storage as the API shows it.
+pub(crate) fn storage(s: StorageInfo) -> v1::Storage {
     v1::Storage {
         id: s.id,
         r#type: s.kind,

@@ -48,6 +48,13 @@ pub(super) fn rfc3339(millis: u64) -> String {
 }
 
 impl AuditLine {
+    /// What an operation works on, in words.
+    pub(super) fn target(vm: Option<&v1::VmRef>, volume: Option<&v1::OperationVolume>) -> String {
+        let vm = vm.filter(|vm| vm.vmid != 0).map(|vm| Guards::vm(vm.vmid));
+        let volume = volume.map(|volume| format!("volume {}", volume.id));
+        volume.into_iter().chain(vm).collect::<Vec<_>>().join(", ")
+    }
+
     /// The same with each text on one line and cut: what is refused may hold anything, up to the size of a request.
     fn bounded(&self) -> Self {
         let text = |t: &String| t.chars().map(|c| if c.is_control() { ' ' } else { c }).take(FIELD_CHARS).collect();

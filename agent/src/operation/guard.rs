@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, time::Instant};
 
+use pvelet_proto::volume::VolumeId;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -19,6 +20,11 @@ impl Guards {
     /// The name under which a VM is guarded.
     pub fn vm(vmid: u32) -> String {
         format!("VM {vmid}")
+    }
+
+    /// The name under which a volume is guarded.
+    pub fn volume(id: VolumeId) -> String {
+        format!("volume {id}")
     }
 }
 

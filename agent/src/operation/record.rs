@@ -58,6 +58,40 @@ pub struct State {
     pub undoing: bool,
     /// The operation's number, for listing in the order of creation.
     pub number: u64,
+    /// What an operation on a volume decided.
+    pub volume: VolumeState,
+}
+
+/// What an operation on a volume decided and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VolumeState {
+    /// The volume's id; empty for operations on VMs.
+    pub id: String,
+    /// Where it is, or is made.
+    pub storage: String,
+    /// Its name there before anything was done; empty when it is made.
+    pub name: String,
+    /// Where it is moved to.
+    pub target_storage: String,
+    /// Its name there, or its new name where it is.
+    pub target_name: String,
+    /// Its label.
+    pub label: String,
+    /// The slot in which it was attached when it was moved.
+    pub slot: String,
+    /// The copy is whole: from here on it is the volume, and what it was copied from is removed.
+    pub copied: bool,
+    /// Volumes to be reclaimed: storage and id.
+    pub list: Vec<(String, String)>,
+}
+
+impl VolumeState {
+    /// The volume as the API shows it in an operation.
+    pub(super) fn shown(&self) -> Option<v1::OperationVolume> {
+        let storage = if self.target_storage.is_empty() { &self.storage } else { &self.target_storage };
+        (!self.id.is_empty()).then(|| v1::OperationVolume { id: self.id.clone(), storage: storage.clone() })
+    }
 }
 
 impl State {
@@ -134,6 +168,11 @@ impl Body {
         let request: Arc<[u8]> = request.encode_to_vec().into();
         let digest = digest(kind, &request);
         Self { request, digest }
+    }
+
+    /// The canonical request, encoded.
+    pub fn request(&self) -> Arc<[u8]> {
+        Arc::clone(&self.request)
     }
 }
 

@@ -263,6 +263,7 @@ impl Operations {
             create_time: Some(timestamp(now)),
             caller: begin.caller.identity.to_string(),
             step: "accepted".to_owned(),
+            volume: state.volume.shown(),
             ..v1::Operation::default()
         };
         let (tell, intent) = watch::channel(None);
@@ -376,7 +377,7 @@ impl Operations {
                 caller: shown.caller.clone(),
                 tenant: shown.tenant.clone(),
                 action: kind_name(shown.kind()).to_owned(),
-                target: shown.target.as_ref().map(|t| Guards::vm(t.vmid)).unwrap_or_default(),
+                target: AuditLine::target(shown.target.as_ref(), shown.volume.as_ref()),
                 decision: state.as_str_name().trim_start_matches("OPERATION_STATE_").to_ascii_lowercase(),
                 reason: reason.to_owned(),
                 operation: name.to_owned(),

@@ -3,6 +3,7 @@
 mod host;
 mod operation;
 mod vm;
+mod volume;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -14,15 +15,17 @@ use tonic::{Request, Response, Status};
 pub use host::HostRpc;
 pub use operation::OperationRpc;
 pub use vm::VmRpc;
+pub use volume::VolumeRpc;
 
 use crate::{
-    auth::Authorizer,
+    auth::{Authorizer, Target, Verb},
     error::Error,
     inventory::HostView,
     metrics::Metrics,
     operation::{Caller, Operations},
     tls::Peer,
     vm::Vms,
+    volume::Volumes,
 };
 
 /// A call is held open no longer than this, whatever it asks for: a promise of the API.
@@ -33,6 +36,8 @@ const MAX_WAIT: Duration = Duration::from_secs(300);
 pub struct Shared {
     /// The VMs.
     pub vms: Vms,
+    /// The volumes.
+    pub volumes: Volumes,
     /// The operations.
     pub operations: Arc<Operations>,
     /// The host.
@@ -64,6 +69,41 @@ async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T, Error>
 }
 
 impl Shared {
+    /// Authorizes a mutation; a refusal is audited. `meta`: or why there is none.
+    fn authorize(
+        &self,
+        caller: &Caller,
+        kind: v1::OperationKind,
+        meta: Result<&v1::RequestMeta, Error>,
+        vm: Option<&v1::VmRef>,
+    ) -> Result<(), Error> {
+        let vm_ref = vm.cloned().unwrap_or_default();
+        let meta = match meta {
+            Ok(meta) => meta,
+            Err(error) => {
+                self.operations.refused(caller, &v1::RequestMeta::default(), kind, &vm_ref, &error);
+                return Err(error);
+            }
+        };
+        let owner = vm.and_then(|vm| self.host.owner(vm.vmid));
+        let target = match vm {
+            // What does not exist has no owner; whether it exists is said by who carries the call out.
+            Some(vm) if self.host.has_vm(vm.vmid) => Target::Vm { vmid: vm.vmid, owner: owner.as_deref() },
+            _ => Target::New,
+        };
+        let allowed = self.authorizer.authorize(&caller.identity, &meta.tenant, Verb::Mutate, target);
+        match allowed.and_then(|decision| self.host.require_manage().map(|()| decision)) {
+            Ok(decision) => {
+                tracing::debug!(caller = %caller.identity, tenant = meta.tenant, ?kind, decision = decision.as_str(), "allowed");
+                Ok(())
+            }
+            Err(error) => {
+                self.operations.refused(caller, meta, kind, &vm_ref, &error);
+                Err(error)
+            }
+        }
+    }
+
     /// The operation once it has ended, `wait` is over, or the agent ends.
     async fn wait(&self, operation: v1::Operation, meta: Option<&v1::RequestMeta>) -> Result<v1::Operation, Error> {
         let wait = meta.and_then(|m| m.wait).and_then(|w| Duration::try_from(w).ok()).unwrap_or_default().min(MAX_WAIT);

@@ -20,31 +20,8 @@ impl VmRpc {
         Self(shared)
     }
 
-    /// Authorizes a mutation; a refusal is audited.
     fn authorize(&self, caller: &Caller, kind: Kind, meta: Option<&v1::RequestMeta>, vm: Option<&v1::VmRef>) -> Result<(), Error> {
-        let vm_ref = vm.cloned().unwrap_or_default();
-        let Some(meta) = meta else {
-            let error = missing_meta();
-            self.0.operations.refused(caller, &v1::RequestMeta::default(), kind, &vm_ref, &error);
-            return Err(error);
-        };
-        let owner = vm.and_then(|vm| self.0.host.owner(vm.vmid));
-        let target = match vm {
-            // What does not exist has no owner; whether it exists is said by who carries the call out.
-            Some(vm) if self.0.host.has_vm(vm.vmid) => Target::Vm { vmid: vm.vmid, owner: owner.as_deref() },
-            _ => Target::New,
-        };
-        let allowed = self.0.authorizer.authorize(&caller.identity, &meta.tenant, Verb::Mutate, target);
-        match allowed.and_then(|decision| self.0.host.require_manage().map(|()| decision)) {
-            Ok(decision) => {
-                tracing::debug!(caller = %caller.identity, tenant = meta.tenant, ?kind, decision = decision.as_str(), "allowed");
-                Ok(())
-            }
-            Err(error) => {
-                self.0.operations.refused(caller, meta, kind, &vm_ref, &error);
-                Err(error)
-            }
-        }
+        self.0.authorize(caller, kind, meta.ok_or_else(missing_meta), vm)
     }
 }
 

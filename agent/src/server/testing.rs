@@ -24,9 +24,10 @@ use crate::{
         facts::{Facts, HostFacts},
         links::{BridgeInfo, Links},
         pve::{
-            Change, CloneCall, ConfigCall, DestroyCall, Inventory, NodeInfo, PowerCall, ProcessRef, Pve, RunState, StorageInfo, TaskState,
-            TaskUpdate, Upid, VmRecord, VolumeInfo, config_file::ConfigFile,
+            AllocateCall, Change, CloneCall, ClusterLock, ConfigCall, DestroyCall, Inventory, MoveCall, NodeInfo, PowerCall, ProcessRef,
+            Pve, RunState, StorageInfo, TaskState, TaskUpdate, Upid, VmRecord, VolumeDetail, VolumeInfo, config_file::ConfigFile,
         },
+        storage::{StorageConfig, fake::EmptyStore},
     },
     tls::testing::{Ca, DOMAIN, Files, Issued, NODE, SERVER_NAME, client, client_config, server},
 };
@@ -105,6 +106,21 @@ impl Pve for StillPve {
         Ok(vec![storage])
     }
     async fn volumes(&self, _: &str, _: u32) -> Result<Vec<VolumeInfo>, Error> {
+        down()
+    }
+    async fn storage_config(&self, _: &str) -> Result<StorageConfig, Error> {
+        down()
+    }
+    async fn volume(&self, _: &str) -> Result<Option<VolumeDetail>, Error> {
+        down()
+    }
+    async fn allocate_volume(&self, _: &AllocateCall) -> Result<String, Error> {
+        down()
+    }
+    async fn move_disk(&self, _: u32, _: &MoveCall) -> Result<Upid, Error> {
+        down()
+    }
+    async fn lock_cluster(&self, _: &str, _: Duration) -> Result<ClusterLock, Error> {
         down()
     }
     async fn clone_vm(&self, _: &CloneCall) -> Result<Upid, Error> {
@@ -199,7 +215,7 @@ pub(super) async fn stand_on<P: Pve>(pve: Arc<P>, change: impl FnOnce(&mut Confi
     config.state_dir = files.path("state");
     change(&mut config);
     let (shutdown, scheduled) = watch::channel(false);
-    let world = World { pve: pve.clone(), links: Arc::new(OneBridge), facts: Arc::new(SameFacts(scheduled)) };
+    let world = World { pve: pve.clone(), store: Arc::new(EmptyStore), links: Arc::new(OneBridge), facts: Arc::new(SameFacts(scheduled)) };
     let operations = open_operations(&config).await.unwrap();
     let agent = Agent::start(&config, world, operations, None).await.unwrap();
     Stand { agent, ca, files, pve, config, shutdown }

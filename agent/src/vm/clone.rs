@@ -200,7 +200,7 @@ impl Inner {
         let vm = self.bind(h, request, vm, &mark, limit).await?;
         crash_point!("clone.bound");
         if let Some(bytes) = request.config.as_ref().and_then(|c| c.boot_disk_bytes) {
-            self.grow(h, vm.vmid, bytes, limit, true).await?;
+            self.grow(h, vm.vmid, super::configure::Growing::BootDisk, bytes, limit, true).await?;
             crash_point!("clone.resized");
         }
         h.commit("the VM is made")

@@ -15,9 +15,27 @@ use super::{
 use crate::{
     crash_point,
     error::Error,
-    host::pve::{Inventory, TaskEnd, Upid, VmRecord},
+    host::pve::{Inventory, TaskEnd, Upid, VmRecord, config_file::ConfigFile},
     operation::{Begin, Begun, Guards, Handle, State},
 };
+
+/// Which disk of a VM is grown.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Growing<'a> {
+    /// The one that it boots from.
+    BootDisk,
+    /// The one that holds this volume.
+    Volume(&'a str),
+}
+
+impl Growing<'_> {
+    fn disk(self, config: &ConfigFile) -> Option<v1::Disk> {
+        match self {
+            Self::BootDisk => view::boot_disk(config),
+            Self::Volume(volid) => view::disk_of(config, volid),
+        }
+    }
+}
 
 impl Inner {
     /// Errors: `Invalid` with `DISK_SHRINK`, or when there is no disk.
@@ -147,13 +165,13 @@ impl Inner {
             break;
         }
         if let Some(bytes) = config.boot_disk_bytes {
-            self.grow(h, vmid, bytes, limit, false).await?;
+            self.grow(h, vmid, Growing::BootDisk, bytes, limit, false).await?;
         }
         Ok(())
     }
 
     /// The VM, as long as it is the same one and here. Errors: `VmNotFound`, `UuidMismatch`, `VmOnOtherHost`, those of `read_now`.
-    pub(super) async fn same_vm(&self, h: &Handle, vmid: u32, uuid: &str, limit: Limit) -> Result<Arc<VmRecord>, Error> {
+    pub(crate) async fn same_vm(&self, h: &Handle, vmid: u32, uuid: &str, limit: Limit) -> Result<Arc<VmRecord>, Error> {
         let vm = self.read_now(h, vmid, limit).await?.ok_or_else(|| Error::VmNotFound { what: vmid.to_string() })?;
         let found = vm.config.uuid().unwrap_or_default().to_ascii_lowercase();
         if found != uuid {
@@ -165,13 +183,13 @@ impl Inner {
         Ok(vm)
     }
 
-    /// Grows the boot disk to `bytes` and looks whether it did. The size is absolute, so asking again does no harm. `stop`: a cancellation
-    /// ends the task.
-    pub(super) async fn grow(&self, h: &Handle, vmid: u32, bytes: u64, limit: Limit, stop: bool) -> Result<(), Error> {
+    /// Grows a disk to `bytes` and looks whether it did. The size is absolute, so asking again does no harm. `stop`: a cancellation ends the
+    /// task.
+    pub(crate) async fn grow(&self, h: &Handle, vmid: u32, what: Growing<'_>, bytes: u64, limit: Limit, stop: bool) -> Result<(), Error> {
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
             let vm = self.read_now(h, vmid, limit).await?.ok_or_else(|| Error::VmNotFound { what: vmid.to_string() })?;
-            let disk = view::boot_disk(&vm.config);
+            let disk = what.disk(&vm.config);
             Self::may_grow(disk.as_ref(), bytes)?;
             let Some(disk) = disk.filter(|d| d.size_bytes < bytes) else { return Ok(()) };
             h.step(format!("growing {}", disk.slot));
@@ -188,7 +206,7 @@ impl Inner {
             if let Some(error) = followed.interrupted {
                 return Err(error);
             }
-            let now = self.read_now(h, vmid, limit).await?.and_then(|vm| view::boot_disk(&vm.config)).map_or(0, |d| d.size_bytes);
+            let now = self.read_now(h, vmid, limit).await?.and_then(|vm| what.disk(&vm.config)).map_or(0, |d| d.size_bytes);
             if now >= bytes {
                 if let TaskEnd::Warnings(lines) = followed.end {
                     lines.into_iter().for_each(|line| h.warn(line));

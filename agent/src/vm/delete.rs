@@ -20,6 +20,7 @@ use crate::{
     error::Error,
     host::pve::{DestroyCall, RunState, TaskEnd, TaskState, TaskUpdate, Upid, VmRecord},
     operation::{Begin, Begun, Guards, Handle, Lane, State},
+    volume::retained,
 };
 
 /// What forbids a deletion, whoever asks.
@@ -74,6 +75,10 @@ impl Inner {
                     let detail = format!("VMs {}", clones.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
                     return Err(Error::TemplateInUse { vmid: vm.vmid, detail });
                 }
+            }
+            let retained = retained::by_name(vm);
+            if !retained.is_empty() {
+                return Err(Error::VolumesRetained { vmid: vm.vmid, volumes: retained });
             }
             volumes = view::own_volumes(vm);
         }
@@ -141,7 +146,7 @@ impl Inner {
             let upid = match found.take() {
                 Some(upid) => upid,
                 None => {
-                    let vm = match self.same_vm(h, vmid, &state.uuid, limit).await {
+                    let mut vm = match self.same_vm(h, vmid, &state.uuid, limit).await {
                         Ok(vm) => vm,
                         // Gone without a task that is known: somebody else removed it, or the agent died between its task and the end.
                         Err(Error::VmNotFound { .. }) if !fresh => return self.nothing_left(h, &[], limit).await,
@@ -151,7 +156,10 @@ impl Inner {
                     if vm.run != RunState::Stopped {
                         Box::pin(self.power(h, Wish::Stop, limit)).await?;
                         crash_point!("delete.stopped");
+                        // Somebody may have attached a volume meanwhile.
+                        vm = self.same_vm(h, vmid, &state.uuid, limit).await?;
                     }
+                    self.no_volume_retained(&vm).await?;
                     let storage = state.volumes.first().and_then(|v| v.split(':').next()).unwrap_or_default().to_owned();
                     place = Some(h.enter(&storage, Lane::Short, limit.at, limit.after).await?);
                     h.step("deleting");

@@ -4,25 +4,26 @@
 //! from the call; `settle` goes on with what a former run of the agent left. `run` and `settle` share their steps, and each step judges by
 //! what is true in PVE, not by what the agent remembers having done.
 
-mod change;
+pub(crate) mod change;
 mod clone;
-mod configure;
+pub(crate) mod configure;
 mod delete;
-mod failure;
+pub(crate) mod failure;
 pub mod mark;
 mod place;
 mod power;
 mod rollback;
 mod select;
 mod settle;
-mod task;
+pub(crate) mod task;
 #[cfg(test)]
 mod tests;
-mod validate;
+pub(crate) mod validate;
 mod verdict;
 pub mod view;
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -38,6 +39,7 @@ use crate::{
     host::{
         links::Links,
         pve::{Inventory, Pve, StorageInfo, VmRecord},
+        storage::{StorageConfig, VolumeStore},
     },
     operation::{Body, Caller, Handle, Operations, canonical_meta},
 };
@@ -69,6 +71,26 @@ pub struct Settings {
     pub lock_pause: Duration,
     /// How long the task of a call whose answer was lost is looked for.
     pub lost_answer: Duration,
+    /// What is configured about volumes.
+    pub volumes: VolumeSettings,
+}
+
+/// What is configured about volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeSettings {
+    /// The VMID in the names of volumes that belong to no VM; no VM may have it.
+    pub owner_vmid: u32,
+    /// Slots that volumes may take: `scsi1` to this one.
+    pub max_slots: u32,
+    /// Folders from which images may be imported.
+    pub import_folders: Vec<std::path::PathBuf>,
+}
+
+impl Default for VolumeSettings {
+    fn default() -> Self {
+        use crate::config::defaults;
+        Self { owner_vmid: defaults::VOLUME_OWNER_VMID, max_slots: defaults::VOLUME_MAX_SLOTS, import_folders: Vec::new() }
+    }
 }
 
 impl Settings {
@@ -81,6 +103,7 @@ impl Settings {
             mode,
             lock_pause: Duration::from_millis(200),
             lost_answer: Duration::from_secs(60),
+            volumes: VolumeSettings::default(),
         }
     }
 }
@@ -93,18 +116,22 @@ pub struct Vms {
 
 pub(crate) struct Inner {
     pub(crate) pve: Arc<dyn Pve>,
+    pub(crate) store: Arc<dyn VolumeStore>,
     pub(crate) links: Arc<dyn Links>,
     pub(crate) ops: Arc<Operations>,
     pub(crate) settings: Settings,
     manage: AtomicBool,
     storages: Mutex<Option<(Instant, Arc<Vec<StorageInfo>>)>>,
+    /// `storage.cfg`, storage by storage, as far as it was asked for.
+    configs: Mutex<HashMap<String, (Instant, StorageConfig)>>,
 }
 
 impl Vms {
     /// VMs as `pve` has them.
-    pub fn new(pve: Arc<dyn Pve>, links: Arc<dyn Links>, ops: Arc<Operations>, settings: Settings) -> Self {
+    pub fn new(pve: Arc<dyn Pve>, store: Arc<dyn VolumeStore>, links: Arc<dyn Links>, ops: Arc<Operations>, settings: Settings) -> Self {
         let manage = AtomicBool::new(settings.mode == Mode::Manage);
-        Self { inner: Arc::new(Inner { pve, links, ops, settings, manage, storages: Mutex::new(None) }) }
+        let (storages, configs) = (Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { pve, store, links, ops, settings, manage, storages, configs }) }
     }
 
     /// Changes the mode. Operations that run go on.
@@ -189,7 +216,7 @@ impl Vms {
         }
     }
 
-    fn call(
+    pub(crate) fn call(
         &self,
         caller: &Caller,
         kind: v1::OperationKind,
@@ -216,7 +243,11 @@ pub(crate) struct Call {
 impl Inner {
     /// What every mutating call shares: a call that was made before gets its operation, whatever is true now; else `accept` decides, and
     /// a refusal is audited. `accept` returns the operation's name.
-    async fn answer(this: &Arc<Self>, call: &Call, accept: impl Future<Output = Result<String, Error>>) -> Result<v1::Operation, Error> {
+    pub(crate) async fn answer(
+        this: &Arc<Self>,
+        call: &Call,
+        accept: impl Future<Output = Result<String, Error>>,
+    ) -> Result<v1::Operation, Error> {
         if !this.manages() {
             this.ops.refused(&call.caller, &call.meta, call.kind, &call.target, &Error::ObserveOnly);
             return Err(Error::ObserveOnly);
@@ -281,6 +312,18 @@ impl Inner {
         let storages = Arc::new(self.pve.storages().await?);
         *self.storages.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, Arc::clone(&storages)));
         Ok(storages)
+    }
+
+    /// A storage as it is configured, at most ten seconds old. Errors: `StorageNotFound`, `PveDown`.
+    pub(crate) async fn storage_config(&self, storage: &str) -> Result<StorageConfig, Error> {
+        let now = Instant::now();
+        let cached = self.configs.lock().unwrap_or_else(PoisonError::into_inner).get(storage).cloned();
+        if let Some((_, config)) = cached.filter(|(at, _)| now.duration_since(*at) < STORAGES_MAX_AGE) {
+            return Ok(config);
+        }
+        let config = self.pve.storage_config(storage).await?;
+        self.configs.lock().unwrap_or_else(PoisonError::into_inner).insert(storage.to_owned(), (now, config.clone()));
+        Ok(config)
     }
 
     /// Runs `work` detached. If it panics, the operation is settled as if the agent had been restarted; if that panics too, it ends as

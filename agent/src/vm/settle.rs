@@ -64,7 +64,7 @@ impl Inner {
             | v1::OperationKind::RollBackVolume
             | v1::OperationKind::MoveVolume
             | v1::OperationKind::HandOverVolume
-            | v1::OperationKind::ReclaimVolumes => h.finish(Err(Error::AgentRestarted), None).await,
+            | v1::OperationKind::ReclaimVolumes => self.run_volume(&h, kind, &request, false).await,
             v1::OperationKind::Unspecified => h.finish(Err(Error::Internal("an operation without a kind".to_owned())), None).await,
         }
     }

@@ -56,7 +56,7 @@ pub(super) fn vm_ref(vm: &v1::VmRef) -> Result<(), Error> {
 }
 
 /// Nothing, or all of them.
-pub(super) fn done(violations: Violations) -> Result<(), Error> {
+pub(crate) fn done(violations: Violations) -> Result<(), Error> {
     if violations.is_empty() { Ok(()) } else { Err(Error::Invalid(violations)) }
 }
 

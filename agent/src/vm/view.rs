@@ -112,6 +112,11 @@ fn disk(slot: &str, value: &str) -> v1::Disk {
     }
 }
 
+/// The drive that holds a volume; none that was put aside.
+pub(crate) fn disk_of(config: &ConfigFile, volid: &str) -> Option<v1::Disk> {
+    config.drives().filter(|(slot, _)| !slot.starts_with("unused")).map(|(slot, value)| disk(slot, value)).find(|d| d.volume == volid)
+}
+
 /// A size as PVE writes it: `1G`, `2252M`, `528K`, or bytes.
 pub(super) fn parse_size(text: &str) -> Option<u64> {
     let (number, shift) = match text.as_bytes().last()? {
@@ -131,7 +136,7 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
 }
 
 /// The drive that holds the cloud-init image.
-pub(super) fn cloud_init_drive(config: &ConfigFile) -> Option<&str> {
+pub(crate) fn cloud_init_drive(config: &ConfigFile) -> Option<&str> {
     config.drives().find(|(_, value)| is_cloud_init(value)).map(|(slot, _)| slot)
 }
 
@@ -142,7 +147,7 @@ fn is_cloud_init(value: &str) -> bool {
 }
 
 /// The disk that the VM boots from: the first of `boot: order=` that is a disk, else the first of the usual slots.
-pub(super) fn boot_disk(config: &ConfigFile) -> Option<v1::Disk> {
+pub(crate) fn boot_disk(config: &ConfigFile) -> Option<v1::Disk> {
     let disks: Vec<v1::Disk> = config
         .drives()
         .filter(|(slot, value)| {
@@ -162,7 +167,7 @@ pub(super) fn boot_disk(config: &ConfigFile) -> Option<v1::Disk> {
 }
 
 /// Volumes of the config that are this VM's own: images, not CDs, and not another VM's.
-pub(super) fn own_volumes(vm: &VmRecord) -> Vec<String> {
+pub(crate) fn own_volumes(vm: &VmRecord) -> Vec<String> {
     let mut volumes: Vec<String> = vm
         .config
         .drives()
@@ -177,7 +182,7 @@ pub(super) fn own_volumes(vm: &VmRecord) -> Vec<String> {
 }
 
 /// The VMID that stands in a volume's name, as `vm-100-disk-0.qcow2` or `base-100-disk-0`.
-pub(super) fn owner_of(volume: &str) -> Option<u32> {
+pub(crate) fn owner_of(volume: &str) -> Option<u32> {
     let name = volume.rsplit(['/', ':']).next()?;
     let rest = name.strip_prefix("vm-").or_else(|| name.strip_prefix("base-")).or_else(|| name.strip_prefix("subvol-"))?;
     rest.split('-').next()?.parse().ok()

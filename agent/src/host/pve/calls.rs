@@ -4,12 +4,14 @@ use http::Method;
 use serde::Deserialize;
 use serde_json::Value;
 
+use std::collections::BTreeMap;
+
 use super::{
-    CloneCall, ConfigCall, DestroyCall, PowerCall, StorageInfo, Upid, VolumeInfo,
+    AllocateCall, CloneCall, ConfigCall, DestroyCall, MoveCall, PowerCall, StorageInfo, Upid, VolumeDetail, VolumeInfo,
     api::{Call, quote},
     classify::{ANSWER_LOST, Subject},
 };
-use crate::error::Error;
+use crate::{error::Error, host::storage::StorageConfig};
 
 pub(super) fn version() -> Call<'static> {
     Call { method: Method::GET, path: "/version".into(), params: Vec::new(), about: Subject::default() }
@@ -26,6 +28,46 @@ pub(super) fn volumes<'a>(node: &'a str, storage: &'a str, vmid: u32) -> Call<'a
         params: vec![("vmid", vmid.to_string()), ("content", "images".into())],
         about: Subject { storage: Some(storage), ..Subject::vm(node, vmid) },
     }
+}
+
+pub(super) fn storage_config(storage: &str) -> Call<'_> {
+    Call {
+        method: Method::GET,
+        path: format!("/storage/{}", quote(storage)),
+        params: Vec::new(),
+        about: Subject { storage: Some(storage), ..Subject::default() },
+    }
+}
+
+fn volume_path(node: &str, volid: &str) -> Result<String, Error> {
+    let Some((storage, _)) = volid.split_once(':') else { return Err(Error::Internal(format!("'{volid}' is no volume id"))) };
+    Ok(format!("/nodes/{}/storage/{}/content/{}", quote(node), quote(storage), quote(volid)))
+}
+
+pub(super) fn volume<'a>(node: &'a str, volid: &'a str) -> Result<Call<'a>, Error> {
+    let about = Subject { storage: volid.split(':').next(), ..Subject::vm(node, 0) };
+    Ok(Call { method: Method::GET, path: volume_path(node, volid)?, params: Vec::new(), about })
+}
+
+pub(super) fn allocate<'a>(node: &'a str, call: &'a AllocateCall) -> Call<'a> {
+    Call {
+        method: Method::POST,
+        path: format!("/nodes/{}/storage/{}/content", quote(node), quote(&call.storage)),
+        params: vec![
+            ("vmid", call.vmid.to_string()),
+            ("filename", call.name.clone()),
+            ("size", (call.bytes >> 10).to_string()),
+            ("format", call.format.clone()),
+        ],
+        about: Subject { storage: Some(&call.storage), ..Subject::vm(node, call.vmid) },
+    }
+}
+
+pub(super) fn move_disk<'a>(node: &'a str, vmid: u32, call: &'a MoveCall) -> Call<'a> {
+    let mut params = vec![("disk", call.slot.clone()), ("storage", call.storage.clone()), ("digest", call.digest.clone())];
+    params.extend(call.format.as_ref().map(|f| ("format", f.clone())));
+    let about = Subject { storage: Some(&call.storage), ..Subject::vm(node, vmid) };
+    Call { method: Method::POST, path: vm_path(node, vmid, "/move_disk"), params, about }
 }
 
 fn vm_path(node: &str, vmid: u32, rest: &str) -> String {
@@ -94,13 +136,8 @@ pub(super) fn destroy<'a>(node: &'a str, vmid: u32, call: &DestroyCall) -> Call<
 }
 
 pub(super) fn free_volume<'a>(node: &'a str, volid: &'a str) -> Result<Call<'a>, Error> {
-    let Some((storage, _)) = volid.split_once(':') else { return Err(Error::Internal(format!("'{volid}' is no volume id"))) };
-    Ok(Call {
-        method: Method::DELETE,
-        path: format!("/nodes/{}/storage/{}/content/{}", quote(node), quote(storage), quote(volid)),
-        params: Vec::new(),
-        about: Subject { storage: Some(storage), ..Subject::vm(node, 0) },
-    })
+    let about = Subject { storage: volid.split(':').next(), ..Subject::vm(node, 0) };
+    Ok(Call { method: Method::DELETE, path: volume_path(node, volid)?, params: Vec::new(), about })
 }
 
 pub(super) fn stop_task<'a>(node: &'a str, upid: &'a Upid) -> Call<'a> {
@@ -186,22 +223,52 @@ pub(super) fn read_volumes(call: &Call<'_>, vmid: u32, data: Value) -> Result<Ve
         #[serde(default)]
         format: String,
         parent: Option<String>,
+        #[serde(default)]
+        used: Value,
+        #[serde(default)]
+        ctime: Value,
     }
     let rows: Vec<Row> = serde_json::from_value(data).map_err(|e| unexpected(call, &Value::String(e.to_string())))?;
     let mut found: Vec<_> = rows
         .into_iter()
         .filter(|r| number(&r.vmid) == u64::from(vmid))
-        .map(|r| VolumeInfo { volid: r.volid, vmid, size: number(&r.size), format: r.format, parent: r.parent })
+        .map(|r| VolumeInfo {
+            volid: r.volid,
+            vmid,
+            size: number(&r.size),
+            format: r.format,
+            parent: r.parent,
+            used: number(&r.used),
+            ctime: number(&r.ctime),
+        })
         .collect();
     found.sort_by(|a, b| a.volid.cmp(&b.volid));
     Ok(found)
 }
 
+/// The answer of [`storage_config`]: every option is text, whatever PVE makes of it in JSON.
+pub(super) fn read_storage_config(call: &Call<'_>, data: &Value) -> Result<StorageConfig, Error> {
+    let Some(map) = data.as_object() else { return Err(unexpected(call, data)) };
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut options: BTreeMap<String, String> = map.iter().map(|(key, value)| (key.clone(), text(value))).collect();
+    let id = options.remove("storage").unwrap_or_default();
+    let kind = options.remove("type").unwrap_or_default();
+    let always_shared = matches!(kind.as_str(), "nfs" | "cifs" | "cephfs" | "glusterfs" | "rbd" | "iscsi" | "iscsidirect" | "zfs" | "pbs");
+    let shared = always_shared || map.get("shared").is_some_and(|v| number(v) != 0);
+    Ok(StorageConfig { id, kind, shared, options })
+}
+
+/// The answer of [`volume`].
+pub(super) fn read_volume(call: &Call<'_>, data: &Value) -> Result<VolumeDetail, Error> {
+    let text = |key: &str| data.get(key).and_then(Value::as_str).map(str::to_owned);
+    let (Some(path), Some(format)) = (text("path"), text("format")) else { return Err(unexpected(call, data)) };
+    let of = |key: &str| data.get(key).map_or(0, number);
+    Ok(VolumeDetail { path, size: of("size"), used: of("used"), format })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::collections::BTreeMap;
-
     use super::{super::api::form, *};
 
     fn shown(call: &Call<'_>) -> String {

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use pvelet_proto::reason;
+use pvelet_proto::{reason, volume::VolumeId};
 
 use super::Upid;
 use crate::error::{Error, Violation};
@@ -133,6 +133,11 @@ fn cluster(about: Subject<'_>, text: &str) -> Option<Error> {
 
 /// Storages: unknown, offline, full.
 fn storage(about: Subject<'_>, text: &str) -> Option<Error> {
+    if let Some(id) = text.split(['/', '\'', '"', ' ']).find_map(VolumeId::of_name).map(|(_, id)| id)
+        && text.contains("already exists")
+    {
+        return Some(Error::VolumeExists { id: id.to_string(), detail: text.to_owned(), volid: None });
+    }
     if OUT_OF_SPACE.iter().any(|s| text.contains(s)) {
         let storage = about.storage.or_else(|| between(text, "allocated target volume '", ":")).unwrap_or("unknown");
         return Some(Error::StorageFull { storage: storage.to_owned(), detail: text.to_owned() });

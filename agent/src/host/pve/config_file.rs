@@ -16,6 +16,8 @@ pub struct ConfigFile {
     pub pending: BTreeMap<String, String>,
     /// Names of snapshots.
     pub snapshots: Vec<String>,
+    /// Drives of the snapshots: snapshot, slot, property string.
+    pub snapshot_drives: Vec<(String, String, String)>,
     /// SHA-1 of the text, hexadecimal: what PVE calls the digest.
     pub digest: String,
 }
@@ -42,7 +44,7 @@ impl ConfigFile {
         enum Section {
             Main,
             Pending,
-            Snapshot,
+            Snapshot(String),
         }
         let mut file = Self { digest: hex::encode(Sha1::digest(text.as_bytes())), ..Self::default() };
         let mut description = Vec::new();
@@ -56,19 +58,20 @@ impl ConfigFile {
                 section = match name {
                     "PENDING" => Section::Pending,
                     // `[special:...]` sections are PVE's own, not snapshots.
-                    name if name.contains(':') => Section::Snapshot,
+                    name if name.contains(':') => Section::Snapshot(name.to_owned()),
                     name => {
                         file.snapshots.push(name.to_owned());
-                        Section::Snapshot
+                        Section::Snapshot(name.to_owned())
                     }
                 };
             } else if let Some((key, value)) = line.split_once(':') {
                 let (key, value) = (key.trim().to_owned(), value.trim().to_owned());
-                match section {
-                    Section::Main => file.keys.insert(key, value),
-                    Section::Pending => file.pending.insert(key, value),
-                    Section::Snapshot => None,
-                };
+                match &section {
+                    Section::Main => drop(file.keys.insert(key, value)),
+                    Section::Pending => drop(file.pending.insert(key, value)),
+                    Section::Snapshot(name) if is_drive_slot(&key) => file.snapshot_drives.push((name.clone(), key, value)),
+                    Section::Snapshot(_) => {}
+                }
             }
         }
         // An older form keeps the description in a key.

@@ -8,17 +8,20 @@ use tokio::{
 };
 
 use super::{
-    Change, CloneCall, ConfigCall, DestroyCall, Inventory, PowerCall, ProcessRef, Pve, StorageInfo, TaskState, TaskUpdate, Upid, VmRecord,
-    VolumeInfo,
+    AllocateCall, Change, CloneCall, ClusterLock, ConfigCall, DestroyCall, Inventory, MoveCall, PowerCall, ProcessRef, Pve, StorageInfo,
+    TaskState, TaskUpdate, Upid, VmRecord, VolumeDetail, VolumeInfo,
     api::{self, Api, Call},
-    calls, orphan,
+    calls, cluster_lock, orphan,
     reader::Reader,
     running::{Running, ask, ask_paused},
     task::Tasks,
     ticket::{self, Tickets},
     world::World,
 };
-use crate::{error::Error, host::process::Handle};
+use crate::{
+    error::Error,
+    host::{process::Handle, storage::StorageConfig},
+};
 
 /// Where PVE keeps its files. The defaults are those of a PVE host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +70,9 @@ impl Default for Options {
 /// How long to wait before PVE's version is asked for again: it is not known yet, or an upgrade may have changed it.
 const VERSION_UNKNOWN: Duration = Duration::from_secs(5);
 const VERSION_KNOWN: Duration = Duration::from_secs(3600);
+
+/// An owner id under which no storage has anything to list: asking for it tells whether the storage can be asked at all.
+const VMID_OF_NONE: u32 = 999_999_998;
 
 /// PVE on this host.
 #[derive(Debug)]
@@ -177,6 +183,39 @@ impl Pve for PveHost {
     async fn volumes(&self, storage: &str, vmid: u32) -> Result<Vec<VolumeInfo>, Error> {
         let call = calls::volumes(&self.node, storage, vmid);
         calls::read_volumes(&call, vmid, self.api.call(&call).await?)
+    }
+
+    async fn storage_config(&self, storage: &str) -> Result<StorageConfig, Error> {
+        let call = calls::storage_config(storage);
+        calls::read_storage_config(&call, &self.api.call(&call).await?)
+    }
+
+    async fn volume(&self, volid: &str) -> Result<Option<VolumeDetail>, Error> {
+        let call = calls::volume(&self.node, volid)?;
+        match self.api.call(&call).await {
+            Ok(data) => calls::read_volume(&call, &data).map(Some),
+            // Said of a volume that is not there and of a storage that is not mounted: which of them, the list tells.
+            Err(Error::PveFailed { message, .. }) if message.contains("volume_size_info on") => {
+                let storage = volid.split(':').next().unwrap_or_default();
+                let listed = calls::volumes(&self.node, storage, VMID_OF_NONE);
+                self.api.call(&listed).await.map(|_| None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn allocate_volume(&self, call: &AllocateCall) -> Result<String, Error> {
+        let call = calls::allocate(&self.node, call);
+        let data = self.api.call(&call).await?;
+        data.as_str().map(str::to_owned).ok_or_else(|| Error::PveAnswerLost { detail: format!("it answered {data}") })
+    }
+
+    async fn move_disk(&self, vmid: u32, call: &MoveCall) -> Result<Upid, Error> {
+        self.start_task(calls::move_disk(&self.node, vmid, call)).await
+    }
+
+    async fn lock_cluster(&self, name: &str, patience: Duration) -> Result<ClusterLock, Error> {
+        cluster_lock::take(&self.paths.etc_pve, name, patience, || self.world.inventory().quorate).await
     }
 
     async fn clone_vm(&self, call: &CloneCall) -> Result<Upid, Error> {

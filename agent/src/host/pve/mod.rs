@@ -3,6 +3,7 @@
 mod api;
 mod calls;
 pub mod classify;
+mod cluster_lock;
 pub mod config_file;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
@@ -22,8 +23,10 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::broadcast;
 
+use super::storage::StorageConfig;
 use crate::error::Error;
 
+pub use cluster_lock::ClusterLock;
 pub use host::{Options, Paths, PveHost};
 pub use types::*;
 
@@ -52,6 +55,23 @@ pub trait Pve: Send + Sync + 'static {
 
     /// The volumes of a storage whose owner id is `vmid`. Errors: `StorageNotFound`, `StorageOffline`, `PveDown`.
     async fn volumes(&self, storage: &str, vmid: u32) -> Result<Vec<VolumeInfo>, Error>;
+
+    /// A storage as it is configured. Errors: `StorageNotFound`, `PveDown`.
+    async fn storage_config(&self, storage: &str) -> Result<StorageConfig, Error>;
+
+    /// One volume; `None` when it is not there. Errors: `StorageNotFound`, `StorageOffline`, `PveDown`.
+    async fn volume(&self, volid: &str) -> Result<Option<VolumeDetail>, Error>;
+
+    /// Makes an empty volume at once and returns its volid; there is no task for it. Errors: `VolumeExists`, `StorageFull`, `StorageOffline`,
+    /// `LockTimeout`; `PveAnswerLost`: only looking tells.
+    async fn allocate_volume(&self, call: &AllocateCall) -> Result<String, Error>;
+
+    /// Starts a task that moves a disk of a VM; the source stays where it was.
+    async fn move_disk(&self, vmid: u32, call: &MoveCall) -> Result<Upid, Error>;
+
+    /// Takes a lock of the PVE cluster, which excludes all other nodes; waits until `patience` is over. It is kept alive until it is dropped
+    /// or released. Errors: `NoQuorum`, `PveFsHung`, `LockTimeout`.
+    async fn lock_cluster(&self, name: &str, patience: Duration) -> Result<ClusterLock, Error>;
 
     /// Starts a clone task. Errors before the task: `VmidInUse`, `TemplateNotFound`, `LockTimeout`, `PoolNotFound`, `StorageNotFound`, ...
     async fn clone_vm(&self, call: &CloneCall) -> Result<Upid, Error>;

@@ -158,6 +158,51 @@ pub struct VolumeInfo {
     pub format: String,
     /// Base volume of a linked clone.
     pub parent: Option<String>,
+    /// Bytes used on the storage; 0 where PVE does not tell.
+    pub used: u64,
+    /// When it was made or last written, seconds since the Unix epoch, as PVE tells it; 0 where it does not.
+    pub ctime: u64,
+}
+
+/// What PVE tells of one volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeDetail {
+    /// Where it lies: a path, or what QEMU takes for one (`rbd:...`).
+    pub path: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Bytes used on the storage.
+    pub used: u64,
+    /// "raw", "qcow2", ...
+    pub format: String,
+}
+
+/// What a new volume needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllocateCall {
+    /// The storage.
+    pub storage: String,
+    /// The owner id.
+    pub vmid: u32,
+    /// File name, with format on file storages.
+    pub name: String,
+    /// Size in bytes, whole KiB.
+    pub bytes: u64,
+    /// "raw" or "qcow2".
+    pub format: String,
+}
+
+/// Where to move a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MoveCall {
+    /// The slot.
+    pub slot: String,
+    /// The target storage.
+    pub storage: String,
+    /// The target format; PVE's choice where unset.
+    pub format: Option<String>,
+    /// Compare-and-swap on the config's digest.
+    pub digest: String,
 }
 
 /// What a clone needs.

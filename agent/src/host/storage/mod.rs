@@ -1,6 +1,8 @@
 //! What PVE's API has no call for: owners of volumes, names, snapshots and copies of volumes that no VM has attached, and looking at images
 //! before they are imported. Done where the data lies, with the tools of each kind of storage; everything else goes through PVE.
 
+#[cfg(any(test, feature = "fakes"))]
+pub mod fake;
 mod image;
 
 use std::{collections::BTreeMap, time::SystemTime};
@@ -85,7 +87,7 @@ pub struct Copied {
 /// runtime's threads. Errors of all: `StorageOffline` where the storage's place is not there, `StorageFailed`, `StorageUnsupported`.
 #[tonic::async_trait]
 pub trait VolumeStore: Send + Sync + 'static {
-    /// What can be done on this storage. Kinds that are not known can nothing.
+    /// What can be done on this storage, by its kind alone. Kinds that are not known can nothing.
     fn abilities(&self, storage: &StorageConfig) -> Abilities;
 
     /// The labels on a storage, by volume name; volumes without a label are left out.

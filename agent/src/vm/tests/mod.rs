@@ -20,6 +20,7 @@ use crate::{
         clock::SystemClock,
         links::{BridgeInfo, Links},
         pve::fake::FakePve,
+        storage::fake::EmptyStore,
     },
     operation::{self, Caller, Operations},
 };
@@ -54,7 +55,7 @@ pub(super) fn open(dir: &Path, pve: &FakePve) -> (Arc<Operations>, Vms) {
         lost_answer: Duration::from_secs(5),
         ..Settings::new(NODE, (200, 299), Mode::Manage)
     };
-    let vms = Vms::new(Arc::new(pve.clone()), Arc::new(Bridges), Arc::clone(&ops), settings);
+    let vms = Vms::new(Arc::new(pve.clone()), Arc::new(EmptyStore), Arc::new(Bridges), Arc::clone(&ops), settings);
     (ops, vms)
 }
 

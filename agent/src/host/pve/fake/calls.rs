@@ -7,9 +7,12 @@ use tokio::sync::{broadcast, mpsc};
 use super::{FakePve, Fault, Freeze, World, job::Job};
 use crate::{
     error::Error,
-    host::pve::{
-        Change, CloneCall, ConfigCall, DestroyCall, Inventory, PowerCall, ProcessRef, Pve, RunState, StorageInfo, TaskState, TaskUpdate,
-        Upid, VmRecord, VolumeInfo,
+    host::{
+        pve::{
+            AllocateCall, Change, CloneCall, ClusterLock, ConfigCall, DestroyCall, Inventory, MoveCall, PowerCall, ProcessRef, Pve,
+            RunState, StorageInfo, TaskState, TaskUpdate, Upid, VmRecord, VolumeDetail, VolumeInfo,
+        },
+        storage::StorageConfig,
     },
 };
 
@@ -180,6 +183,43 @@ impl Pve for FakePve {
             return Err(Error::StorageOffline { storage: storage.to_owned(), detail: "not mounted".to_owned() });
         }
         Ok(found.volumes.values().filter(|v| v.vmid == vmid).cloned().collect())
+    }
+
+    async fn storage_config(&self, storage: &str) -> Result<StorageConfig, Error> {
+        self.enter().await;
+        let world = self.lock();
+        let found =
+            world.storages.get(storage).ok_or_else(|| Error::StorageNotFound { storage: storage.to_owned(), node: world.node.clone() })?;
+        Ok(StorageConfig { id: storage.to_owned(), kind: found.info.kind.clone(), shared: found.info.shared, options: BTreeMap::new() })
+    }
+
+    async fn volume(&self, volid: &str) -> Result<Option<VolumeDetail>, Error> {
+        self.enter().await;
+        let world = self.lock();
+        let found = world.storages.values().find_map(|s| s.volumes.get(volid));
+        Ok(found.map(|v| VolumeDetail { path: format!("/fake/{volid}"), size: v.size, used: v.used, format: v.format.clone() }))
+    }
+
+    async fn allocate_volume(&self, call: &AllocateCall) -> Result<String, Error> {
+        self.act("allocate_volume", |w| {
+            let volid = format!("{}:{}/{}", call.storage, call.vmid, call.name);
+            w.log.push(format!("allocate {volid}"));
+            w.put(&call.storage, &volid, call.vmid, call.bytes, None);
+            Ok(volid)
+        })
+        .await
+    }
+
+    async fn move_disk(&self, vmid: u32, call: &MoveCall) -> Result<Upid, Error> {
+        self.act("move_disk", |w| {
+            w.log.push(format!("move {vmid} {} {}", call.slot, call.storage));
+            Ok(w.start("qmmove", &vmid.to_string(), Job::Config))
+        })
+        .await
+    }
+
+    async fn lock_cluster(&self, _: &str, _: Duration) -> Result<ClusterLock, Error> {
+        self.act("lock_cluster", |_| Ok(())).await.map(|()| ClusterLock::none())
     }
 
     async fn clone_vm(&self, call: &CloneCall) -> Result<Upid, Error> {

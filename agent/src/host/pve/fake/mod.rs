@@ -405,7 +405,7 @@ impl World {
 
     fn put(&mut self, storage: &str, volid: &str, vmid: u32, size: u64, parent: Option<String>) {
         if let Some(storage) = self.storages.get_mut(storage) {
-            let volume = VolumeInfo { volid: volid.to_owned(), vmid, size, format: "qcow2".to_owned(), parent };
+            let volume = VolumeInfo { volid: volid.to_owned(), vmid, size, format: "qcow2".to_owned(), parent, used: 0, ctime: 0 };
             storage.volumes.insert(volid.to_owned(), volume);
         }
     }

@@ -1,0 +1,191 @@
+//! Snapshots of single volumes: what PVE has no call for. They are taken by the storage, or inside a qcow2 image that nobody writes to.
+
+use std::sync::Arc;
+
+use pvelet_proto::{reason, v1};
+
+use super::{
+    Plan, begin,
+    find::{self, Volume},
+    hold::{Held, in_use, runs},
+    tenant_of,
+    uses::{How, Use},
+};
+use crate::{
+    crash_point,
+    error::{Error, Violation},
+    operation::{Handle, Lane},
+    vm::{Call, Inner, Limit, validate},
+};
+
+/// What is wrong with a snapshot's name. PVE's own rule, so that it may become one of its own.
+pub(super) fn check_name(name: &str, field: &str) -> Option<Violation> {
+    let b = name.as_bytes();
+    let good = (2..=40).contains(&b.len())
+        && b[0].is_ascii_alphabetic()
+        && b.iter().all(|c| c.is_ascii_alphanumeric() || b"_-".contains(c))
+        && !matches!(name, "current" | "pending");
+    let text = format!("'{name}' is no snapshot name; use 2 to 40 letters, digits, '_' and '-', beginning with a letter");
+    (!good).then(|| Violation::new(field, reason::INVALID_SNAPSHOT_NAME, text))
+}
+
+impl Inner {
+    /// Names of a volume's snapshots, oldest first.
+    pub(super) async fn snapshot_names(&self, volume: &Volume) -> Result<Vec<String>, Error> {
+        Ok(self.store.snapshots(&volume.at).await?.into_iter().map(|s| s.name).collect())
+    }
+
+    /// Errors: `SnapshotNotFound`.
+    pub(super) async fn snapshot_exists(&self, volume: &Volume, name: &str) -> Result<(), Error> {
+        if self.snapshot_names(volume).await?.iter().any(|s| s == name) {
+            return Ok(());
+        }
+        Err(Error::SnapshotNotFound { id: volume.id.to_string(), snapshot: name.to_owned() })
+    }
+
+    /// Errors: `StorageUnsupported` where the storage has no snapshots of such volumes.
+    fn has_snapshots(&self, volume: &Volume) -> Result<(), Error> {
+        let able = self.store.abilities(&volume.at.storage);
+        if able.snapshots.contains(&volume.at.format.as_str()) {
+            return Ok(());
+        }
+        let (storage, kind) = (volume.at.storage.id.clone(), &volume.at.storage.kind);
+        let instead = if able.snapshots.is_empty() {
+            "no volume there can have any".to_owned()
+        } else {
+            format!("{} can", able.snapshots.join(", "))
+        };
+        let why = format!("volumes of format {} on storages of type {kind} have no snapshots; {instead}", volume.at.format);
+        Err(Error::StorageUnsupported { storage, why })
+    }
+
+    /// Errors: `VolumeInUse` when a running VM stands in the way. `live`: the storage can do it all the same.
+    fn not_running(&self, volume: &Volume, uses: &[Use], live: bool) -> Result<(), Error> {
+        let able = live && self.store.abilities(&volume.at.storage).live_snapshots.contains(&volume.at.format.as_str());
+        match uses.iter().find(|u| u.how == How::Attached && runs(u)) {
+            Some(there) if !able => Err(in_use(volume.id, there, "stop the VM, or detach the volume")),
+            _ => Ok(()),
+        }
+    }
+
+    async fn accept_on_snapshot(
+        this: &Arc<Self>,
+        call: &Call,
+        volume: Option<&v1::VolumeRef>,
+        name: &str,
+        live: bool,
+    ) -> Result<Plan, Error> {
+        validate::done(check_name(name, "name").into_iter().collect())?;
+        let (id, storage) = find::reference(volume, "volume")?;
+        this.writable()?;
+        let volume = this.own_volume(id, &storage, tenant_of(call)).await?;
+        this.has_snapshots(&volume)?;
+        let uses = this.uses(&volume);
+        if let Some(there) = uses.iter().find(|u| u.how == How::Attached) {
+            this.may_change_vm(call, there)?;
+        }
+        this.not_running(&volume, &uses, live)?;
+        Ok(Plan::of(&volume).with_vm(&uses))
+    }
+
+    /// Holds the volume for a change of its snapshots.
+    async fn hold_for_snapshot(&self, h: &Handle, limit: Limit, live: bool) -> Result<Held, Error> {
+        let held = self.hold_existing(h, limit).await?;
+        self.not_running(&held.volume, &held.uses, live)?;
+        held.still()?;
+        Ok(held)
+    }
+
+    /// Checks the request and begins the operation; returns its name.
+    pub(super) async fn accept_snapshot_volume(this: &Arc<Self>, call: &Call, request: v1::SnapshotVolumeRequest) -> Result<String, Error> {
+        let plan = Self::accept_on_snapshot(this, call, request.volume.as_ref(), &request.name, true).await?;
+        begin(this, call, plan)
+    }
+
+    /// Takes it; there already is as good.
+    pub(super) async fn run_snapshot_volume(&self, h: &Handle, request: &v1::SnapshotVolumeRequest, limit: Limit) -> Result<(), Error> {
+        let held = self.hold_for_snapshot(h, limit, true).await?;
+        let _place = h.enter(&held.volume.at.storage.id, Lane::Short, limit.at, limit.after).await?;
+        h.step(format!("taking snapshot {}", request.name));
+        self.store.snapshot(&held.volume.at, &request.name).await?;
+        crash_point!("snapshot_volume.taken");
+        self.snapshot_exists(&held.volume, &request.name).await
+    }
+
+    /// Checks the request and begins the operation; returns its name.
+    pub(super) async fn accept_delete_volume_snapshot(
+        this: &Arc<Self>,
+        call: &Call,
+        request: v1::DeleteVolumeSnapshotRequest,
+    ) -> Result<String, Error> {
+        let plan = Self::accept_on_snapshot(this, call, request.volume.as_ref(), &request.name, true).await?;
+        begin(this, call, plan)
+    }
+
+    /// Removes it; gone already is as good.
+    pub(super) async fn run_delete_volume_snapshot(
+        &self,
+        h: &Handle,
+        request: &v1::DeleteVolumeSnapshotRequest,
+        limit: Limit,
+    ) -> Result<(), Error> {
+        let held = self.hold_for_snapshot(h, limit, true).await?;
+        let _place = h.enter(&held.volume.at.storage.id, Lane::Short, limit.at, limit.after).await?;
+        h.step(format!("removing snapshot {}", request.name));
+        self.store.delete_snapshot(&held.volume.at, &request.name).await?;
+        crash_point!("delete_volume_snapshot.removed");
+        if !self.snapshot_names(&held.volume).await?.contains(&request.name) {
+            return Ok(());
+        }
+        let message = format!("snapshot '{}' of {} was removed, yet it is there", request.name, held.volume.volid());
+        Err(Error::StorageFailed { storage: held.volume.at.storage.id.clone(), message })
+    }
+
+    /// Checks the request and begins the operation; returns its name.
+    pub(super) async fn accept_roll_back_volume(
+        this: &Arc<Self>,
+        call: &Call,
+        request: v1::RollBackVolumeRequest,
+    ) -> Result<String, Error> {
+        let plan = Self::accept_on_snapshot(this, call, request.volume.as_ref(), &request.name, false).await?;
+        let (id, storage) = find::reference(request.volume.as_ref(), "volume")?;
+        let volume = this.own_volume(id, &storage, tenant_of(call)).await?;
+        this.snapshot_exists(&volume, &request.name).await?;
+        begin(this, call, plan)
+    }
+
+    /// Brings it back, or does that again: it is the same whoever does it how often.
+    pub(super) async fn run_roll_back_volume(&self, h: &Handle, request: &v1::RollBackVolumeRequest, limit: Limit) -> Result<(), Error> {
+        let held = self.hold_for_snapshot(h, limit, false).await?;
+        let _place = h.enter(&held.volume.at.storage.id, Lane::Short, limit.at, limit.after).await?;
+        h.step(format!("rolling back to {}", request.name));
+        self.store.roll_back(&held.volume.at, &request.name).await?;
+        crash_point!("roll_back_volume.done");
+        // On some storages the snapshot's own label, or none, stands on what came back.
+        self.write_label(&held.volume.at, &h.state().volume.label).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_that_pve_allows() {
+        for (name, good) in [
+            ("before-upgrade", true),
+            ("ab", true),
+            ("a", false),
+            ("", false),
+            ("1ab", false),
+            ("a b", false),
+            ("a/b", false),
+            ("current", false),
+            ("pending", false),
+            ("--x", false),
+        ] {
+            assert_eq!(check_name(name, "name").is_none(), good, "{name}");
+        }
+        assert!(check_name(&"a".repeat(41), "name").is_some());
+    }
+}
