@@ -143,11 +143,14 @@ impl Storages {
         Ok(self.layout.host_path(&self.shown_path(volume)?))
     }
 
-    /// Takes a storage's lock.
+    /// Takes a storage's lock: one of the cluster where all nodes see its volumes, one of this node otherwise.
     ///
     /// # Errors
     /// When it is not had in time.
     pub fn lock(&self, id: &str, log: Log<'_>) -> Result<Held, Failure> {
+        if self.get(id)?.is_shared() {
+            return lock::take_cluster(&self.layout, &format!("storage-{id}"), self.lock_factor, log);
+        }
         let shown = format!("/var/lock/pve-manager/pve-storage-{id}");
         lock::take(&self.layout.storage_lock(id), &shown, Wait::exclusive(self.lock_factor), log)
     }
