@@ -18,7 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub(crate) use folders::release_all;
+pub(crate) use folders::{release_all, share};
 
 use crate::{
     api,
@@ -93,7 +93,7 @@ fn serve(options: &Options, dir: &Path, store: &Arc<Store>, runtime: &tokio::run
     let layouts: Vec<NodeLayout> = options.nodes.iter().map(|node| NodeLayout::new(dir, node)).collect();
     let mut mounts = Vec::new();
     for (index, layout) in layouts.iter().enumerate() {
-        folders::prepare(layout, &dir.join("shared"))?;
+        folders::prepare(layout, dir)?;
         mounts.push(Mutex::new(Mount::new(layout.etc_pve(), Arc::clone(store), index)?));
     }
     let settings = api::Settings { lock_factor: options.lock_factor, refusal_delay: options.refusal_delay, ..api::Settings::default() };
