@@ -24,6 +24,19 @@ pub struct Faults {
     pub tasks: Vec<TaskFault>,
     /// Seconds for which the clean-up after a stop or destroy holds the VM's lock.
     pub cleanup_holds_lock_s: f64,
+    /// Disks that a running guest does not let go of when they are pulled out, by VMID and slot.
+    pub held_disks: BTreeMap<u32, BTreeMap<String, Hold>>,
+}
+
+/// What a guest does not let go of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hold {
+    /// The disk itself, as a guest that does not answer holds a `virtio<n>` disk: every attempt fails until it lets go.
+    Disk,
+    /// The controller that a `scsi<n>` disk has for itself with `scsihw: virtio-scsi-single`. The disk goes all the same: the first attempt fails, and the
+    /// next finds nothing left to pull out. With other kinds of controller nothing is held.
+    Controller,
 }
 
 /// What is wrong with one storage.
@@ -94,6 +107,16 @@ impl Faults {
             faults.store(path)?;
         }
         Ok(result)
+    }
+
+    /// A guest lets go of a disk, now or when it is asked next.
+    pub fn let_go(&mut self, vmid: u32, slot: &str) {
+        if let Some(slots) = self.held_disks.get_mut(&vmid) {
+            slots.remove(slot);
+            if slots.is_empty() {
+                self.held_disks.remove(&vmid);
+            }
+        }
     }
 
     /// Replaces the file in one step.

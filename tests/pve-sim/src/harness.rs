@@ -33,7 +33,7 @@ pub struct Options {
     pub dir: Option<PathBuf>,
     /// The `pve-sim` binary; none: see [`crate::binary`].
     pub program: Option<PathBuf>,
-    /// Lock time-outs are multiplied by this.
+    /// Lock time-outs, and the time after which a cluster lock expires, are multiplied by this.
     pub lock_factor: f64,
     /// Make the demo's templates.
     pub seed_demo: bool,

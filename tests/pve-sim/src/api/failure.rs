@@ -48,6 +48,20 @@ impl Failure {
         Self::Parameters(BTreeMap::from([(name.to_owned(), message.into())]))
     }
 
+    /// As a task's last line tells it: on one line, with the HTTP status if it has one.
+    pub fn in_task(&self) -> String {
+        let text = match self {
+            Self::Parameters(errors) => {
+                let lines: String = errors.iter().map(|(key, message)| format!("{key}: {message}\n")).collect();
+                format!("400 Parameter verification failed.\n{lines}")
+            }
+            Self::Status { code, message } => format!("{code} {message}"),
+            other => other.to_string(),
+        };
+        // Perl takes one line end away; each other one becomes a blank.
+        text.strip_suffix('\n').unwrap_or(&text).replace('\n', " ")
+    }
+
     /// `403 Permission check failed (...)`.
     pub fn forbidden(reason: &str) -> Self {
         Self::Status { code: 403, message: format!("Permission check failed ({reason})") }
@@ -65,5 +79,17 @@ pub fn os_text(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => nix::errno::Errno::from_raw(code).desc().to_owned(),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_ends_on_one_line() {
+        let hotplug = Failure::parameter("scsi3", "hotplug problem - still busy in guest?\n");
+        assert_eq!(hotplug.in_task(), "400 Parameter verification failed. scsi3: hotplug problem - still busy in guest? ");
+        assert_eq!(Failure::die("a\nb\n").in_task(), "a b");
     }
 }

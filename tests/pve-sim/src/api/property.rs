@@ -24,7 +24,7 @@ pub(super) type Checked = BTreeMap<String, String>;
 
 impl Properties {
     /// Reads the notation: blank-separated `key:type` with `*` before the default key and `!` before a required one. Types: `b` boolean; `i` or `i(min..max)`
-    /// integer; `n` number; `e(a|b)` one of these; `s` text; `f(name)` a named format.
+    /// integer; `n` number; `e(a|b)` one of these; `s` text; `f(name)` a named format; `u(max)` URL-encoded text; `r(name)` a named pattern.
     pub(super) fn read(notation: &'static str) -> Self {
         let mut properties = Self { params: Vec::new(), default: None, alias: None, requires: &[] };
         for item in notation.split_whitespace() {
@@ -117,7 +117,8 @@ fn param(name: &str, kind: &str) -> Param {
         "n" => Param::number(name, inner.split_once("..").and_then(|(min, _)| min.parse().ok()), None),
         "e" => Param::choice(name, choices(inner)),
         "f" => Param::text(name).format(named(inner)),
-        "q" => Param::text(name).pattern(machine_type),
+        "u" => Param::text(name).format(format::urlencoded).max_length(inner.parse().unwrap_or(usize::MAX)),
+        "r" => Param::text(name).pattern(pattern(inner)),
         _ => Param::text(name),
     }
 }
@@ -140,6 +141,19 @@ fn named(name: &str) -> Format {
         "ip6" => format::ipv6,
         "uuid" => format::uuid,
         _ => format::anything,
+    }
+}
+
+fn pattern(name: &str) -> fn(&str) -> bool {
+    fn word(text: &str, max: usize) -> bool {
+        text.len() <= max && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_') || c.is_whitespace())
+    }
+    match name {
+        "machine" => machine_type,
+        "product" => |text| word(text, 16),
+        "vendor" => |text| word(text, 8),
+        "wwn" => |text| text.strip_prefix("0x").is_some_and(|hex| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit())),
+        _ => |_| true,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use nix::errno::Errno;
@@ -35,6 +35,8 @@ pub(super) struct Inner {
     pub(super) hosts: Vec<NodeLayout>,
     /// Grows with every change of content.
     pub(super) revision: u64,
+    /// How long a cluster lock holds without being renewed.
+    pub(super) lock_expiry: Duration,
 }
 
 impl Inner {
@@ -144,6 +146,9 @@ impl Inner {
         let (from, to) = (self.tree.path(ino), self.tree.path_of(new_parent, new_name));
         if from == to {
             return Ok(());
+        }
+        if self.is_lock(ino) {
+            return Err(Errno::EACCES);
         }
         self.check_vmid_is_free(&to, Some(&from))?;
         if let Some(taken) = self.find(new_parent, new_name) {

@@ -4,6 +4,7 @@ mod by_path;
 mod counters;
 mod dotfiles;
 mod inner;
+mod locks;
 mod persist;
 mod reports;
 mod seed;

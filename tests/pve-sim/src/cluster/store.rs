@@ -5,7 +5,7 @@ use std::{
     io,
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::errno::Errno;
@@ -17,14 +17,12 @@ use super::{
     counters::{Owner, vm_config_owner},
     dotfiles::{self, DOT_FILES, LINKS},
     inner::{FIRST_DOT, FIRST_LINK, Inner, dot_name, is_special, link_name},
-    persist,
+    locks, persist,
     tree::{Body, ROOT, Tree},
 };
 
 /// The size beyond which no file grows.
 pub(super) const MAX_FILE: usize = 1 << 20;
-/// How long a cluster lock holds without being renewed.
-const LOCK_EXPIRY: Duration = Duration::from_secs(120);
 
 pub(super) type Result<T> = std::result::Result<T, Errno>;
 
@@ -127,6 +125,7 @@ impl Store {
             started: SystemTime::now(),
             hosts: Vec::new(),
             revision: 0,
+            lock_expiry: locks::EXPIRY,
         };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
@@ -297,7 +296,11 @@ impl Store {
     pub fn mkdir(&self, node: Option<usize>, parent: u64, name: &str) -> Result<u64> {
         self.change(node, |inner| {
             inner.free_path(parent, name)?;
-            Ok(inner.tree.insert(parent, name, Body::Folder(BTreeMap::new())))
+            let ino = inner.tree.insert(parent, name, Body::Folder(BTreeMap::new()));
+            if let Some(inode) = inner.tree.get_mut(ino) {
+                inode.writer = node;
+            }
+            Ok(ino)
         })
     }
 
@@ -326,29 +329,6 @@ impl Store {
             inode.mtime = SystemTime::now();
             let path = inner.tree.path(ino);
             inner.note_changed(&path);
-            Ok(())
-        })
-    }
-
-    /// Sets the time of a file or folder. On a cluster lock this renews it, or, with time zero, asks to remove it if it has expired.
-    pub fn touch(&self, node: Option<usize>, ino: u64, mtime: SystemTime) -> Result<()> {
-        self.change(node, |inner| {
-            let is_lock = inner.tree.path(ino).strip_prefix("priv/lock/").is_some_and(|name| !name.contains('/'));
-            let inode = inner.tree.get_mut(ino).ok_or(Errno::EACCES)?;
-            if !is_lock || mtime != UNIX_EPOCH {
-                (inode.mtime, inode.renewed) = (mtime, Some(Instant::now()));
-            } else if inode.renewed.is_none_or(|renewed| renewed.elapsed() >= LOCK_EXPIRY) {
-                inner.tree.remove(ino);
-            }
-            Ok(())
-        })
-    }
-
-    /// Lets a cluster lock look as old as if it had not been renewed for its whole time.
-    pub fn expire_lock(&self, name: &str) -> Result<()> {
-        self.change(None, |inner| {
-            let ino = inner.tree.resolve(&format!("priv/lock/{name}")).ok_or(Errno::ENOENT)?;
-            inner.tree.get_mut(ino).ok_or(Errno::ENOENT)?.renewed = None;
             Ok(())
         })
     }

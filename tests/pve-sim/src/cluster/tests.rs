@@ -114,18 +114,31 @@ fn a_cluster_lock_is_taken_once_and_given_up_only_when_it_expired() {
     let locks = folder(&store, "priv/lock");
     let lock = store.mkdir(Some(0), locks, "file-storage_cfg").unwrap();
     assert_eq!(store.mkdir(Some(1), locks, "file-storage_cfg"), Err(Errno::EEXIST));
-    // Asking for a held lock does nothing.
-    store.touch(Some(1), lock, UNIX_EPOCH).unwrap();
+    // Asking for a held lock is refused, and so is renewing it for another.
+    assert_eq!(store.touch(Some(1), lock, UNIX_EPOCH), Err(Errno::EACCES));
+    assert_eq!(store.touch(Some(1), lock, SystemTime::now()), Err(Errno::EACCES));
     assert!(store.attributes(0, lock).is_ok());
     store.expire_lock("file-storage_cfg").unwrap();
     // The holder renews in time.
     store.touch(Some(0), lock, SystemTime::now()).unwrap();
-    store.touch(Some(1), lock, UNIX_EPOCH).unwrap();
+    assert_eq!(store.touch(Some(1), lock, UNIX_EPOCH), Err(Errno::EACCES));
     assert!(store.attributes(0, lock).is_ok());
     store.expire_lock("file-storage_cfg").unwrap();
-    store.touch(Some(1), lock, UNIX_EPOCH).unwrap();
+    // It goes, and then there is nothing left whose time could be set.
+    assert_eq!(store.touch(Some(1), lock, UNIX_EPOCH), Err(Errno::ENOENT));
     assert_eq!(store.attributes(0, lock).err(), Some(Errno::ENOENT));
     store.mkdir(Some(1), locks, "file-storage_cfg").unwrap();
+}
+
+#[test]
+fn a_cluster_lock_is_not_renamed_and_expires_by_itself() {
+    let store = store();
+    let locks = folder(&store, "priv/lock");
+    let lock = store.mkdir(Some(0), locks, "a").unwrap();
+    assert_eq!(store.rename(Some(0), locks, "a", locks, "b"), Err(Errno::EACCES));
+    store.set_lock_expiry(std::time::Duration::ZERO);
+    assert_eq!(store.touch(Some(1), lock, UNIX_EPOCH), Err(Errno::ENOENT));
+    store.mkdir(Some(1), locks, "a").unwrap();
 }
 
 #[test]

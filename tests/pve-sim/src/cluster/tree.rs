@@ -23,6 +23,8 @@ pub(super) struct Inode {
     pub(super) mtime: SystemTime,
     /// When it was made or last renewed, for locks; none: so long ago that a lock has expired.
     pub(super) renewed: Option<Instant>,
+    /// The node that made it or renewed it last, for locks.
+    pub(super) writer: Option<usize>,
     pub(super) body: Body,
 }
 
@@ -35,7 +37,8 @@ pub(super) struct Tree {
 impl Tree {
     pub(super) fn new() -> Self {
         let body = Body::Folder(BTreeMap::new());
-        let root = Inode { parent: ROOT, name: String::new(), mtime: SystemTime::now(), renewed: Some(Instant::now()), body };
+        let (now, renewed) = (SystemTime::now(), Some(Instant::now()));
+        let root = Inode { parent: ROOT, name: String::new(), mtime: now, renewed, writer: None, body };
         Self { inodes: HashMap::from([(ROOT, root)]), next: FIRST }
     }
 
@@ -84,7 +87,8 @@ impl Tree {
         let ino = self.next;
         self.next += 1;
         let now = SystemTime::now();
-        self.inodes.insert(ino, Inode { parent, name: name.to_owned(), mtime: now, renewed: Some(Instant::now()), body });
+        let inode = Inode { parent, name: name.to_owned(), mtime: now, renewed: Some(Instant::now()), writer: None, body };
+        self.inodes.insert(ino, inode);
         self.link(parent, name, ino, now);
         ino
     }

@@ -10,7 +10,14 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
 use super::{PmxcfsAction, Sim};
-use crate::{faults::Faults, fuse::Mount, guest, layout::NodeLayout, run::processes};
+use crate::{
+    faults::{Faults, Hold},
+    fuse::Mount,
+    guest,
+    layout::NodeLayout,
+    run::{processes, share},
+    storage::{Config, is_storage_id},
+};
 
 impl Sim {
     fn mount(&self, node: &str) -> io::Result<MutexGuard<'_, Mount>> {
@@ -103,6 +110,32 @@ impl Sim {
             self.runtime.block_on(self.apis[index].start())?;
         }
         serde_json::to_value(after).map_err(io::Error::other)
+    }
+
+    pub(super) fn hold_disk(&self, vmid: u32, slot: &str, hold: Option<Hold>) -> io::Result<()> {
+        Faults::update(&self.vm(vmid)?.faults(), |faults| {
+            faults.let_go(vmid, slot);
+            if let Some(hold) = hold {
+                faults.held_disks.entry(vmid).or_default().insert(slot.to_owned(), hold);
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn add_shared_storage(&self, id: &str) -> io::Result<()> {
+        if !is_storage_id(id) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("'{id}' is no id of a storage")));
+        }
+        let mut text = String::from_utf8_lossy(&self.store.read_path("storage.cfg")?).into_owned();
+        if Config::parse(&text).get(id).is_some() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("there is a storage '{id}' already")));
+        }
+        let names: Vec<String> = self.store.with_nodes(|nodes| nodes.iter().map(|node| node.name.clone()).collect());
+        for name in names {
+            share(&self.layout(&name), &self.dir, id)?;
+        }
+        text.push_str(&format!("dir: {id}\n\tpath /mnt/pve/{id}\n\tcontent images\n\tshared 1\n\n"));
+        Ok(self.store.replace("storage.cfg", text.as_bytes())?)
     }
 
     pub(super) fn hold_lock(&self, node: &str, vmid: Option<u32>, storage: Option<&str>) -> io::Result<u64> {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{guest::Behaviour, ha::Mode};
+use crate::{faults::Hold, guest::Behaviour, ha::Mode};
 
 fn yes() -> bool {
     true
@@ -315,5 +315,20 @@ pub enum Request {
         vmid: u32,
         /// Its behaviour.
         behaviour: Behaviour,
+    },
+    /// Lets a running guest hold on to a disk, or let go of it again.
+    HoldDisk {
+        /// The VM.
+        vmid: u32,
+        /// The slot, `scsi3` for instance.
+        slot: String,
+        /// What it holds on to; nothing: it lets go.
+        #[serde(default)]
+        hold: Option<Hold>,
+    },
+    /// Adds a storage of type dir that all nodes share: `/mnt/pve/<id>` leads to one folder from each of them.
+    AddSharedStorage {
+        /// Its id.
+        id: String,
     },
 }

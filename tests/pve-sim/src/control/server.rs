@@ -92,6 +92,8 @@ impl Sim {
             Request::QuitGuest { vmid } => done(self.vm(vmid).and_then(|layout| crate::guest::quit(&layout, vmid))),
             Request::KillGuest { vmid } => done(self.vm(vmid).and_then(|layout| crate::guest::kill(&layout, vmid))),
             Request::GuestBehaviour { vmid, behaviour } => done(self.vm(vmid).and_then(|layout| behaviour.store(&layout, vmid))),
+            Request::HoldDisk { vmid, slot, hold } => done(self.hold_disk(vmid, &slot, hold)),
+            Request::AddSharedStorage { id } => done(self.add_shared_storage(&id)),
         }
     }
 }

@@ -47,7 +47,7 @@ const SMALL: &str = "/srv/small";
 ///
 /// # Errors
 /// When a folder cannot be made. A `tmpfs` that cannot be mounted is only logged: then the storage `small` is offline.
-pub(super) fn prepare(layout: &NodeLayout, shared: &Path) -> io::Result<()> {
+pub(super) fn prepare(layout: &NodeLayout, dir: &Path) -> io::Result<()> {
     for folder in FOLDERS {
         fs::create_dir_all(layout.host_path(folder))?;
     }
@@ -55,16 +55,12 @@ pub(super) fn prepare(layout: &NodeLayout, shared: &Path) -> io::Result<()> {
     for entry in fs::read_dir(layout.run_qemu())?.flatten() {
         fs::remove_file(entry.path())?;
     }
-    fs::create_dir_all(shared.join("images"))?;
     // The storage of that name is what it says: its folder is expected to be a mount point and is none.
     Faults::update(&layout.faults(), |faults| {
         faults.storages.entry("offline".into()).or_default().offline = true;
         Ok(())
     })?;
-    let link = layout.host_path("/mnt/pve/shared");
-    if fs::symlink_metadata(&link).is_err() {
-        symlink(shared, link)?;
-    }
+    share(layout, dir, "shared")?;
     let interfaces = layout.host_path("/etc/network/interfaces");
     if !interfaces.exists() {
         fs::write(interfaces, INTERFACES)?;
@@ -74,6 +70,21 @@ pub(super) fn prepare(layout: &NodeLayout, shared: &Path) -> io::Result<()> {
     match mount(Some("small"), &small, Some("tmpfs"), MsFlags::empty(), Some("size=64m,mode=0755")) {
         Ok(()) => fs::create_dir_all(small.join("images"))?,
         Err(error) => tracing::warn!(%error, node = layout.node(), "the small storage cannot be mounted"),
+    }
+    Ok(())
+}
+
+/// Lets `/mnt/pve/<id>` of a node lead to the folder of that name in the cluster's folder.
+///
+/// # Errors
+/// When one of them cannot be made.
+pub(crate) fn share(layout: &NodeLayout, dir: &Path, id: &str) -> io::Result<()> {
+    // Only the first has the name of its storage alone: names of nodes lie beside it.
+    let folder = if id == "shared" { dir.join("shared") } else { dir.join("shared-storages").join(id) };
+    fs::create_dir_all(folder.join("images"))?;
+    let link = layout.host_path(&format!("/mnt/pve/{id}"));
+    if fs::symlink_metadata(&link).is_err() {
+        symlink(folder, link)?;
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub(crate) use folders::release_all;
+pub(crate) use folders::{release_all, share};
 
 use crate::{
     api,
@@ -32,6 +32,9 @@ use crate::{
 /// How long changes of the store are gathered before they are written to disk.
 const SAVE_AFTER: Duration = Duration::from_secs(2);
 
+/// How long a cluster lock holds without being renewed.
+const LOCK_EXPIRY: Duration = Duration::from_secs(120);
+
 /// How a cluster is run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -41,7 +44,7 @@ pub struct Options {
     pub nodes: Vec<String>,
     /// Make the demo's templates.
     pub seed_demo: bool,
-    /// Lock time-outs are multiplied by this.
+    /// Lock time-outs, and the time after which a cluster lock expires, are multiplied by this.
     pub lock_factor: f64,
     /// How long a refused login waits for its answer.
     pub refusal_delay: Duration,
@@ -66,6 +69,7 @@ pub fn run(options: &Options) -> io::Result<()> {
     let saved = dir.join("cluster.json");
     let store = Arc::new(Store::open(&options.nodes, &saved)?);
     store.set_hosts(&dir);
+    store.set_lock_expiry(LOCK_EXPIRY.mul_f64(options.lock_factor));
     seed(&store);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = serve(options, &dir, &store, &runtime, &saved);
@@ -89,7 +93,7 @@ fn serve(options: &Options, dir: &Path, store: &Arc<Store>, runtime: &tokio::run
     let layouts: Vec<NodeLayout> = options.nodes.iter().map(|node| NodeLayout::new(dir, node)).collect();
     let mut mounts = Vec::new();
     for (index, layout) in layouts.iter().enumerate() {
-        folders::prepare(layout, &dir.join("shared"))?;
+        folders::prepare(layout, dir)?;
         mounts.push(Mutex::new(Mount::new(layout.etc_pve(), Arc::clone(store), index)?));
     }
     let settings = api::Settings { lock_factor: options.lock_factor, refusal_delay: options.refusal_delay, ..api::Settings::default() };

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader, Read},
+    io::{self, Read},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     process::{Command, Stdio},
@@ -12,7 +12,7 @@ use super::Log;
 use crate::{api::Failure, layout::NodeLayout};
 
 /// The program, as messages name it.
-const QEMU_IMG: &str = "/usr/bin/qemu-img";
+pub(super) const QEMU_IMG: &str = "/usr/bin/qemu-img";
 /// The largest file on a real host's ext4, and on one of 1 KiB blocks as a small file system has them.
 const MAX_FILE: u64 = (16 << 40) - 4096;
 const MAX_FILE_SMALL: u64 = (4 << 40) - 1024;
@@ -77,7 +77,7 @@ impl Place<'_> {
     }
 
     /// The path of a real host.
-    fn shown(&self, path: &Path) -> String {
+    pub(super) fn shown(&self, path: &Path) -> String {
         format!("/{}", path.strip_prefix(self.layout.root()).unwrap_or(path).display())
     }
 
@@ -165,46 +165,6 @@ impl Place<'_> {
         })
     }
 
-    /// Copies an image into one that exists, with progress in the log.
-    pub(super) fn copy(&self, copy: &Copy<'_>, log: Log<'_>) -> Result<(), Failure> {
-        let (from_shown, to_shown) = (self.shown(copy.from), self.shown(copy.to));
-        let snapshot = copy.snapshot.map(|name| format!("-l snapshot.name={name} ")).unwrap_or_default();
-        let rate = copy.rate_kib.map(|rate| format!("-r {rate}K ")).unwrap_or_default();
-        let failed = Failure::die(format!(
-            "copy failed: command '{QEMU_IMG} convert -p -n {rate}{snapshot}-f {} -O {} {from_shown} zeroinit:{to_shown}' failed: exit code 1",
-            copy.from_format, copy.to_format
-        ));
-        let total = info(copy.from, copy.from_format)?.size;
-        log(&progress(0.0, total));
-        if let Some(room) = copy.room
-            && room < fs::metadata(copy.from)?.blocks() * 512
-        {
-            log(&progress(room as f64 / total.max(1) as f64, total));
-            log(&format!("qemu-img: error while writing at byte {room}: No space left on device"));
-            return Err(failed);
-        }
-        let mut command = Command::new(QEMU_IMG);
-        // PVE's QEMU has a `zeroinit:` protocol, which tells that the target reads as zeroes. Elsewhere an option says it.
-        command.args(["convert", "--target-is-zero", "-p", "-n", "-f", copy.from_format, "-O", copy.to_format]);
-        if let Some(name) = copy.snapshot {
-            command.arg("-l").arg(format!("snapshot.name={name}"));
-        }
-        if let Some(rate) = copy.rate_kib {
-            command.args(["-r", &format!("{rate}K")]);
-        }
-        command.arg(copy.from).arg(copy.to).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
-        if let Some(output) = child.stdout.take() {
-            follow(output, total, log)?;
-        }
-        let done = child.wait_with_output()?;
-        if done.status.success() {
-            return Ok(());
-        }
-        self.lines(&done.stderr).iter().for_each(|line| log(line));
-        Err(failed)
-    }
-
     fn run(&self, command: &mut Command) -> Result<(), Vec<String>> {
         match command.stdin(Stdio::null()).output() {
             Ok(done) if done.status.success() => Ok(()),
@@ -213,81 +173,16 @@ impl Place<'_> {
         }
     }
 
-    fn lines(&self, output: &[u8]) -> Vec<String> {
+    pub(super) fn lines(&self, output: &[u8]) -> Vec<String> {
         let root = self.layout.root().display().to_string();
         String::from_utf8_lossy(output).replace(&root, "").lines().map(str::to_owned).collect()
     }
-}
-
-/// A copy to be made.
-pub(super) struct Copy<'a> {
-    pub(super) from: &'a Path,
-    pub(super) from_format: &'a str,
-    pub(super) snapshot: Option<&'a str>,
-    pub(super) to: &'a Path,
-    pub(super) to_format: &'a str,
-    /// KiB a second.
-    pub(super) rate_kib: Option<u64>,
-    /// Bytes left on the target; none: enough.
-    pub(super) room: Option<u64>,
-}
-
-/// Turns qemu-img's `(12.34/100%)` into lines of the log, one for each whole percent.
-fn follow(output: impl Read, total: u64, log: Log<'_>) -> io::Result<()> {
-    let mut text = String::new();
-    let mut told = 0.0;
-    for byte in BufReader::new(output).bytes() {
-        let byte = byte?;
-        if byte != b'\r' && byte != b'\n' {
-            text.push(char::from(byte));
-            continue;
-        }
-        let percent = text.trim().strip_prefix('(').and_then(|t| t.split_once('/')).and_then(|(p, _)| p.parse::<f64>().ok());
-        if let Some(percent) = percent
-            && percent >= told + 1.0
-        {
-            log(&progress(percent / 100.0, total));
-            told = percent;
-        }
-        text.clear();
-    }
-    if told < 100.0 {
-        log(&progress(1.0, total));
-    }
-    Ok(())
-}
-
-fn progress(part: f64, total: u64) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-    let total = total as f64;
-    format!("transferred {} of {} ({:.2}%)", human(total * part), human(total), part * 100.0)
-}
-
-fn human(bytes: f64) -> String {
-    let mut value = bytes;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1024.0 {
-            return format!("{value:.1} {unit}");
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn progress_is_told_once_for_each_percent() {
-        let lines = std::cell::RefCell::new(Vec::new());
-        follow(&b"    (0.00/100%)\r    (50.00/100%)\r    (50.10/100%)\r    (100.00/100%)\n"[..], 64 << 20, &|l| {
-            lines.borrow_mut().push(l.to_owned());
-        })
-        .unwrap();
-        assert_eq!(lines.into_inner(), ["transferred 32.0 MiB of 64.0 MiB (50.00%)", "transferred 64.0 MiB of 64.0 MiB (100.00%)"]);
-    }
 
     #[test]
     fn a_header_tells_size_and_backing_file() {

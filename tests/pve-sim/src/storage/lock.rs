@@ -1,10 +1,12 @@
-//! File locks as PVE takes them: flock with a time-out, a line in the log while it waits.
+//! Locks as PVE takes them, with a time-out and a line in the log while it waits: flock for what is this node's, a folder of the cluster file system for what
+//! all nodes share.
 
 use std::{
-    fs::{self, File},
-    path::Path,
+    fs::{self, File, FileTimes},
+    io,
+    path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use nix::{
@@ -12,7 +14,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
-use crate::api::Failure;
+use crate::{api::Failure, layout::NodeLayout};
 
 /// Takes the lines of a task's log.
 pub type Log<'a> = &'a dyn Fn(&str);
@@ -21,9 +23,24 @@ pub type Log<'a> = &'a dyn Fn(&str);
 pub const TIMEOUT_S: f64 = 10.0;
 const POLL: Duration = Duration::from_millis(5);
 
+/// How often PVE says that it waits for a cluster lock, and asks whether it has expired.
+const ASK: Duration = Duration::from_secs(1);
+
 /// A held lock; released when dropped.
-pub struct Held {
-    _file: Flock<File>,
+#[expect(dead_code, reason = "held, not read")]
+pub struct Held(Kind);
+
+enum Kind {
+    File(#[expect(dead_code, reason = "held, not read")] Flock<File>),
+    Cluster(PathBuf),
+}
+
+impl Drop for Kind {
+    fn drop(&mut self) {
+        if let Self::Cluster(path) = self {
+            let _ = fs::remove_dir(path);
+        }
+    }
 }
 
 /// How to take a lock.
@@ -60,7 +77,7 @@ pub fn take(path: &Path, shown: &str, wait: Wait, log: Log<'_>) -> Result<Held, 
                 if told {
                     log(" OK");
                 }
-                return Ok(Held { _file: held });
+                return Ok(Held(Kind::File(held)));
             }
             Err((back, Errno::EWOULDBLOCK)) => file = back,
             Err((_, errno)) => return Err(Failure::die(format!("can't lock file '{shown}' - {}", errno.desc()))),
@@ -71,6 +88,36 @@ pub fn take(path: &Path, shown: &str, wait: Wait, log: Log<'_>) -> Result<Held, 
         }
         if begin.elapsed() >= wait.timeout {
             return Err(Failure::die(format!("can't lock file '{shown}' - got timeout")));
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Takes a lock of the whole cluster, waited for as long as PVE does, times `factor`. The lock of a process that is killed stays until it expires.
+///
+/// # Errors
+/// `cfs-lock '...' error: got lock request timeout`, or `no quorum!`.
+pub fn take_cluster(layout: &NodeLayout, name: &str, factor: f64, log: Log<'_>) -> Result<Held, Failure> {
+    let path = layout.etc_pve().join("priv/lock").join(name);
+    let deadline = Instant::now() + Duration::from_secs_f64(TIMEOUT_S * factor);
+    let mut ask = Instant::now() + ASK.mul_f64(factor);
+    loop {
+        let made = fs::create_dir_all(path.parent().unwrap_or(&path)).and_then(|()| fs::create_dir(&path));
+        let why = match made {
+            Ok(()) => return Ok(Held(Kind::Cluster(path))),
+            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => "no quorum!",
+            Err(_) => "got lock request timeout",
+        };
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(Failure::die(format!("cfs-lock '{name}' error: {why}")));
+        }
+        if now >= ask {
+            log(&format!("trying to acquire cfs lock '{name}' ..."));
+            ask = now + ASK.mul_f64(factor);
+            // Asks the cluster file system to remove it if it has expired; refused otherwise.
+            let zero = FileTimes::new().set_accessed(UNIX_EPOCH).set_modified(UNIX_EPOCH);
+            let _ = File::open(&path).and_then(|folder| folder.set_times(zero));
         }
         thread::sleep(POLL);
     }
@@ -93,5 +140,18 @@ mod tests {
         assert_eq!(lines.into_inner(), ["trying to acquire lock..."]);
         drop(held);
         take(&path, "/var/lock/x", wait, &|_| {}).unwrap();
+    }
+
+    #[test]
+    fn a_held_cluster_lock_ends_in_a_time_out_and_is_let_go_when_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = NodeLayout::new(folder.path(), "pve1");
+        let held = take_cluster(&layout, "storage-x", 0.01, &|_| {}).unwrap();
+        let lines = std::cell::RefCell::new(Vec::new());
+        let error = take_cluster(&layout, "storage-x", 0.01, &|line| lines.borrow_mut().push(line.to_owned())).err().unwrap();
+        assert_eq!(error.to_string(), "cfs-lock 'storage-x' error: got lock request timeout");
+        assert!(lines.into_inner().starts_with(&["trying to acquire cfs lock 'storage-x' ...".to_owned()]));
+        drop(held);
+        take_cluster(&layout, "storage-x", 0.01, &|_| {}).unwrap();
     }
 }

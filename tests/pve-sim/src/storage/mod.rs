@@ -1,6 +1,8 @@
 //! Storages of a simulated node: `storage.cfg`, volumes as real image files, the locks and the failures of PVE.
 
+mod change;
 pub(crate) mod config;
+mod copy;
 mod image;
 mod list;
 pub mod lock;
@@ -143,11 +145,14 @@ impl Storages {
         Ok(self.layout.host_path(&self.shown_path(volume)?))
     }
 
-    /// Takes a storage's lock.
+    /// Takes a storage's lock: one of the cluster where all nodes see its volumes, one of this node otherwise.
     ///
     /// # Errors
     /// When it is not had in time.
     pub fn lock(&self, id: &str, log: Log<'_>) -> Result<Held, Failure> {
+        if self.get(id)?.is_shared() {
+            return lock::take_cluster(&self.layout, &format!("storage-{id}"), self.lock_factor, log);
+        }
         let shown = format!("/var/lock/pve-manager/pve-storage-{id}");
         lock::take(&self.layout.storage_lock(id), &shown, Wait::exclusive(self.lock_factor), log)
     }
@@ -323,69 +328,6 @@ impl Storages {
     /// Whether the volume's file is there.
     pub fn exists(&self, volume: &Volume) -> bool {
         !self.fault(&volume.storage).offline && self.path(volume).is_ok_and(|path| path.exists())
-    }
-
-    /// Copies a volume, or a snapshot of it, into one that exists.
-    ///
-    /// # Errors
-    /// `copy failed: ...` when qemu-img fails or the target has no room.
-    pub fn copy(&self, from: &Volume, snapshot: Option<&str>, to: &Volume, log: Log<'_>) -> Result<(), Failure> {
-        self.copy_file(&self.path(from)?, from.format(), snapshot, to, log)
-    }
-
-    /// Copies any image file into a volume that exists.
-    ///
-    /// # Errors
-    /// As [`Self::copy`].
-    pub fn copy_file(&self, from: &Path, format: &str, snapshot: Option<&str>, to: &Volume, log: Log<'_>) -> Result<(), Failure> {
-        let fault = self.fault(&to.storage);
-        let used = self.used_bytes(&to.storage)?;
-        let copy = image::Copy {
-            from,
-            from_format: format,
-            snapshot,
-            to: &self.path(to)?,
-            to_format: to.format(),
-            rate_kib: fault.rate_kib,
-            room: fault.full_after_bytes.map(|limit| limit.saturating_sub(used)),
-        };
-        self.place(&to.storage).copy(&copy, log)
-    }
-
-    /// Grows a volume to `bytes`.
-    ///
-    /// # Errors
-    /// When the storage cannot be used or qemu-img fails.
-    pub fn resize(&self, volume: &Volume, bytes: u64, log: Log<'_>) -> Result<(), Failure> {
-        self.activate(&volume.storage)?;
-        self.place(&volume.storage).resize(&self.path(volume)?, volume.format(), bytes, log)
-    }
-
-    /// Makes (`-c`), restores (`-a`) or deletes (`-d`) a snapshot inside a qcow2 volume.
-    ///
-    /// # Errors
-    /// When the storage cannot be used or qemu-img fails.
-    pub fn snapshot(&self, volume: &Volume, action: &str, name: &str) -> Result<(), Failure> {
-        self.activate(&volume.storage)?;
-        self.place(&volume.storage).snapshot(&self.path(volume)?, action, name)
-    }
-
-    /// Gives an image another owner: moves it to that VM's folder under its next free name.
-    ///
-    /// # Errors
-    /// When the storage cannot be used or the file cannot be renamed.
-    pub fn reassign(&self, volume: &Volume, vmid: u32, log: Log<'_>) -> Result<Volume, Failure> {
-        self.activate(&volume.storage)?;
-        let _held = self.lock(&volume.storage, log)?;
-        let name = self.free_name(&volume.storage, vmid, volume.format())?;
-        let moved = Volume { owner: vmid, name, ..volume.clone() };
-        let (from, to) = (self.path(volume)?, self.path(&moved)?);
-        self.make_room(&moved, &to)?;
-        fs::rename(&from, &to)?;
-        if let Some(folder) = from.parent() {
-            let _ = fs::remove_dir(folder);
-        }
-        Ok(moved)
     }
 }
 

@@ -120,7 +120,7 @@ impl Worker {
             Ok(()) if warnings > 0 => self.log(&format!("TASK WARNINGS: {warnings}")),
             Ok(()) => self.log("TASK OK"),
             Err(error) => {
-                self.log(&format!("TASK ERROR: {}", error.to_string().trim_end_matches('\n').replace('\n', " ")));
+                self.log(&format!("TASK ERROR: {}", error.in_task()));
                 return ExitCode::FAILURE;
             }
         }

@@ -97,6 +97,32 @@ impl VmConfig {
         (0..).map(|n| format!("unused{n}")).find(|key| !self.values.contains_key(key)).unwrap_or_default()
     }
 
+    /// Whether a volume is a disk of this VM, in a slot other than `but`, or of one of its snapshots.
+    pub fn uses(&self, volid: &str, but: Option<&str>) -> bool {
+        let is_disk = |value: &str| {
+            let drive = Drive::parse(value);
+            drive.file == volid && (!drive.is_cdrom() || drive.is_cloudinit())
+        };
+        self.drives().any(|(key, drive)| Some(key) != but && is_disk(&drive.print())) || self.is_in_snapshot(volid)
+    }
+
+    /// Whether a volume is a disk of one of the snapshots.
+    pub fn is_in_snapshot(&self, volid: &str) -> bool {
+        let mut all = self.snapshots.values().flat_map(|section| &section.values);
+        all.any(|(key, value)| is_drive_key(key) && Drive::parse(value).file == volid)
+    }
+
+    /// The configuration as it is written: what stands in a slot, or is about to, is not unused.
+    fn tidied(&self) -> Self {
+        let drives = |values: &Values| -> Vec<String> {
+            values.iter().filter(|(key, _)| is_drive_key(key)).map(|(_, value)| Drive::parse(value).file).collect()
+        };
+        let used: BTreeSet<String> = drives(&self.values).into_iter().chain(drives(&self.pending)).collect();
+        let mut tidied = self.clone();
+        tidied.values.retain(|key, value| !(key.starts_with("unused") && used.contains(value)));
+        tidied
+    }
+
     /// Keeps a volume as `unused<n>`, unless it stands there already.
     pub fn add_unused(&mut self, volid: &str) {
         let known = self.values.iter().any(|(key, value)| key.starts_with("unused") && value == volid);
@@ -142,7 +168,7 @@ pub fn load(layout: &NodeLayout, vmid: u32) -> Result<VmConfig, Failure> {
 /// # Errors
 /// When it cannot be written: without quorum, or when another node holds the VMID.
 pub fn store(layout: &NodeLayout, vmid: u32, config: &VmConfig) -> Result<(), Failure> {
-    replace(layout, vmid, &config.print())
+    replace(layout, vmid, &config.tidied().print())
 }
 
 /// Writes the text of a VM's configuration.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{clone, disk, env::Env, options, pool, update};
+use super::{clone, disk, env::Env, option_values, options, pool, update};
 use crate::{
     api::{Call, Failure, Param, Params, Reply, Route, Schema, format},
     task::Worker,
@@ -61,7 +61,7 @@ fn create(call: &Call) -> Result<Reply, Failure> {
     }
     let storages = env.storages()?;
     for (key, value) in settings(params) {
-        update::check_option(&env, &storages, key, value)?;
+        option_values::check_option(&env, &storages, key, value)?;
     }
     super::check_free(env.layout, vmid).map_err(|text| Failure::die(format!("unable to create VM {vmid} - {text}")))?;
     call.task("qmcreate", &vmid.to_string(), "create", json!(params))
@@ -128,7 +128,7 @@ fn build(env: &Env<'_>, params: &Params, made: &mut Vec<crate::storage::Volume>)
 
 /// A value as it is kept. Only a change hashes the password.
 fn kept(env: &Env<'_>, key: &str, value: &str) -> String {
-    if key == "cipassword" { value.to_owned() } else { update::kept(env, key, value) }
+    if key == "cipassword" { value.to_owned() } else { option_values::kept(env, key, value) }
 }
 
 /// What a VM boots from that does not say: its first disk, CD drive and network card.

@@ -1,6 +1,6 @@
 //! Volumes of drives: allocate, import, attach, check.
 
-use super::env::Env;
+use super::{drive, env::Env};
 use crate::{
     api::Failure,
     storage::{NewImage, Storages, Volume},
@@ -48,7 +48,7 @@ fn wanted(file: &str) -> Wanted<'_> {
 
 /// What is refused before anything is done.
 pub(super) fn check(env: &Env<'_>, storages: &Storages, key: &str, text: &str) -> Result<(), Failure> {
-    let drive = Drive::parse(text);
+    let drive = drive::parse(key, text)?;
     match wanted(&drive.file) {
         Wanted::New { storage, .. } | Wanted::CloudInit { storage } => {
             let target = storages.get(storage)?;
@@ -61,7 +61,11 @@ pub(super) fn check(env: &Env<'_>, storages: &Storages, key: &str, text: &str) -
             Ok(())
         }
         Wanted::Volume => {
-            let (storage, _) = crate::storage::split(&drive.file)?;
+            let (storage, name) = crate::storage::split(&drive.file)?;
+            storages.get(storage)?;
+            if Volume::of(storage, name)?.content == "iso" && !drive.is_cdrom() {
+                return Err(Failure::parameter(key, "explicit 'media=cdrom' is required for iso images"));
+            }
             storages.enabled(storage).map(|_| ())
         }
         Wanted::Path if drive.file.starts_with("/dev/") => Ok(()),
@@ -90,9 +94,13 @@ pub(super) fn create(
     template: bool,
     made: &mut Vec<Volume>,
 ) -> Result<String, Failure> {
-    let mut drive = Drive::parse(text);
+    let mut drive = drive::parse(key, text)?;
     match wanted(&drive.file) {
-        Wanted::Nothing | Wanted::Path => return Ok(drive.print()),
+        Wanted::Nothing => {
+            drive.options.remove("size");
+            return Ok(drive.print());
+        }
+        Wanted::Path => return Ok(drive.print()),
         Wanted::CloudInit { storage } => {
             let name = format!("vm-{vmid}-cloudinit.qcow2");
             let new = NewImage { storage, vmid, format: "qcow2", name: Some(&name), bytes: CLOUDINIT_BYTES };
@@ -106,13 +114,7 @@ pub(super) fn create(
         }
         Wanted::Volume => {
             let volume = Volume::parse(&drive.file)?;
-            storages.activate(&volume.storage)?;
-            if !storages.exists(&volume) {
-                return Err(Failure::die(format!("volume '{}' does not exist", drive.file)));
-            }
-            if !drive.is_cdrom() && volume.content == "images" {
-                drive.set("size", vmconf::print_size(storages.info(&volume)?.size));
-            }
+            attach(storages, key, &mut drive, &volume)?;
             return Ok(drive.print());
         }
         Wanted::New { storage, bytes } => {
@@ -132,6 +134,24 @@ pub(super) fn create(
     env.log(&format!("{key}: successfully created disk '{}'", drive.print()));
     env.begun();
     Ok(drive.print())
+}
+
+/// Checks an existing volume, whoever owns it and wherever else it is attached, and notes its size.
+fn attach(storages: &Storages, key: &str, drive: &mut Drive, volume: &Volume) -> Result<(), Failure> {
+    if !matches!(volume.content, "images" | "iso") {
+        return Err(Failure::die(format!("cannot use volume {} - content type needs to be 'images' or 'iso'", drive.file)));
+    }
+    if let Some(format) = drive.option("format").filter(|format| volume.content == "images" && *format != volume.format()) {
+        let (file, own) = (&drive.file, volume.format());
+        let text = format!("drive '{key}' - volume '{file}' - 'format={format}' option different from storage format '{own}'");
+        return Err(Failure::die(text));
+    }
+    storages.activate(&volume.storage)?;
+    if !storages.exists(volume) {
+        return Err(Failure::die(format!("volume '{}' does not exist", drive.file)));
+    }
+    drive.set("size", vmconf::print_size(storages.info(volume)?.size));
+    Ok(())
 }
 
 #[expect(clippy::too_many_arguments, reason = "one place calls it, with everything that a new volume depends on")]
@@ -202,7 +222,8 @@ pub(super) fn sweep(env: &Env<'_>, storages: &Storages, made: &[Volume]) {
     }
 }
 
-/// What becomes of a drive that leaves its slot: cloud-init drives are removed, disks are kept as unused, or removed with `force`.
+/// What becomes of a drive that has left its slot: cloud-init drives are removed; disks of the VM's own are kept as unused, or removed with `force`; disks of
+/// others are left alone.
 pub(super) fn detach(
     env: &Env<'_>,
     storages: &Storages,
@@ -215,20 +236,32 @@ pub(super) fn detach(
         return Ok(());
     }
     let volume = Volume::parse(&drive.file)?;
-    let still_used = config.snapshots.values().any(|section| section.values.values().any(|value| Drive::parse(value).file == drive.file))
-        || config.drives().any(|(_, other)| other.file == drive.file);
-    if still_used && !drive.is_cloudinit() {
-        if !force && volume.owner == vmid {
-            config.add_unused(&drive.file);
+    if drive.is_cloudinit() && !force {
+        if let Err(error) = storages.free(&volume, &|line| env.log(line)) {
+            env.log(&error.to_string());
         }
+        return Ok(());
+    }
+    if storages.get(&volume.storage).is_err() {
+        let id = &volume.storage;
+        env.warn(&format!("storage '{id}' no longer exists, volume '{}' will be removed from config", drive.file));
         return Ok(());
     }
     if volume.owner != vmid {
         return Ok(());
     }
-    if force || drive.is_cloudinit() {
+    if force {
+        check_unused(config, &drive.file)?;
         return storages.free(&volume, &|line| env.log(line));
     }
     config.add_unused(&drive.file);
+    Ok(())
+}
+
+/// Refuses to remove a volume that stands in another slot or in a snapshot.
+pub(super) fn check_unused(config: &VmConfig, volid: &str) -> Result<(), Failure> {
+    if config.uses(volid, None) {
+        return Err(Failure::die(format!("unable to delete '{volid}' - volume is still in use (snapshot?)")));
+    }
     Ok(())
 }

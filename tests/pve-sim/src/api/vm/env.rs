@@ -36,6 +36,11 @@ impl<'a> Env<'a> {
         Self { layout: &worker.layout, worker: Some(worker), lock_factor: worker.lock_factor }
     }
 
+    /// What waits are multiplied by.
+    pub(super) fn lock_factor(&self) -> f64 {
+        self.lock_factor
+    }
+
     pub(super) fn log(&self, line: &str) {
         if let Some(worker) = self.worker {
             worker.log(line);

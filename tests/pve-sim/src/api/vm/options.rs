@@ -8,12 +8,13 @@ const LIMITS: &str = "aio:e(native|threads|io_uring) backup:b bps:i(0..) bps_max
     bps_wr_max_length:i(1..) cache:e(none|writethrough|writeback|unsafe|directsync) detect_zeroes:b discard:e(ignore|on) \
     format:e(raw|qcow|qed|qcow2|vmdk|cloop) import-from iops:i(0..) iops_max:i(0..) iops_max_length:i(1..) iops_rd:i(0..) iops_rd_max:i(0..) \
     iops_rd_max_length:i(1..) iops_wr:i(0..) iops_wr_max:i(0..) iops_wr_max_length:i(1..) mbps:n(0..) mbps_max:n(0..) mbps_rd:n(0..) \
-    mbps_rd_max:n(0..) mbps_wr:n(0..) mbps_wr_max:n(0..) media:e(cdrom|disk) replicate:b rerror:e(ignore|report|stop) serial shared:b size:f(size) \
+    mbps_rd_max:n(0..) mbps_wr:n(0..) mbps_wr_max:n(0..) media:e(cdrom|disk) replicate:b rerror:e(ignore|report|stop) serial:u(60) shared:b size:f(size) \
     snapshot:b werror:e(enospc|ignore|report|stop) *!file:f(drive)";
 
-static IDE: LazyLock<Properties> = LazyLock::new(|| drive(" model ssd:b wwn"));
-static SATA: LazyLock<Properties> = LazyLock::new(|| drive(" ssd:b wwn"));
-static SCSI: LazyLock<Properties> = LazyLock::new(|| drive(" iothread:b product queues:i(2..) ro:b scsiblock:b ssd:b vendor wwn"));
+static IDE: LazyLock<Properties> = LazyLock::new(|| drive(" model:u(120) ssd:b wwn:r(wwn)"));
+static SATA: LazyLock<Properties> = LazyLock::new(|| drive(" ssd:b wwn:r(wwn)"));
+static SCSI: LazyLock<Properties> =
+    LazyLock::new(|| drive(" iothread:b product:r(product) queues:i(2..) ro:b scsiblock:b ssd:b vendor:r(vendor) wwn:r(wwn)"));
 static VIRTIO: LazyLock<Properties> = LazyLock::new(|| drive(" iothread:b ro:b"));
 
 /// The models of network cards. Each may stand for `model=`, with the MAC address as its value.
@@ -58,7 +59,7 @@ static STRINGS: LazyLock<BTreeMap<&'static str, Properties>> = LazyLock::new(|| 
         ("efidisk0", "*!file:f(drive) efitype:e(2m|4m) format:e(raw|qcow|qed|qcow2|vmdk|cloop) import-from ms-cert:e(2011|2023|2023w|2023k) pre-enrolled-keys:b size:f(size)"),
         ("intel-tdx", "*!type:e(tdx) !attestation:b vsock-cid:i vsock-port:i"),
         ("ivshmem", "!size:i(1..) name"),
-        ("machine", "*type:q aw-bits:n(32..) enable-s3:b enable-s4:b viommu:e(intel|virtio)"),
+        ("machine", "*type:r(machine) aw-bits:n(32..) enable-s3:b enable-s4:b viommu:e(intel|virtio)"),
         ("memory", "*!current:i(16..)"),
         ("rng0", "*!source:e(/dev/urandom|/dev/random|/dev/hwrng) max_bytes:i period:i"),
         ("smbios1", "base64:b family manufacturer product serial sku uuid:f(uuid) version"),
@@ -192,6 +193,19 @@ pub(super) fn check_more(name: &str, text: &str) -> Result<(), String> {
     cpu.get("cputype").map_or(Ok(()), |kind| format::cpu_type(kind)).map_err(|error| format!("invalid format - {error}\n"))
 }
 
+/// A drive's properties, checked: words are booleans.
+pub(super) fn drive_properties(name: &str, text: &str) -> Result<BTreeMap<String, String>, String> {
+    let bus = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    let properties = match bus {
+        "ide" => &*IDE,
+        "sata" => &*SATA,
+        "scsi" => &*SCSI,
+        "virtio" => &*VIRTIO,
+        _ => STRINGS.get(name).ok_or_else(|| format!("'{name}' is no drive"))?,
+    };
+    properties.check(name, text)
+}
+
 /// A network device's properties.
 pub(super) fn net(name: &str, text: &str) -> Option<BTreeMap<String, String>> {
     NET.check(name, text).ok()
@@ -231,6 +245,38 @@ mod tests {
             ("scsi0", "local:1,mbps_rd=10,iops_wr=100", None),
             ("scsi0", "file=none", None),
             ("ide2", "none,media=cdrom", None),
+            (
+                "scsi3",
+                "local:9/vm-9-pvc-0b951f20-53f9-4634-b1ce-112233445566.raw,aio=native,backup=0,cache=none,detect_zeroes=0,discard=on,iops=1,iops_max=2,\
+                 iops_max_length=1,iothread=1,mbps=0.5,mbps_max=1,product=pvc,queues=4,replicate=0,rerror=report,ro=1,scsiblock=0,\
+                 serial=0b951f2053f94634b1ce,shared=1,snapshot=0,ssd=1,vendor=pvelet,werror=stop,wwn=0x0123456789abcdef",
+                None,
+            ),
+            (
+                "scsi3",
+                "local:9/vm-9-a.raw,serial=0123456789012345678901234567890123456789012345678901234567890",
+                Some("invalid format - format error\nscsi3.serial: value may only be 60 characters long\n"),
+            ),
+            (
+                "scsi3",
+                "local:9/vm-9-a.raw,serial=a b",
+                Some("invalid format - format error\nscsi3.serial: invalid format - invalid urlencoded string: a b\n\n"),
+            ),
+            (
+                "scsi3",
+                "local:9/vm-9-a.raw,queues=1",
+                Some("invalid format - format error\nscsi3.queues: value must have a minimum value of 2\n"),
+            ),
+            (
+                "scsi3",
+                "local:9/vm-9-a.raw,vendor=123456789",
+                Some("invalid format - format error\nscsi3.vendor: value does not match the regex pattern\n"),
+            ),
+            (
+                "scsi3",
+                "local:9/vm-9-a.raw,wwn=0x1",
+                Some("invalid format - format error\nscsi3.wwn: value does not match the regex pattern\n"),
+            ),
             ("serial0", "/etc/passwd", Some("value does not match the regex pattern")),
             ("smbios1", "uuid=11111111-2222-3333-4444-555555555555,serial=abc", None),
             ("net0", "virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1,mtu=1,queues=4,tag=100,trunks=10;20;30,link_down=1", None),

@@ -5,16 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use percent_encoding::percent_decode_str;
 use serde_json::json;
-use sha1::{Digest, Sha1};
 
-use super::{disk, env::Env, options, pending, power, read, status};
+use super::{
+    disk,
+    env::Env,
+    option_values::{check_option, kept},
+    options, pending, power, read, status,
+};
 use crate::{
     api::{Call, Failure, Param, Params, Reply, Route, Schema, format},
     storage::{Storages, Volume},
     task::{self, Worker, log},
-    vmconf::{self, Drive, VmConfig, is_drive_key},
+    vmconf::{Drive, VmConfig, is_drive_key},
 };
 
 pub(super) fn routes() -> Vec<Route> {
@@ -137,53 +140,6 @@ fn told(params: &Params) -> String {
     text
 }
 
-/// Checks one option beyond its schema.
-pub(super) fn check_option(env: &Env<'_>, storages: &Storages, key: &str, value: &str) -> Result<(), Failure> {
-    options::check_more(key, value).map_err(|message| Failure::parameter(key, message))?;
-    if is_drive_key(key) {
-        return disk::check(env, storages, key, value);
-    }
-    match key {
-        "sshkeys" => check_keys(value),
-        "hookscript" => {
-            let refused = |why: &str| Failure::parameter(key, format!("script '{value}' {why}\n"));
-            let volume = Volume::parse(value)?;
-            let path = storages.path(&volume)?;
-            let meta = std::fs::metadata(path).map_err(|_| refused("does not exist"))?;
-            let executable = std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o111 != 0;
-            if executable { Ok(()) } else { Err(refused("is not executable")) }
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check_keys(text: &str) -> Result<(), Failure> {
-    let plain = percent_decode_str(text).decode_utf8_lossy().into_owned();
-    let key = |line: &str| {
-        let mut words = line.split_whitespace();
-        let kind = words.next().unwrap_or_default();
-        let known = kind.starts_with("ssh-") || kind.starts_with("ecdsa-") || kind.starts_with("sk-");
-        let body = words.next().unwrap_or_default();
-        known && body.len() >= 16 && body.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'='))
-    };
-    let good = plain.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')).all(key);
-    if good { Ok(()) } else { Err(Failure::die("SSH public key validation error")) }
-}
-
-/// A value as it is kept.
-pub(super) fn kept(env: &Env<'_>, key: &str, value: &str) -> String {
-    match key {
-        "tags" => {
-            let tags: BTreeSet<String> = format::list(value).map(str::to_ascii_lowercase).collect();
-            tags.into_iter().collect::<Vec<_>>().join(";")
-        }
-        "vmgenid" if value == "1" => uuid::Uuid::new_v4().to_string(),
-        "cipassword" if !value.starts_with('$') => format!("$5$simulated${}", hex::encode(Sha1::digest(value))),
-        _ if key.strip_prefix("net").is_some_and(|rest| vmconf::number(rest).is_some()) => super::with_mac(env.layout, value),
-        _ => value.to_owned(),
-    }
-}
-
 fn put(call: &Call) -> Result<Reply, Failure> {
     let env = Env::of_call(call);
     let change = Change::read(&call.params)?;
@@ -237,18 +193,36 @@ fn run(env: &Env<'_>, change: &Change) -> Result<(), Failure> {
     change.check(env, &config)?;
     env.log(&format!("update VM {vmid}:{}", change.told));
     let storages = env.storages()?;
+    let (mut set_now, mut delete_now) = (change.set.clone(), change.delete.clone());
     for key in &change.revert {
-        revert(env, &storages, vmid, &mut config, key)?;
+        match config.get(key) {
+            Some(value) => {
+                set_now.insert(key.clone(), value.to_owned());
+            }
+            None if key == "description" && config.description.is_some() => {
+                config.pending.remove(key);
+                config.pending_delete.remove(key);
+            }
+            None => delete_now.extend(config.pending.contains_key(key).then(|| key.clone())),
+        }
     }
-    for key in &change.delete {
-        delete(env, &storages, change, &mut config, key)?;
+    let (boot, mut modified) = (config.pending.get("boot").cloned(), BTreeSet::new());
+    for key in &delete_now {
+        if delete(env, &storages, change, &mut config, key)? {
+            modified.insert(key.clone());
+        }
     }
-    for (key, value) in &change.set {
-        set(env, &storages, vmid, &mut config, key, value, &change.set)?;
+    for (key, value) in &set_now {
+        modified.insert(key.clone());
+        set(env, &storages, vmid, &mut config, key, value, &set_now)?;
     }
+    if config.pending.get("boot") != boot.as_ref() {
+        modified.insert("boot".into());
+    }
+    pending::cleanup(&mut config);
     env.begun();
     let result = if env.running(vmid).is_some() {
-        pending::hotplug(env, &storages, vmid, &mut config)
+        pending::hotplug(env, &storages, vmid, &mut config, &modified)
     } else {
         pending::apply(env, &storages, vmid, &mut config)
     };
@@ -328,46 +302,44 @@ fn unknown_boot_device(config: &VmConfig, set: &BTreeMap<String, String>) -> Opt
     order.split(';').find(|device| !device.is_empty() && !known(device)).map(str::to_owned)
 }
 
-fn revert(env: &Env<'_>, storages: &Storages, vmid: u32, config: &mut VmConfig, key: &str) -> Result<(), Failure> {
-    config.pending_delete.remove(key);
-    if let Some(value) = config.pending.remove(key)
-        && is_drive_key(key)
-    {
-        disk::detach(env, storages, config, vmid, &Drive::parse(&value), false)?;
-    }
-    Ok(())
-}
-
-fn delete(env: &Env<'_>, storages: &Storages, change: &Change, config: &mut VmConfig, key: &str) -> Result<(), Failure> {
+/// Notes that a key is to go, and tells whether there is anything to take away.
+fn delete(env: &Env<'_>, storages: &Storages, change: &Change, config: &mut VmConfig, key: &str) -> Result<bool, Failure> {
     let set = config.values.contains_key(key) || (key == "description" && config.description.is_some());
     if !set && !config.pending.contains_key(key) {
         env.log(&format!("cannot delete '{key}' - not set in current configuration!"));
-        return Ok(());
+        return Ok(false);
     }
-    let removes = key.starts_with("unused") || is_drive_key(key);
-    if removes && config.flag("protection") {
-        let kind = if key.starts_with("unused") { "unused disk" } else { "drive" };
-        return Err(Failure::die(format!("can't remove {kind} '{key}' - protection mode enabled")));
+    if config.flag("protection") {
+        let shown = if key.starts_with("unused") {
+            Some(format!("unused disk '{}'", Drive::parse(config.get(key).unwrap_or_default()).file))
+        } else {
+            is_drive_key(key).then(|| format!("drive '{key}'"))
+        };
+        if let Some(shown) = shown {
+            return Err(Failure::die(format!("can't remove {shown} - protection mode enabled")));
+        }
     }
     if let Some(value) = config.pending.remove(key)
         && is_drive_key(key)
     {
-        disk::detach(env, storages, config, change.vmid, &Drive::parse(&value), change.force)?;
+        disk::detach(env, storages, config, change.vmid, &Drive::parse(&value), false)?;
     }
     if key.starts_with("unused") {
-        let Some(volid) = config.values.remove(key) else { return Ok(()) };
-        let volume = Volume::parse(&Drive::parse(&volid).file)?;
-        let used = config.snapshots.values().any(|section| section.values.values().any(|value| Drive::parse(value).file == volume.volid()));
-        if volume.owner == change.vmid && !used {
+        let Some(value) = config.get(key) else { return Ok(true) };
+        let volume = Volume::parse(&Drive::parse(value).file)?;
+        if volume.owner == change.vmid {
+            disk::check_unused(config, &volume.volid())?;
             storages.free(&volume, &|line| env.log(line))?;
         }
-        return env.store(change.vmid, config);
+        config.values.remove(key);
+        env.store(change.vmid, config)?;
+        return Ok(true);
     }
     if set {
         config.pending_delete.insert(key.to_owned(), change.force);
         drop_from_boot_order(config, key);
     }
-    Ok(())
+    Ok(true)
 }
 
 fn drop_from_boot_order(config: &mut VmConfig, key: &str) {
