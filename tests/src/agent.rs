@@ -74,6 +74,13 @@ impl Agent {
         self.dir.join("state")
     }
 
+    /// The folder from which images may be imported.
+    pub fn import_dir(&self) -> PathBuf {
+        let dir = self.dir.join("import");
+        fs::create_dir_all(&dir).expect("import folder");
+        dir
+    }
+
     /// Certificate and key files.
     pub fn cert(&self) -> &(PathBuf, PathBuf) {
         &self.cert
@@ -95,8 +102,9 @@ impl Agent {
         format!(
             "mode = {mode:?}\nlisten = \"{address}\"\nstate_dir = {state:?}\n{top}\n\
              [tls]\ncert = {cert:?}\nkey = {key:?}\nclient_ca = {ca:?}\ncrl = {crl:?}\ntrust_domain = \"{domain}\"\n{tls}\n\
-             [pve]\nnode = {node:?}\napi_address = \"{api}\"\nticket_command = {ticket:?}\netc_pve = {etc:?}\nrun = {run:?}\ntask_log = {tasks:?}\nsysfs = {sysfs:?}\n{pve}\n\
+             [pve]\nnode = {node:?}\napi_address = \"{api}\"\nticket_command = {ticket:?}\netc_pve = {etc:?}\nrun = {run:?}\ntask_log = {tasks:?}\nsysfs = {sysfs:?}\nstorage_root = {root:?}\n{pve}\n\
              [vm]\nvmid_range = \"{first}-{last}\"\n{vm}\n\
+             [volumes]\nimport_folders = [{import:?}]\n{volumes}\n\
              [limits]\n{limits}\n[log]\nformat = \"text\"\n{log}\n{rest}\n",
             mode = self.mode,
             address = self.address,
@@ -114,6 +122,9 @@ impl Agent {
             run = l.host_path("/run"),
             tasks = l.tasks(),
             sysfs = l.host_path("/sys"),
+            root = l.root(),
+            import = self.import_dir(),
+            volumes = part("volumes"),
             pve = part("pve"),
             first = self.range.0,
             last = self.range.1,

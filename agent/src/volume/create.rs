@@ -122,6 +122,20 @@ impl Inner {
         Ok(config)
     }
 
+    /// A volume with this id on the target storage, or on any other that can be asked: one that cannot must not keep volumes from being
+    /// made elsewhere, and ids are as good as unique.
+    async fn anywhere(&self, id: VolumeId, target: &StorageConfig) -> Result<Option<Volume>, Error> {
+        if let Some(found) = self.on_storage(target, id).await? {
+            return Ok(Some(found));
+        }
+        for storage in self.volume_storages().await?.0.iter().filter(|s| s.id != target.id) {
+            if let Ok(Some(found)) = self.on_storage(storage, id).await {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
     /// Whether the volume that a call asks for is there already. Errors: `VolumeExists`.
     async fn exists_already(&self, found: Volume, request: &v1::CreateVolumeRequest, wanted: &Label) -> Result<bool, Error> {
         let (id, volid) = (found.id.to_string(), found.volid());
@@ -153,7 +167,7 @@ impl Inner {
         let wanted = label(id, &request, tenant_of(call));
         let mut done = false;
         if !request.id.is_empty()
-            && let Some(found) = this.locate(id, "").await?
+            && let Some(found) = this.anywhere(id, &storage).await?
         {
             done = this.exists_already(found, &request, &wanted).await?;
         }
