@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hyper_util::rt::TokioIo;
 use pvelet_proto::v1::{
     self, host_service_client::HostServiceClient, operation_service_client::OperationServiceClient, vm_service_client::VmServiceClient,
+    volume_service_client::VolumeServiceClient,
 };
 use tokio::sync::Semaphore;
 use tonic::{Response, Status, transport::Endpoint};
@@ -21,7 +22,7 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest answer: 10,000 VMs with room to spare.
 const MAX_MESSAGE: usize = 64 << 20;
-/// VMs and operations to ask for at once.
+/// VMs, volumes and operations to ask for at once.
 const PAGE: u32 = 1000;
 
 /// A client of one agent. Cheap to clone; clones share the channel and its bounds.
@@ -87,6 +88,11 @@ impl AgentClient {
         VmServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
+    /// Calls of VolumeService.
+    pub fn volume(&self) -> VolumeServiceClient<Guarded> {
+        VolumeServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
     /// Calls of OperationService.
     pub fn operation(&self) -> OperationServiceClient<Guarded> {
         OperationServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
@@ -117,6 +123,25 @@ impl AgentClient {
             all.extend(page.vms);
             if page.next_page_token.is_empty() {
                 return Ok(all);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// All volumes that fit, over all pages, and the storages that could not be asked: `<storage>: <why>`, each once.
+    pub async fn list_volumes(&self, filter: &v1::ListVolumesRequest) -> Result<(Vec<v1::Volume>, Vec<String>), AgentError> {
+        let mut request = v1::ListVolumesRequest { page_size: PAGE, page_token: String::new(), ..filter.clone() };
+        let (mut all, mut unreachable) = (Vec::new(), Vec::new());
+        loop {
+            let page = self.answer(self.volume().list_volumes(request.clone()).await)?;
+            all.extend(page.volumes);
+            for storage in page.unreachable {
+                if !unreachable.contains(&storage) {
+                    unreachable.push(storage);
+                }
+            }
+            if page.next_page_token.is_empty() {
+                return Ok((all, unreachable));
             }
             request.page_token = page.next_page_token;
         }

@@ -1,6 +1,7 @@
 //! Commands that change something.
 
 mod clone;
+pub(super) mod volume;
 
 use std::{sync::PoisonError, time::Duration};
 
@@ -68,6 +69,8 @@ struct Done {
     end: Result<(Operation, Exit), AgentError>,
     /// For the remedy where nobody knows whether the request arrived.
     request_id: String,
+    /// More for people once it is done; lines, each ended.
+    afterwards: Option<String>,
 }
 
 impl Session {
@@ -82,10 +85,10 @@ impl Session {
 }
 
 /// Sends a request, again where its answer was lost.
-async fn insist<F, Fut>(send: F) -> Result<Operation, AgentError>
+async fn insist<T, F, Fut>(send: F) -> Result<T, AgentError>
 where
     F: Fn() -> Fut,
-    Fut: Future<Output = Result<Operation, AgentError>>,
+    Fut: Future<Output = Result<T, AgentError>>,
 {
     let mut sent = 1;
     loop {
@@ -131,32 +134,36 @@ fn check_request_id(on: &OnVms) -> Result<(), CliError> {
 }
 
 async fn on_found(session: &Session, found: &[Found], mutation: &Mutation, verb: Verb) -> Result<Exit, CliError> {
-    for f in found {
-        if f.vm.uuid.is_empty() {
-            return Err(CliError::Usage(format!(
-                "VM {} on {} has no SMBIOS UUID, and a VMID alone is not enough to change it: set one (qm set {} --smbios1 uuid=...)",
-                f.vm.vmid,
-                f.agent.name(),
-                f.vm.vmid
-            )));
-        }
-    }
+    let refs = found.iter().map(vm_ref).collect::<Result<Vec<_>, _>>()?;
     let progress = Progress::new(&session.io, session.format);
-    let all = join_all(found.iter().map(|f| {
+    let all = join_all(found.iter().zip(refs).map(|(f, vm)| {
         let progress = &progress;
         async move {
             let label = format!("{}: {} of VM {}", f.agent.name(), verb.name(), title(f.vm.vmid, &f.vm.name));
             let request_id = mutation.request_id();
-            let (meta, vm) = (session.meta(mutation, &request_id), VmRef { vmid: f.vm.vmid, uuid: f.vm.uuid.clone() });
+            let meta = session.meta(mutation, &request_id);
             let end = match insist(|| verb.send(&f.agent, meta.clone(), vm.clone())).await {
                 Ok(accepted) => finish(&f.agent, &label, accepted, mutation, progress).await,
                 Err(e) => Err(e),
             };
-            Done { label, host: f.agent.name().to_owned(), end, request_id }
+            Done { label, host: f.agent.name().to_owned(), end, request_id, afterwards: None }
         }
     }))
     .await;
     report(session, &all, mutation)
+}
+
+/// A VM as a change names it.
+fn vm_ref(f: &Found) -> Result<VmRef, CliError> {
+    if f.vm.uuid.is_empty() {
+        return Err(CliError::Usage(format!(
+            "VM {} on {} has no SMBIOS UUID, and a VMID alone is not enough to change it: set one (qm set {} --smbios1 uuid=...)",
+            f.vm.vmid,
+            f.agent.name(),
+            f.vm.vmid
+        )));
+    }
+    Ok(VmRef { vmid: f.vm.vmid, uuid: f.vm.uuid.clone() })
 }
 
 fn title(vmid: u32, name: &str) -> String {
@@ -226,7 +233,7 @@ pub(super) async fn cancel(session: &Session, name: &str, mutation: &Mutation) -
         }),
         Err(e) => Err(e),
     };
-    report(session, &[Done { label, host: agent.name().to_owned(), end, request_id }], mutation)
+    report(session, &[Done { label, host: agent.name().to_owned(), end, request_id, afterwards: None }], mutation)
 }
 
 /// Prints what became of every request, and says the exit status.
@@ -234,46 +241,53 @@ fn report(session: &Session, all: &[Done], mutation: &Mutation) -> Result<Exit, 
     let done = all.iter().filter_map(|d| d.end.as_ref().ok().map(|(o, _)| OperationView::new(&d.host, o)));
     let failed = all.iter().filter_map(|d| d.end.as_ref().err().map(ErrorView::from));
     let operations = Operations { operations: done.collect(), errors: failed.collect() };
-    output::print(&session.io, session.format, &operations, |_| {
-        all.iter()
-            .filter_map(|d| d.end.as_ref().ok().and_then(|(o, exit)| good_line(&d.host, &d.label, o, *exit, mutation.no_wait)))
-            .collect()
-    })?;
+    output::print(&session.io, session.format, &operations, |_| all.iter().filter_map(|d| good_line(d, mutation.no_wait)).collect())?;
     for d in all {
-        match &d.end {
-            Ok((o, exit)) => bad_lines(session, d, o, *exit),
-            Err(e) => {
-                session.io.error(&format!("{}: {}", d.label, e.text()));
-                if matches!(e.cause, Cause::Lost | Cause::Deadline) {
-                    session.io.note(&format!(
-                        "  whether it was done is not known: repeat it with --request-id {}, which never does it twice",
-                        d.request_id
-                    ));
-                }
-            }
-        }
+        bad_lines(session, d);
     }
+    Ok(ends(all))
+}
+
+/// The exit status that all of them come to.
+fn ends(all: &[Done]) -> Exit {
     let mut exits = all.iter().map(|d| d.end.as_ref().map_or_else(of_agent, |(_, exit)| *exit)).filter(|e| *e != Exit::Ok);
-    Ok(match exits.next() {
+    match exits.next() {
         None => Exit::Ok,
         Some(first) if all.len() == 1 || exits.all(|e| e == first) => first,
         Some(_) => Exit::Failed,
-    })
+    }
 }
 
-fn good_line(host: &str, label: &str, o: &Operation, exit: Exit, no_wait: bool) -> Option<String> {
+fn good_line(d: &Done, no_wait: bool) -> Option<String> {
+    let (o, exit) = d.end.as_ref().ok()?;
+    let (label, afterwards) = (&d.label, d.afterwards.as_deref().unwrap_or_default());
     if no_wait {
-        return Some(format!("{label}: accepted as {}\n", o.name));
+        return Some(format!("{label}: accepted as {}\n{afterwards}", o.name));
     }
-    let took = OperationView::new(host, o).duration_ms.map(|ms| format!(" in {}.{} s", ms / 1000, ms % 1000 / 100)).unwrap_or_default();
+    let took = OperationView::new(&d.host, o).duration_ms.map(|ms| format!(" in {}.{} s", ms / 1000, ms % 1000 / 100)).unwrap_or_default();
     let state = match o.state() {
         OperationState::Cancelled => "cancelled",
         _ => "succeeded",
     };
-    (exit == Exit::Ok).then(|| format!("{label}: {state}{took}\n"))
+    (*exit == Exit::Ok).then(|| format!("{label}: {state}{took}\n{afterwards}"))
 }
 
-fn bad_lines(session: &Session, d: &Done, o: &Operation, exit: Exit) {
+fn bad_lines(session: &Session, d: &Done) {
+    match &d.end {
+        Ok((o, exit)) => not_done(session, d, o, *exit),
+        Err(e) => {
+            session.io.error(&format!("{}: {}", d.label, e.text()));
+            if matches!(e.cause, Cause::Lost | Cause::Deadline) {
+                session.io.note(&format!(
+                    "  whether it was done is not known: repeat it with --request-id {}, which never does it twice",
+                    d.request_id
+                ));
+            }
+        }
+    }
+}
+
+fn not_done(session: &Session, d: &Done, o: &Operation, exit: Exit) {
     match exit {
         Exit::StillRunning => {
             session.io.warn(&format!("{}: not ended yet, it goes on; see pveletctl get op {}", d.label, o.name));

@@ -3,12 +3,16 @@
 //! Doc comments here are the help that people read: brackets and angles in them are its notation, not links.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
+mod volume;
+
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pvelet_proto::id;
 
-use super::parse::{self, IpArg, NicArg};
+pub(super) use volume::*;
+
+use super::parse::{self, IpArg, NicArg, VolumeArg};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -17,6 +21,8 @@ Examples:
   pveletctl clone --host pve1 --template 9000 --name web-1 --start
   pveletctl start web-1                           by name, VMID or UUID, wherever it is
   pveletctl delete 1004 --yes                     without being asked
+  pveletctl storages                              where volumes can be made, and how full it is there
+  pveletctl volumes attach 0b951f20 web-1         by the beginning of the volume's id
   pveletctl watch                                 what happens, as it happens
   pveletctl --agent 10.0.0.1:7443 --ca ca.crt --cert me.crt --key me.key hosts
   pveletctl pki init --dir pki --trust-domain pvelet.example
@@ -24,9 +30,9 @@ Examples:
 Exit status:
   0  done
   1  a call or an operation failed
-  2  command line, configuration or credentials are wrong, or a VM's name is ambiguous
+  2  command line, configuration or credentials are wrong, or a VM's or volume's name is ambiguous
   3  some hosts failed; what the others answered was printed
-  4  not found: no such VM, host or operation
+  4  not found: no such VM, volume, host or operation
   5  no host that matters could be reached
   6  --timeout has passed; the operation goes on
 
@@ -34,7 +40,7 @@ The configuration file is --config, else $PVELETCTL_CONFIG, else ~/.config/pvele
 pveletctl config init makes it. Colour only on a terminal, and not where NO_COLOR is set.
 An interrupted pveletctl cancels nothing: an operation goes on without it.";
 
-/// Hosts and VMs of pvelet, from the command line.
+/// Hosts, VMs and volumes of pvelet, from the command line.
 #[derive(Debug, Parser)]
 #[command(name = "pveletctl", version, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 120)]
 pub(super) struct Cli {
@@ -95,7 +101,12 @@ pub(super) enum Command {
     Hosts,
     /// List VMs of all hosts
     Vms(Vms),
-    /// Show everything about hosts, VMs or operations
+    /// List storages of all hosts that may hold disks
+    Storages,
+    /// List volumes of all hosts, or do something about them
+    #[command(visible_alias = "volume")]
+    Volumes(Volumes),
+    /// Show everything about hosts, VMs, volumes or operations
     #[command(subcommand)]
     Get(Get),
     /// Make a VM from a template
@@ -169,6 +180,15 @@ pub(super) enum Get {
         /// Which
         #[arg(required = true)]
         names: Vec<String>,
+    },
+    /// Volumes by id
+    Volume {
+        /// Ids, or their first 8 or more digits
+        #[arg(required = true, value_parser = parse::volume)]
+        volumes: Vec<VolumeArg>,
+        /// Only on this storage
+        #[arg(long, value_parser = parse::storage)]
+        storage: Option<String>,
     },
     /// Operations by name
     Op {

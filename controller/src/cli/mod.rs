@@ -38,11 +38,11 @@ pub enum Exit {
     Ok = 0,
     /// A call or an operation failed.
     Failed = 1,
-    /// The command line, the configuration or the credentials are wrong, or a VM's name is ambiguous.
+    /// The command line, the configuration or the credentials are wrong, or a VM's or volume's name is ambiguous.
     Usage = 2,
     /// Some hosts failed; what the others answered was printed.
     Partial = 3,
-    /// No such VM, host or operation.
+    /// No such VM, volume, host or operation.
     NotFound = 4,
     /// No host that matters could be reached.
     Unreachable = 5,
@@ -189,6 +189,8 @@ async fn dispatch(cli: Cli, io: &Io) -> Result<Exit, CliError> {
     match cli.command {
         Command::Hosts => read::hosts(&session()?).await,
         Command::Vms(args) => read::vms(&session()?, &args).await,
+        Command::Storages => read::volume::storages(&session()?).await,
+        Command::Volumes(args) => act::volume::run(&session()?, &args).await,
         Command::Get(get) => read::get(&session()?, &get).await,
         Command::Ops(args) => read::operations(&session()?, &args).await,
         Command::Clone(args) => act::clone(&session()?, &args).await,

@@ -1,5 +1,7 @@
 //! Values of options; each error names what was given and what would be right (clap adds the option's name).
 
+mod volume;
+
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
@@ -8,6 +10,8 @@ use std::{
 
 use jiff::SignedDuration;
 use pvelet_proto::id;
+
+pub(super) use volume::{ImageArg, SnapshotArg, VolumeArg, claim, cluster, image, sha256, snapshot, volume, volume_id, volume_snapshot};
 
 use crate::tls::Address;
 

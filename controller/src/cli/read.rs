@@ -1,5 +1,7 @@
 //! Commands that only look.
 
+pub(super) mod volume;
+
 use std::cmp::Reverse;
 
 use pvelet_proto::v1;
@@ -20,7 +22,7 @@ impl Session {
     }
 
     /// Says which hosts are missing in what was printed.
-    fn tell_missing(&self, errors: &[ErrorView]) {
+    pub(super) fn tell_missing(&self, errors: &[ErrorView]) {
         for e in errors {
             self.io.error(&format!("{}: {}", e.host, e.message));
         }
@@ -185,6 +187,7 @@ pub(super) async fn get(session: &Session, get: &Get) -> Result<Exit, CliError> 
             output::print(&session.io, session.format, &vms, |v| details(output::yaml(&v.vms)))?;
             Ok(Exit::Ok)
         }
+        Get::Volume { volumes, storage } => volume::get(session, volumes, storage.as_deref()).await,
         Get::Op { names } => {
             let mut operations = Vec::new();
             for name in names {
@@ -219,7 +222,7 @@ pub(super) async fn operations(session: &Session, args: &Ops) -> Result<Exit, Cl
 }
 
 fn operation_table(operations: &Operations) -> Rows {
-    let mut rows = Rows::new(&["HOST", "OPERATION", "KIND", "VMID", "STATE", "DONE", "CREATED", "TENANT", "NOTE"]);
+    let mut rows = Rows::new(&["HOST", "OPERATION", "KIND", "TARGET", "STATE", "DONE", "CREATED", "TENANT", "NOTE"]);
     for o in &operations.operations {
         let note = match &o.error {
             Some(e) => e.message.clone(),
@@ -237,7 +240,7 @@ fn operation_table(operations: &Operations) -> Rows {
                 o.host.clone(),
                 o.name.clone(),
                 o.kind.clone(),
-                o.vmid.to_string(),
+                o.target(),
                 o.state.clone(),
                 format!("{}%", o.percent),
                 o.create_time.clone().unwrap_or_default(),

@@ -1,5 +1,7 @@
 //! From what people type to the VM, operation or host that they mean.
 
+pub(super) mod volume;
+
 use pvelet_proto::{
     id,
     v1::{self, Operation, Vm},

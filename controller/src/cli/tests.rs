@@ -3,6 +3,8 @@
 
 mod act;
 mod local;
+mod volume;
+mod volume_act;
 
 use std::{
     fs,

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod net;
+pub(crate) mod volume;
 
 use std::{
     collections::HashMap,
@@ -20,6 +21,7 @@ use pvelet_proto::{
         host_service_server::{HostService, HostServiceServer},
         operation_service_server::{OperationService, OperationServiceServer},
         vm_service_server::{VmService, VmServiceServer},
+        volume_service_server::VolumeServiceServer,
     },
 };
 use rustls::ServerConfig;
@@ -66,6 +68,7 @@ pub(crate) enum Ending {
 pub(crate) struct State {
     pub(crate) host: v1::Host,
     pub(crate) vms: Vec<Vm>,
+    pub(crate) volumes: volume::Volumes,
     pub(crate) operations: Vec<Operation>,
     pub(crate) ending: Ending,
     /// Refuses the next mutations with this.
@@ -143,6 +146,7 @@ impl FakeAgent {
         let state = Arc::new(Mutex::new(State {
             host,
             vms,
+            volumes: volume::Volumes::default(),
             operations: Vec::new(),
             ending: Ending::Success,
             refusal: None,
@@ -158,6 +162,7 @@ impl FakeAgent {
         let server = Server::builder()
             .add_service(HostServiceServer::new(service.clone()))
             .add_service(VmServiceServer::new(service.clone()))
+            .add_service(VolumeServiceServer::new(service.clone()))
             .add_service(OperationServiceServer::new(service))
             .serve_with_incoming(ReceiverStream::new(receive));
         let running = tokio::spawn(async move {
@@ -210,6 +215,17 @@ impl Service {
 
     /// Starts an operation; its end is told on the stream. `text` goes into the list of requests.
     fn mutate(&self, meta: Option<v1::RequestMeta>, kind: OperationKind, target: VmRef, text: String) -> Result<Operation, Status> {
+        self.mutate_on(meta, kind, Some(target), None, text)
+    }
+
+    fn mutate_on(
+        &self,
+        meta: Option<v1::RequestMeta>,
+        kind: OperationKind,
+        target: Option<VmRef>,
+        volume: Option<v1::OperationVolume>,
+        text: String,
+    ) -> Result<Operation, Status> {
         let meta = meta.unwrap_or_default();
         let mut state = self.state.lock().unwrap();
         if let Some(refusal) = &state.refusal {
@@ -226,7 +242,8 @@ impl Service {
             request_id: meta.request_id.clone(),
             tenant: meta.tenant.clone(),
             kind: kind.into(),
-            target: Some(target),
+            target,
+            volume,
             state: OperationState::Running.into(),
             progress: Some(v1::Progress { percent: 0, done_bytes: 0, total_bytes: 0 }),
             step: "waiting for storage lane".to_owned(),

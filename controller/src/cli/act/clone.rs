@@ -59,12 +59,12 @@ pub(in crate::cli) async fn clone(session: &Session, args: &CloneVm) -> Result<E
         Err(e) => (format!("{host}: clone of VM {}", args.name), Err(e)),
     };
     let made = end.as_ref().ok().filter(|(_, exit)| *exit == Exit::Ok).map(|(o, _)| o.clone());
-    all.push(Done { label, host: host.clone(), end, request_id: request_id.clone() });
+    all.push(Done { label, host: host.clone(), end, request_id: request_id.clone(), afterwards: None });
     if let Some(made) = made.filter(|_| args.start) {
         let request_id = format!("{request_id}{START_SUFFIX}");
         let label = format!("{host}: start of VM {}", title(vmid(&made), &args.name));
         let end = start(session, agent, args, &made, &request_id, &label, &progress).await;
-        all.push(Done { label, host, end, request_id });
+        all.push(Done { label, host, end, request_id, afterwards: None });
     }
     report(session, &all, &args.mutation)
 }

@@ -25,7 +25,15 @@ async fn help_teaches_and_documents_the_exit_status() {
     assert!(plain(&["clone", "--help"]).await.expect(Exit::Ok).out.contains("bridge=vmbr0,vlan=70"));
     assert_eq!(plain(&["--version"]).await.expect(Exit::Ok).out, format!("pveletctl {}\n", env!("CARGO_PKG_VERSION")));
     assert!(plain(&["version", "--client"]).await.expect(Exit::Ok).out.starts_with("pveletctl "));
-    assert!(plain(&["completion", "bash"]).await.expect(Exit::Ok).out.contains("_pveletctl"));
+    let script = plain(&["completion", "bash"]).await.expect(Exit::Ok).out;
+    for words in ["_pveletctl", "storages", "volumes", "roll-back", "--from-snapshot", "io_uring"] {
+        assert!(script.contains(words), "{words}");
+    }
+    let volumes = plain(&["volumes", "--help"]).await.expect(Exit::Ok).out;
+    for words in ["pveletctl volumes attach 0b951f20 web-1", "hand-over", "--nobodys", "Examples:"] {
+        assert!(volumes.contains(words), "{words}: {volumes}");
+    }
+    assert!(plain(&["volume", "create", "--help"]).await.expect(Exit::Ok).out.contains("--from-snapshot 0b951f20@before-upgrade"));
 }
 
 #[tokio::test]
@@ -179,7 +187,9 @@ async fn manual_pages_are_written() {
     let dir = tempfile::tempdir().unwrap();
     plain(&["generate-man", &dir.path().display().to_string()]).await.expect(Exit::Ok);
     assert!(fs::read_to_string(dir.path().join("pveletctl.1")).unwrap().contains("Exit status"));
-    assert!(dir.path().join("pveletctl-clone.1").is_file());
+    for page in ["clone", "storages", "volumes", "volumes-attach", "volumes-roll-back", "get-volume"] {
+        assert!(dir.path().join(format!("pveletctl-{page}.1")).is_file(), "{page}");
+    }
 }
 
 #[tokio::test]

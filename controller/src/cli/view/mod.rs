@@ -4,7 +4,9 @@
 
 mod host;
 mod operation;
+mod storage;
 mod vm;
+mod volume;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,7 +16,9 @@ use serde::Serialize;
 
 pub(in crate::cli) use host::{Facts, HostView, Hosts};
 pub(in crate::cli) use operation::{OperationView, Operations};
+pub(in crate::cli) use storage::{StorageView, Storages, UsageView, Usages};
 pub(in crate::cli) use vm::{VmView, Vms};
+pub(in crate::cli) use volume::{Reclaimed, UnreachableView, VolumeView, Volumes};
 
 use crate::agents::{AgentError, code_name};
 
@@ -114,6 +118,11 @@ pub(in crate::cli) fn ended(state: OperationState) -> bool {
 /// `VM_STATE_RUNNING` as `running`.
 fn word(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase()
+}
+
+/// What is empty where it is not known.
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 fn time(t: &prost_types::Timestamp) -> Option<String> {

@@ -1,7 +1,10 @@
 //! An operation in JSON and YAML.
 
 use jiff::Timestamp;
-use pvelet_proto::v1::Operation;
+use pvelet_proto::{
+    v1::{Operation, OperationVolume},
+    volume::VolumeId,
+};
 use serde::Serialize;
 
 use super::{ErrorView, kind, time, word};
@@ -23,6 +26,8 @@ pub(in crate::cli) struct OperationView {
     pub(in crate::cli) kind: String,
     pub(in crate::cli) vmid: u32,
     uuid: String,
+    /// Null for operations on VMs alone.
+    pub(in crate::cli) volume: Option<OperationVolumeView>,
     pub(in crate::cli) state: String,
     pub(in crate::cli) percent: u32,
     done_bytes: u64,
@@ -39,7 +44,31 @@ pub(in crate::cli) struct OperationView {
     caller: String,
 }
 
+#[derive(Debug, Serialize)]
+pub(in crate::cli) struct OperationVolumeView {
+    pub(in crate::cli) id: String,
+    storage: String,
+    /// Where a Linux guest finds it once it is attached.
+    device_path: Option<String>,
+}
+
+impl From<&OperationVolume> for OperationVolumeView {
+    fn from(v: &OperationVolume) -> Self {
+        let device_path = v.id.parse::<VolumeId>().ok().map(|id| id.device_path());
+        Self { id: v.id.clone(), storage: v.storage.clone(), device_path }
+    }
+}
+
 impl OperationView {
+    /// What it is done to: a VM, else a volume.
+    pub(in crate::cli) fn target(&self) -> String {
+        match (self.vmid, &self.volume) {
+            (0, Some(volume)) => volume.id.clone(),
+            (0, None) => String::new(),
+            (vmid, _) => vmid.to_string(),
+        }
+    }
+
     pub(in crate::cli) fn new(host: &str, o: &Operation) -> Self {
         let (target, progress) = (o.target.clone().unwrap_or_default(), o.progress.unwrap_or_default());
         let at = |t: &Option<prost_types::Timestamp>| t.as_ref().and_then(|t| Timestamp::new(t.seconds, t.nanos).ok());
@@ -52,6 +81,7 @@ impl OperationView {
             kind: kind(o.kind()),
             vmid: target.vmid,
             uuid: target.uuid,
+            volume: o.volume.as_ref().map(OperationVolumeView::from),
             state: word(o.state().as_str_name(), "OPERATION_STATE_"),
             percent: progress.percent,
             done_bytes: progress.done_bytes,

@@ -3,7 +3,7 @@
 use pvelet_proto::v1::{Vm, VmState};
 use serde::Serialize;
 
-use super::{ErrorView, time, word};
+use super::{ErrorView, some, time, word};
 
 /// `vms`, `get vm`.
 #[derive(Debug, Serialize)]
@@ -61,6 +61,10 @@ struct DiskView {
     storage: String,
     size_bytes: u64,
     cdrom: bool,
+    /// What the guest sees; null where the config sets none.
+    serial: Option<String>,
+    /// Null where it is no volume.
+    volume_id: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -126,6 +130,8 @@ impl VmView {
                     storage: d.storage.clone(),
                     size_bytes: d.size_bytes,
                     cdrom: d.cdrom,
+                    serial: some(&d.serial),
+                    volume_id: some(&d.volume_id),
                 })
                 .collect(),
             cloud_init: vm.cloud_init.as_ref().map(|c| CloudInitView {
