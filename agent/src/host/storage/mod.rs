@@ -1,7 +1,22 @@
 //! What PVE's API has no call for: owners of volumes, names, snapshots and copies of volumes that no VM has attached, and looking at images
 //! before they are imported. Done where the data lies, with the tools of each kind of storage; everything else goes through PVE.
 
+mod btrfs;
+mod command;
+mod copy;
+mod files;
+mod header;
 mod image;
+mod kind;
+mod label;
+mod local;
+mod lvm;
+mod lvm_report;
+mod names;
+mod qemu_img;
+mod rbd;
+mod writers;
+mod zfs;
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -11,6 +26,7 @@ use super::pve::ProcessRef;
 use crate::error::Error;
 
 pub use image::{Image, ImageInfo};
+pub use local::LocalStore;
 
 /// A storage as `storage.cfg` defines it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
