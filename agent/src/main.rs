@@ -15,6 +15,7 @@ use pvelet_agent::{
         facts::HostFactsReader,
         links::SysfsLinks,
         pve::{Options, Paths, PveHost},
+        storage::LocalStore,
     },
     logging, notify,
     server::{self, Agent, World},

@@ -67,12 +67,8 @@ impl Client {
 
     /// Attaches a volume, and waits for the end.
     pub async fn attach_volume_with(&self, request_id: &str, id: &str, vm: &v1::VmRef, options: v1::DiskOptions) -> Done {
-        let request = v1::AttachVolumeRequest {
-            meta: self.meta(request_id),
-            volume: volume_ref(id),
-            vm: Some(vm.clone()),
-            options: Some(options),
-        };
+        let request =
+            v1::AttachVolumeRequest { meta: self.meta(request_id), volume: volume_ref(id), vm: Some(vm.clone()), options: Some(options) };
         call!(self, attach_volume, request)
     }
 
@@ -113,12 +109,8 @@ impl Client {
 
     /// Moves a volume, and waits for the end.
     pub async fn move_volume(&self, request_id: &str, id: &str, storage: &str, format: &str) -> Done {
-        let request = v1::MoveVolumeRequest {
-            meta: self.meta(request_id),
-            volume: volume_ref(id),
-            storage: storage.into(),
-            format: format.into(),
-        };
+        let request =
+            v1::MoveVolumeRequest { meta: self.meta(request_id), volume: volume_ref(id), storage: storage.into(), format: format.into() };
         call!(self, move_volume, request)
     }
 

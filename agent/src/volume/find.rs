@@ -82,12 +82,12 @@ impl Inner {
         if let Some(detail) = problem(info) {
             return Err(Error::StorageOffline { storage: storage.to_owned(), detail: detail.to_owned() });
         }
-        let kind = StorageConfig { id: info.id.clone(), kind: info.kind.clone(), ..StorageConfig::default() };
-        if !self.store.abilities(&kind).labels {
+        let config = self.storage_config(storage).await?;
+        if !self.store.abilities(&config).labels {
             let why = format!("owners of volumes cannot be kept on storages of type '{}'; choose another", info.kind);
             return Err(Error::StorageUnsupported { storage: storage.to_owned(), why });
         }
-        self.storage_config(storage).await
+        Ok(config)
     }
 
     /// All storages on which volumes can be; and those that may hold some but cannot be asked, with the reason.

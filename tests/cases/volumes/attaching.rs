@@ -21,8 +21,8 @@ async fn a_volume_lives_from_its_making_to_its_removal() {
     let request = v1::CreateVolumeRequest { owner, ..client.volume_request("c", &id, "local", 16 * MIB) };
     succeeded(client.create_volume(request).await);
     let made = client.volume(&id).await.unwrap();
-    assert_eq!((made.size_bytes, made.name_vmid, made.format.as_str()), (16 * MIB, 999_999_999, "qcow2"));
-    assert_eq!(made.volid, format!("local:999999999/vm-999999999-pvc-{id}.qcow2"));
+    assert_eq!((made.size_bytes, made.name_vmid, made.format.as_str()), (16 * MIB, 999_999_999, "raw"));
+    assert_eq!(made.volid, format!("local:999999999/vm-999999999-pvc-{id}.raw"));
     let owner = made.owner.unwrap();
     assert_eq!((owner.tenant.as_str(), owner.cluster.as_str(), owner.claim.as_str()), ("default", "prod", "shop/data-0"));
     assert!(made.attachment.is_none());

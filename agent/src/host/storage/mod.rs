@@ -1,9 +1,24 @@
 //! What PVE's API has no call for: owners of volumes, names, snapshots and copies of volumes that no VM has attached, and looking at images
 //! before they are imported. Done where the data lies, with the tools of each kind of storage; everything else goes through PVE.
 
+mod btrfs;
+mod command;
+mod copy;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
+mod files;
+mod header;
 mod image;
+mod kind;
+mod label;
+mod local;
+mod lvm;
+mod lvm_report;
+mod names;
+mod qemu_img;
+mod rbd;
+mod writers;
+mod zfs;
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -13,6 +28,7 @@ use super::pve::ProcessRef;
 use crate::error::Error;
 
 pub use image::{Image, ImageInfo};
+pub use local::LocalStore;
 
 /// A storage as `storage.cfg` defines it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,7 +103,7 @@ pub struct Copied {
 /// runtime's threads. Errors of all: `StorageOffline` where the storage's place is not there, `StorageFailed`, `StorageUnsupported`.
 #[tonic::async_trait]
 pub trait VolumeStore: Send + Sync + 'static {
-    /// What can be done on this storage, by its kind alone. Kinds that are not known can nothing.
+    /// What can be done on this storage. Kinds that are not known can nothing.
     fn abilities(&self, storage: &StorageConfig) -> Abilities;
 
     /// The labels on a storage, by volume name; volumes without a label are left out.

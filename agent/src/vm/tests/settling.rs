@@ -153,8 +153,8 @@ fn power_and_delete_are_settled_by_what_is_true() {
         assert_eq!(pve.vm(200).unwrap().run != RunState::Stopped, runs);
     }
     // A delete goes on: it was asked for, and what is left of the VM is nobody's wish.
-    // Calls: 0 read, 1 read, 2 storages (is a volume to be kept?), 3 destroy.
-    for freeze in [Freeze::Before(2), Freeze::Before(3), Freeze::After(3), Freeze::Before(4), Freeze::Before(5)] {
+    // Calls: 0 read, 1 read, 2 storages (is a volume to be kept?), 3 and 4 what they are, 5 destroy.
+    for freeze in [Freeze::Before(2), Freeze::Before(4), Freeze::Before(5), Freeze::After(5), Freeze::Before(6), Freeze::Before(7)] {
         let (dir, pve, vm) = make();
         let name = die(dir.path(), &pve, freeze, |vms| async move {
             vms.delete_vm(&caller(), v1::DeleteVmRequest { meta: meta("d"), vm: Some(vm), stop: false }).await.unwrap().name
@@ -172,7 +172,7 @@ fn a_destroy_that_was_killed_at_its_end_is_not_told_as_done() {
     let (dir, pve) = world();
     let vm = v1::VmRef { vmid: 200, uuid: pve.add_vm(200, &[]) };
     pve.hold("qmdestroy");
-    let name = die(dir.path(), &pve, Freeze::Before(4), |vms| async move {
+    let name = die(dir.path(), &pve, Freeze::Before(6), |vms| async move {
         vms.delete_vm(&caller(), v1::DeleteVmRequest { meta: meta("d"), vm: Some(vm), stop: false }).await.unwrap().name
     });
     pve.kill_tasks();
