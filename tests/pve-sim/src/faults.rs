@@ -45,7 +45,7 @@ pub enum Hold {
 pub struct StorageFault {
     /// It cannot be activated, as a folder that should be a mount point and is none.
     pub offline: bool,
-    /// Writing fails with "No space left on device" after this many bytes.
+    /// Writing fails with "No space left on device" after this many bytes: copies at once, or half-way; new images only when nothing at all is left.
     pub full_after_bytes: Option<u64>,
     /// Copies run at this many KiB a second (`qemu-img convert -r`).
     pub rate_kib: Option<u64>,

@@ -10,7 +10,10 @@ use std::{
 use sha1::{Digest, Sha1};
 
 use super::Sim;
-use crate::{guest, run::processes};
+use crate::{
+    guest,
+    run::{processes, shared_folders},
+};
 
 /// How long a task's process may take to end after its last line.
 const TASKS_END: Duration = Duration::from_secs(3);
@@ -50,7 +53,9 @@ impl Sim {
             }
             lines.extend(guest::all_running(&layout).into_iter().map(|(vmid, _)| format!("guest {name} {vmid}")));
         }
-        list(&self.dir.join("shared/images"), "image shared", &mut lines)?;
+        for (id, folder) in shared_folders(&self.dir) {
+            list(&folder.join("images"), &format!("image {id}"), &mut lines)?;
+        }
         for pid in processes::of_cluster(&self.dir) {
             let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let title = String::from_utf8_lossy(&command).replace('\0', " ");

@@ -42,7 +42,15 @@ pub struct Sim {
     /// The HA manager.
     pub ha: Arc<ha::Manager>,
     /// Locks held until they are released, by number.
-    pub locks: Mutex<BTreeMap<u64, Flock<File>>>,
+    pub locks: Mutex<BTreeMap<u64, HeldLock>>,
+}
+
+/// A lock that is held as another process holds it.
+pub enum HeldLock {
+    /// Of a VM or of a node's own storage.
+    File(Flock<File>),
+    /// Of the whole cluster, by name.
+    Cluster(String),
 }
 
 impl Sim {

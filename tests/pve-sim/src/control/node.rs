@@ -3,13 +3,14 @@
 use std::{
     fs::{self, OpenOptions},
     io,
+    path::Path,
     sync::{MutexGuard, PoisonError},
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
-use super::{PmxcfsAction, Sim};
+use super::{HeldLock, PmxcfsAction, Sim};
 use crate::{
     faults::{Faults, Hold},
     fuse::Mount,
@@ -141,22 +142,33 @@ impl Sim {
     pub(super) fn hold_lock(&self, node: &str, vmid: Option<u32>, storage: Option<&str>) -> io::Result<u64> {
         self.node(node)?;
         let layout = self.layout(node);
-        let path = match (vmid, storage) {
-            (Some(vmid), None) => layout.vm_lock(vmid),
-            (None, Some(storage)) => layout.storage_lock(storage),
+        let held = match (vmid, storage) {
+            (Some(vmid), None) => hold(&layout.vm_lock(vmid))?,
+            (None, Some(storage)) if self.is_shared(storage)? => {
+                let name = format!("storage-{storage}");
+                self.take_cluster_lock(&name)?;
+                HeldLock::Cluster(name)
+            }
+            (None, Some(storage)) => hold(&layout.storage_lock(storage))?,
             _ => return Err(io::Error::other("give either vmid or storage")),
         };
-        let file = OpenOptions::new().create(true).append(true).open(&path)?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         let id = locks.keys().next_back().map_or(1, |last| last + 1);
-        locks.insert(id, lock);
+        locks.insert(id, held);
         Ok(id)
+    }
+
+    fn is_shared(&self, storage: &str) -> io::Result<bool> {
+        let text = self.store.read_path("storage.cfg")?;
+        Ok(Config::parse(&String::from_utf8_lossy(&text)).get(storage).is_some_and(crate::storage::Storage::is_shared))
     }
 
     pub(super) fn release_lock(&self, id: u64) -> io::Result<()> {
         let held = self.locks.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        held.map(drop).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no lock {id}")))
+        match held.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no lock {id}")))? {
+            HeldLock::File(_) => Ok(()),
+            HeldLock::Cluster(name) => Ok(self.store.remove_path(&format!("priv/lock/{name}"))?),
+        }
     }
 
     pub(super) fn take_cluster_lock(&self, name: &str) -> io::Result<()> {
@@ -164,6 +176,11 @@ impl Sim {
         self.store.mkdir(None, folder, name)?;
         Ok(())
     }
+}
+
+fn hold(path: &Path) -> io::Result<HeldLock> {
+    let file = OpenOptions::new().create(true).append(true).open(path)?;
+    Ok(HeldLock::File(Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?))
 }
 
 /// JSON merge patch (RFC 7396).

@@ -204,7 +204,7 @@ pub enum Request {
         on: bool,
     },
 
-    /// Holds the lock of a VM or of a local storage, as another process does; answers with a number.
+    /// Holds the lock of a VM or of a storage (the cluster's lock if all nodes share it), as another process does; answers with a number.
     HoldLock {
         /// The node.
         node: String,

@@ -1,6 +1,10 @@
 //! The folders of a node as they are on a fresh host, and its small storage.
 
-use std::{fs, io, os::unix::fs::symlink, path::Path};
+use std::{
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
 use nix::mount::{MsFlags, mount};
 
@@ -43,6 +47,10 @@ iface vmbr0 inet static
 /// The small storage: a file system of its own, so that a full one is really full. Its content lives as long as the cluster runs.
 const SMALL: &str = "/srv/small";
 
+/// The storage that all nodes share from the start, and the folder of those that were added.
+const SHARED: &str = "shared";
+const MORE_SHARED: &str = "shared-storages";
+
 /// Makes a node's folders where they are missing, and mounts its small storage.
 ///
 /// # Errors
@@ -60,7 +68,9 @@ pub(super) fn prepare(layout: &NodeLayout, dir: &Path) -> io::Result<()> {
         faults.storages.entry("offline".into()).or_default().offline = true;
         Ok(())
     })?;
-    share(layout, dir, "shared")?;
+    for (id, _) in shared_folders(dir) {
+        share(layout, dir, &id)?;
+    }
     let interfaces = layout.host_path("/etc/network/interfaces");
     if !interfaces.exists() {
         fs::write(interfaces, INTERFACES)?;
@@ -74,13 +84,20 @@ pub(super) fn prepare(layout: &NodeLayout, dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The storages that all nodes share, each with its folder.
+pub(crate) fn shared_folders(dir: &Path) -> Vec<(String, PathBuf)> {
+    let more = fs::read_dir(dir.join(MORE_SHARED)).into_iter().flatten().flatten();
+    let more = more.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    std::iter::once((SHARED.to_owned(), dir.join(SHARED))).chain(more).collect()
+}
+
 /// Lets `/mnt/pve/<id>` of a node lead to the folder of that name in the cluster's folder.
 ///
 /// # Errors
 /// When one of them cannot be made.
 pub(crate) fn share(layout: &NodeLayout, dir: &Path, id: &str) -> io::Result<()> {
-    // Only the first has the name of its storage alone: names of nodes lie beside it.
-    let folder = if id == "shared" { dir.join("shared") } else { dir.join("shared-storages").join(id) };
+    // Only the first lies beside the nodes, whose names are free.
+    let folder = if id == SHARED { dir.join(SHARED) } else { dir.join(MORE_SHARED).join(id) };
     fs::create_dir_all(folder.join("images"))?;
     let link = layout.host_path(&format!("/mnt/pve/{id}"));
     if fs::symlink_metadata(&link).is_err() {

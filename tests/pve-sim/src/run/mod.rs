@@ -18,7 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub(crate) use folders::{release_all, share};
+pub(crate) use folders::{release_all, share, shared_folders};
 
 use crate::{
     api,

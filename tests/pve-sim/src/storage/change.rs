@@ -92,9 +92,6 @@ impl Storages {
         let (from, to) = (self.path(volume)?, self.path(&moved)?);
         self.make_room(&moved, &to)?;
         fs::rename(&from, &to)?;
-        if let Some(folder) = from.parent() {
-            let _ = fs::remove_dir(folder);
-        }
         Ok(moved)
     }
 }

@@ -6,6 +6,7 @@ mod file_system;
 mod guests;
 mod high_availability;
 mod life;
+mod shared_storage;
 
 use std::{
     fs, io,

@@ -9,7 +9,7 @@ use crate::{
     api::{Call, Failure, Param, Params, Reply, Route},
     storage::{Storages, Volume},
     task::Worker,
-    vmconf::{Drive, VmConfig},
+    vmconf::{Drive, Values, VmConfig, is_drive_key},
 };
 
 pub(super) fn routes() -> Vec<Route> {
@@ -87,17 +87,18 @@ pub(super) fn work(worker: &Worker, args: &Value) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The volumes that go with a VM if it owns them: those of its slots, its unused ones and saved states. What only a snapshot names stays.
 fn volumes_of(config: &VmConfig) -> BTreeSet<String> {
-    let sections = std::iter::once(&config.values).chain(config.snapshots.values().map(|section| &section.values)).chain([&config.pending]);
-    sections
-        .flat_map(|values| {
-            let config = VmConfig { values: values.clone(), ..VmConfig::default() };
-            let drives: Vec<String> = config.drives().filter(|(_, drive)| drive.has_volume()).map(|(_, drive)| drive.file).collect();
-            let unused = values.iter().filter(|(key, _)| key.starts_with("unused")).map(|(_, value)| Drive::parse(value).file);
-            let state = values.get("vmstate").cloned();
-            drives.into_iter().chain(unused).chain(state).collect::<Vec<_>>()
-        })
-        .collect()
+    let of = |values: &Values| -> Vec<String> {
+        let known = |(key, value): (&String, &String)| {
+            let drive = Drive::parse(value);
+            let fits = (is_drive_key(key) && drive.has_volume()) || key.starts_with("unused") || key == "vmstate";
+            fits.then_some(drive.file)
+        };
+        values.iter().filter_map(known).collect()
+    };
+    let states = config.snapshots.values().filter_map(|section| section.values.get("vmstate").cloned());
+    of(&config.values).into_iter().chain(of(&config.pending)).chain(states).collect()
 }
 
 fn remove_disks(env: &Env<'_>, storages: &Storages, vmid: u32, config: &VmConfig) {
