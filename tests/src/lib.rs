@@ -19,6 +19,7 @@ pub mod pve;
 pub mod raw;
 pub mod stack;
 pub mod status;
+pub mod volume_store;
 
 pub use agent::Agent;
 pub use client::Client;
