@@ -3,6 +3,7 @@
 use pvelet_proto::v1;
 use pvelet_tests::{
     calls::{Refusal, succeeded},
+    client::reason,
     volumes::{MIB, new_id, volume_ref},
 };
 use tonic::Code;
@@ -28,7 +29,8 @@ async fn a_volume_lives_from_its_making_to_its_removal() {
     assert!(made.attachment.is_none());
 
     // Attached to a stopped VM, grown while it runs, limited, detached while it runs.
-    let options = v1::DiskOptions { cache: "none".into(), aio: "native".into(), iothread: true, discard: true, ssd: true, ..Default::default() };
+    let options =
+        v1::DiskOptions { cache: "none".into(), aio: "native".into(), iothread: true, discard: true, ssd: true, ..Default::default() };
     let op = succeeded(client.attach_volume_with("a", &id, &vm, options).await);
     assert_eq!((op.volume.unwrap().id, op.target.unwrap().vmid), (id.clone(), 101));
     assert_eq!(slots(&client, 101).await, [("scsi1".to_owned(), id.clone())]);
@@ -54,7 +56,9 @@ async fn a_volume_lives_from_its_making_to_its_removal() {
     succeeded(client.grow_volume("g2", &id, 48 * MIB).await);
     assert_eq!(client.volume(&id).await.unwrap().size_bytes, 48 * MIB);
     succeeded(client.delete_volume("x", &id).await);
-    Refusal::of(client.grow_volume("g3", &id, 64 * MIB).await).is(Code::NotFound, "VOLUME_NOT_FOUND", "it is gone");
+    let there = Some(v1::VolumeRef { id: id.clone(), storage: "local".into() });
+    let gone = client.agent.volume().get_volume(v1::GetVolumeRequest { volume: there }).await.unwrap_err();
+    assert_eq!((gone.code(), reason(&gone).as_str()), (Code::NotFound, "VOLUME_NOT_FOUND"));
     assert_eq!(stack.sim.control().leftovers().unwrap(), before);
 }
 

@@ -33,7 +33,8 @@ async fn every_byte_survives_copy_move_grow_and_hand_over() {
 
         let copy = new_id();
         let source = Some(v1::create_volume_request::Source::Volume(volume_ref(&id).unwrap()));
-        let request = v1::CreateVolumeRequest { source, format: "qcow2".into(), ..client.volume_request(&step("copy"), &copy, "rawdir", 16 * MIB) };
+        let request =
+            v1::CreateVolumeRequest { source, format: "qcow2".into(), ..client.volume_request(&step("copy"), &copy, "rawdir", 16 * MIB) };
         succeeded(client.create_volume(request).await);
         assert_eq!(hash(&stack, &client, &copy).await, wanted, "{format}: copy");
         assert_eq!(client.volume(&copy).await.unwrap().size_bytes, 16 * MIB);

@@ -76,7 +76,17 @@ async fn what_leads_out_of_the_folder_or_to_other_files_is_refused() {
     fs::create_dir(folder.join("folder")).unwrap();
     let text = |name: &str| folder.join(name).display().to_string();
     qemu_img(&["create", "-q", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", &text("backing.qcow2")]).unwrap();
-    qemu_img(&["create", "-q", "-f", "qcow2", "-o", &format!("data_file={},data_file_raw=on", text("data.raw")), &text("data.qcow2"), "1M"]).unwrap();
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        &format!("data_file={},data_file_raw=on", text("data.raw")),
+        &text("data.qcow2"),
+        "1M",
+    ])
+    .unwrap();
     qemu_img(&["create", "-q", "-f", "vmdk", &text("other.vmdk"), "1M"]).unwrap();
     let corrupt = make(&folder, "corrupt.qcow2", "qcow2");
     let mut bytes = fs::read(&corrupt).unwrap();
