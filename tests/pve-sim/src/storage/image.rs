@@ -65,15 +65,15 @@ pub(super) fn info(path: &Path, format: &str) -> io::Result<Info> {
     Ok(info)
 }
 
-/// Where images are made: the node, and whether the storage is a small file system.
+/// Where images are made: the node, and how many bytes are left on the storage's file system if that is a small one.
 pub(super) struct Place<'a> {
     pub(super) layout: &'a NodeLayout,
-    pub(super) small: bool,
+    pub(super) room: Option<u64>,
 }
 
 impl Place<'_> {
     fn too_large(&self, format: &str, bytes: u64) -> bool {
-        format == "raw" && bytes > if self.small { MAX_FILE_SMALL } else { MAX_FILE }
+        format == "raw" && bytes > if self.room.is_some() { MAX_FILE_SMALL } else { MAX_FILE }
     }
 
     /// The path of a real host.
@@ -117,6 +117,16 @@ impl Place<'_> {
             return Err(Failure::die(format!(
                 "unable to create image: qemu-img: {shown}: The image size is too large for file format 'raw'"
             )));
+        }
+        // An image without content needs next to nothing, but qcow2 with its tables made beforehand needs eight bytes for each cluster of 64 KiB.
+        let tables = if format == "qcow2" && backing.is_none() { bytes / (64 << 10) * 8 } else { 0 };
+        let why = match self.room {
+            Some(0) => Some(format!("Could not create '{shown}'")),
+            Some(room) if room < tables => Some(String::from("Could not resize image: Allocating clusters failed")),
+            _ => None,
+        };
+        if let Some(why) = why {
+            return Err(Failure::die(format!("unable to create image: qemu-img: {shown}: {why}: No space left on device")));
         }
         match self.run(&mut command) {
             // PVE works with umask 0027.
@@ -188,7 +198,7 @@ mod tests {
     fn a_header_tells_size_and_backing_file() {
         let folder = tempfile::tempdir().unwrap();
         let layout = NodeLayout::new(folder.path(), "n");
-        let place = Place { layout: &layout, small: false };
+        let place = Place { layout: &layout, room: None };
         let (base, clone) = (folder.path().join("base.qcow2"), folder.path().join("clone.qcow2"));
         place.create(&base, "qcow2", 64 << 20, None, &|_| {}).unwrap();
         place.create(&clone, "qcow2", 64 << 20, Some(("base.qcow2", "qcow2")), &|_| {}).unwrap();

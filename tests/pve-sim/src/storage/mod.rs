@@ -197,7 +197,6 @@ impl Storages {
         let volume = Volume { storage: new.storage.to_owned(), content: "images", owner: new.vmid, name, base: None };
         let path = self.path(&volume)?;
         self.make_room(&volume, &path)?;
-        self.check_room(&volume).inspect_err(|_| self.sweep(&path))?;
         let quiet = storage.kind == "btrfs" && format == "raw";
         let made = if quiet {
             self.place(new.storage).create(&path, format, new.bytes, None, &|_| {})
@@ -208,18 +207,10 @@ impl Storages {
         Ok(volume)
     }
 
-    /// Refuses a new image where not even an empty file has room. An image without content needs no more.
-    fn check_room(&self, volume: &Volume) -> Result<(), Failure> {
-        let Some(limit) = self.fault(&volume.storage).full_after_bytes else { return Ok(()) };
-        if self.used_bytes(&volume.storage)? < limit {
-            return Ok(());
-        }
-        let shown = self.shown_path(volume)?;
-        Err(Failure::die(format!("unable to create image: qemu-img: {shown}: Could not create '{shown}': No space left on device")))
-    }
-
     fn place(&self, storage: &str) -> image::Place<'_> {
-        image::Place { layout: &self.layout, small: self.fault(storage).full_after_bytes.is_some() }
+        let limit = self.fault(storage).full_after_bytes;
+        let room = limit.map(|limit| limit.saturating_sub(self.used_bytes(storage).unwrap_or(0)));
+        image::Place { layout: &self.layout, room }
     }
 
     fn make_room(&self, volume: &Volume, path: &Path) -> Result<(), Failure> {

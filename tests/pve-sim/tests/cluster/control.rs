@@ -3,6 +3,7 @@ use std::{fs, fs::File, net::TcpStream};
 use nix::fcntl::{Flock, FlockArg};
 use pve_sim::{
     control::{Request, Seed},
+    faults::Hold,
     guest,
 };
 use serde_json::json;
@@ -115,6 +116,26 @@ fn faults_change_field_by_field_and_a_daemon_that_is_down_is_not_there() {
     assert!(TcpStream::connect(&address).is_err());
     cluster.control().call(&Request::Daemon { node: "pve1".into(), up: true }).unwrap();
     assert!(TcpStream::connect(&address).is_ok());
+}
+
+#[test]
+fn a_guest_holds_on_to_a_disk_until_it_is_told_to_let_go() {
+    let cluster = cluster(&["pve1"]);
+    let call = |request: &Request| cluster.control().call(request).unwrap();
+    call(&Request::SeedVms { node: "pve1".into(), first: 100, count: 1 });
+    let held = || pve_sim::faults::Faults::load(&cluster.node("pve1").faults()).unwrap().held_disks;
+    call(&Request::HoldDisk { vmid: 100, slot: "scsi3".into(), hold: Some(Hold::Disk) });
+    cluster.control().send(&json!({"verb": "hold-disk", "vmid": 100, "slot": "scsi4", "hold": "controller"})).unwrap();
+    assert_eq!(held()[&100].get("scsi3"), Some(&Hold::Disk));
+    assert_eq!(held()[&100].get("scsi4"), Some(&Hold::Controller));
+    // Other faults change beside them.
+    let change = json!({"held_disks": {"100": {"virtio1": "disk"}}, "storages": {"local": {"rate_kib": 100}}});
+    call(&Request::Faults { node: "pve1".into(), change });
+    assert_eq!(held()[&100].len(), 3);
+    for slot in ["scsi3", "scsi4", "virtio1"] {
+        call(&Request::HoldDisk { vmid: 100, slot: slot.into(), hold: None });
+    }
+    assert!(held().is_empty());
 }
 
 #[test]

@@ -96,3 +96,14 @@ fn a_held_lock_of_a_shared_storage_is_the_clusters() {
     cluster.control().call(&Request::ReleaseLock { id }).unwrap();
     allocate(&cluster, "pve2", "shared", "vm-999999999-pvc-a.raw").unwrap();
 }
+
+#[test]
+fn a_cluster_lock_expires_as_much_sooner_as_waits_are_shorter() {
+    let program = Some(env!("CARGO_BIN_EXE_pve-sim").into());
+    let cluster = Cluster::start(pve_sim::Options { program, lock_factor: 0.0, ..pve_sim::Options::nodes(&["pve1", "pve2"]) }).unwrap();
+    let lock = |node: &str| cluster.node(node).etc_pve().join("priv/lock/x");
+    fs::create_dir(lock("pve1")).unwrap();
+    assert!(fs::create_dir(lock("pve2")).is_err());
+    let _ = fs::File::open(lock("pve2")).unwrap().set_modified(std::time::UNIX_EPOCH);
+    fs::create_dir(lock("pve2")).unwrap();
+}

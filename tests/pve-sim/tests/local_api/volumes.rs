@@ -221,3 +221,28 @@ fn a_vm_that_goes_takes_only_what_is_its_own() {
     assert_eq!(node.task("DELETE", "/nodes/pve1/qemu/100", "purge=1&destroy-unreferenced-disks=1"), "OK");
     assert_eq!((node.images(100), node.images(OWNER)), (Vec::new(), vec![NAME.to_owned()]));
 }
+
+#[test]
+fn what_only_a_snapshot_had_is_unused_when_the_snapshot_goes_whoever_owns_it() {
+    let node = Node::new();
+    assert_eq!(node.task("POST", "/nodes/pve1/qemu", "vmid=100&scsi0=local:0.0625,format%3Dqcow2"), "OK");
+    let name = "vm-999999999-pvc-c.qcow2";
+    let volid = format!("local:{OWNER}/{name}");
+    let made = node.call("POST", "/nodes/pve1/storage/local/content", &format!("vmid={OWNER}&filename={name}&size=64M&format=qcow2"));
+    assert_eq!(made.status, "200 OK");
+    assert_eq!(node.put(&format!("scsi3={volid}")), "200 OK");
+    assert_eq!(node.task("POST", "/nodes/pve1/qemu/100/snapshot", "snapname=s1"), "OK");
+    assert_eq!(node.put("delete=scsi3"), "200 OK");
+    let current = || node.config(100).split_once("\n[s1]").map_or_else(|| node.config(100), |(current, _)| current.to_owned());
+    assert!(!current().contains("unused") && !current().contains("pvc"), "{}", node.config(100));
+    assert_eq!(node.task("DELETE", "/nodes/pve1/qemu/100/snapshot/s1", ""), "OK");
+    // The first number went to the disk that is in use, for as long as it took to write the file.
+    assert!(node.has_line(&format!("unused1: {volid}")), "{}", node.config(100));
+    // A rollback does the same with disks that came later.
+    assert_eq!(node.put("delete=unused1"), "200 OK");
+    assert_eq!(node.task("POST", "/nodes/pve1/qemu/100/snapshot", "snapname=s2"), "OK");
+    assert_eq!(node.put(&format!("scsi3={volid}")), "200 OK");
+    assert_eq!(node.task("POST", "/nodes/pve1/qemu/100/snapshot/s2/rollback", ""), "OK");
+    assert!(node.has_line(&format!("unused0: {volid}")) && !node.has_line(&format!("scsi3: {volid},size=64M")), "{}", node.config(100));
+    assert_eq!(node.images(OWNER), [name]);
+}

@@ -141,6 +141,10 @@ pub(super) fn delete_work(worker: &Worker, args: &Value) -> Result<(), Failure> 
     env.begun();
     each_image(&env.storages()?, &section.values, "-d", &name, params.flag("force"))?;
     config.snapshots.remove(&name);
+    // What no slot has any more is kept as unused, whoever owns it.
+    for (_, volume) in disks(&section.values)? {
+        config.add_unused(&volume.volid());
+    }
     let heir = section.values.get("parent");
     let all = std::iter::once(&mut config.values).chain(config.snapshots.values_mut().map(|section| &mut section.values));
     for values in all.filter(|values| values.get("parent") == Some(&name)) {
@@ -182,16 +186,14 @@ pub(super) fn rollback_work(worker: &Worker, args: &Value) -> Result<(), Failure
     env.store(vmid, &config)
 }
 
-/// Takes a snapshot's values back. Disks that it does not know stay as unused.
+/// Takes a snapshot's values back. Disks that it does not know stay as unused, whoever owns them.
 fn restore(config: &mut VmConfig, name: &str, mut values: Values) {
-    let kept: Vec<String> = config.values.iter().filter(|(key, _)| key.starts_with("unused")).map(|(_, value)| value.clone()).collect();
     let used: Vec<String> = values.iter().filter(|(key, _)| is_drive_key(key)).map(|(_, value)| Drive::parse(value).file).collect();
-    let numbered: Vec<(String, String)> = config
-        .values
-        .iter()
-        .filter(|(key, value)| key.starts_with("unused") && kept.contains(value) && !used.contains(value))
-        .map(|(k, v)| (k.clone(), v.clone()))
-        .collect();
+    let disks = config.drives().filter(|(_, drive)| drive.has_volume() && !drive.is_cdrom()).map(|(_, drive)| drive.file);
+    let later: Vec<String> = disks.filter(|volid| !used.contains(volid)).collect();
+    later.iter().for_each(|volid| config.add_unused(volid));
+    let unused = config.values.iter().filter(|(key, value)| key.starts_with("unused") && !used.contains(value));
+    let numbered: Vec<(String, String)> = unused.map(|(key, value)| (key.clone(), value.clone())).collect();
     values.remove("snaptime");
     values.insert("parent".into(), name.to_owned());
     values.extend(numbered);
