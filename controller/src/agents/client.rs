@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hyper_util::rt::TokioIo;
 use pvelet_proto::v1::{
     self, host_service_client::HostServiceClient, operation_service_client::OperationServiceClient, vm_service_client::VmServiceClient,
+    volume_service_client::VolumeServiceClient,
 };
 use tokio::sync::Semaphore;
 use tonic::{Response, Status, transport::Endpoint};
@@ -85,6 +86,11 @@ impl AgentClient {
     /// Calls of VmService.
     pub fn vm(&self) -> VmServiceClient<Guarded> {
         VmServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Calls of VolumeService.
+    pub fn volume(&self) -> VolumeServiceClient<Guarded> {
+        VolumeServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Calls of OperationService.
