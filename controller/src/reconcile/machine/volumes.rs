@@ -29,8 +29,7 @@ impl<S: Store> Machines<S> {
             return Some(VolumeSight::Missing);
         }
         info!(machine = %machine.key(), volume, "cannot ask for the volume: {error}");
-        let reason = answered(&error).filter(|_| !error.retryable())?;
-        Some(VolumeSight::Refused { reason, message: error.text() })
+        Some(VolumeSight::Refused { reason: answered(&error)?, message: error.text() })
     }
 }
 

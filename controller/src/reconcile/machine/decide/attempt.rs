@@ -122,13 +122,11 @@ fn unsettled(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt) -> A
     let removes = matches!(attempt.action, ActionKind::Delete | ActionKind::DetachDisk | ActionKind::DeleteDisk);
     let stale = inputs.machine.is_deleting() && !removes;
     if asked && (stale || (attempt.action != ActionKind::Clone && attempt.generation != inputs.machine.metadata.generation)) {
-        draft.status.operation = None;
-        return Action::Again;
+        return dropped(draft, attempt);
     }
     // An agent that lost its journal knows nothing of the operation, but the VM carries its mark.
     if inputs.known == Knowledge::Absent && attempt.action == ActionKind::Clone && locate::marked(inputs).is_some() {
-        draft.status.operation = None;
-        return Action::Again;
+        return dropped(draft, attempt);
     }
     if let Some((reason, text)) = obstacle {
         draft.unknown(reason, text);
@@ -141,11 +139,15 @@ fn unsettled(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt) -> A
     draft.finalizer = true;
     match request(inputs, draft, attempt) {
         Some(request) => Action::Call(Box::new(request)),
-        None => {
-            draft.status.operation = None;
-            Action::Again
-        }
+        None => dropped(draft, attempt),
     }
+}
+
+/// The agent does not have it, and it is not sent any more.
+fn dropped(draft: &mut Draft<'_>, attempt: &Attempt) -> Action {
+    draft.status.operation = None;
+    disks::not_done(&mut draft.status, attempt);
+    Action::Again
 }
 
 fn succeeded(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, vmid: u32, uuid: &str) {

@@ -31,6 +31,18 @@ pub(in super::super) fn succeeded(status: &mut MachineStatus, attempt: &Attempt,
     }
 }
 
+/// What an attempt was to bring about is not so.
+pub(in super::super) fn not_done(status: &mut MachineStatus, attempt: &Attempt) {
+    let Some(entry) = attempt.volume.as_deref().and_then(|volume| entry(status, volume)) else { return };
+    match attempt.action {
+        ActionKind::CreateDisk | ActionKind::GrowDisk => entry.ordered_size = None,
+        // `attached` stays: to detach what is not attached costs one call, to forget what is attached costs the data.
+        ActionKind::AttachDisk => (entry.limits, entry.options_hash) = (None, None),
+        ActionKind::SetDiskLimits => entry.limits = None,
+        _ => {}
+    }
+}
+
 /// Takes a failure in; true when the aim is reached nevertheless, and there is nothing to tell.
 pub(in super::super) fn failed(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, why: &str, remains: bool) -> bool {
     let Some(volume) = attempt.volume.as_deref() else { return false };
@@ -39,27 +51,12 @@ pub(in super::super) fn failed(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attem
         succeeded(&mut draft.status, attempt, inputs.now);
         return true;
     }
+    not_done(&mut draft.status, attempt);
     let Some(entry) = entry(&mut draft.status, volume) else { return false };
     match attempt.action {
         // Undone, or never begun: it is nowhere.
-        ActionKind::CreateDisk => {
-            entry.ordered_size = None;
-            if !remains && !may_exist(why) && !entry.created {
-                (entry.requested, entry.node) = (false, None);
-            }
-            false
-        }
-        // `attached` stays: to detach what is not attached costs one call, to forget what is attached costs the data.
-        ActionKind::AttachDisk => {
-            (entry.limits, entry.options_hash) = (None, None);
-            false
-        }
-        ActionKind::GrowDisk => {
-            entry.ordered_size = None;
-            false
-        }
-        ActionKind::SetDiskLimits => {
-            entry.limits = None;
+        ActionKind::CreateDisk if !remains && !may_exist(why) && !entry.created => {
+            (entry.requested, entry.node) = (false, None);
             false
         }
         ActionKind::DetachDisk if why == reason::VOLUME_NOT_FOUND => {

@@ -20,7 +20,7 @@ use crate::{
     reconcile::{DiskView, HostView, Link, VmView},
 };
 
-pub(super) use ending::{failed, succeeded};
+pub(super) use ending::{failed, not_done, succeeded};
 pub(super) use leave::{before_vm_goes, remove_rest};
 pub(super) use request::request;
 
@@ -57,6 +57,8 @@ pub(super) struct Rest {
 struct Findings {
     rest: Rest,
     problems: Vec<(String, String)>,
+    /// What is as it is, but worth telling.
+    notes: Vec<String>,
 }
 
 impl Findings {
@@ -110,7 +112,7 @@ fn tell(draft: &mut Draft<'_>, findings: &Findings) {
     match findings.problems.first() {
         Some((reason, _)) => draft.condition("DisksReady", false, reason, text(&findings.problems)),
         None if draft.status.disks.is_empty() => draft.status.conditions.retain(|c| c.kind != "DisksReady"),
-        None => draft.condition("DisksReady", true, "Attached", ""),
+        None => draft.condition("DisksReady", true, "Attached", findings.notes.join("; ")),
     }
 }
 

@@ -187,6 +187,11 @@ impl Pass<'_> {
             let text = format!("disk {}: other options than limits count once the VM was stopped", known.name);
             self.findings.problem("DiskOptionsNotInEffect", text);
         }
+        let other = spec.storage.as_ref().filter(|s| spec.is_made() && !disk.storage.is_empty() && **s != disk.storage);
+        if let Some(storage) = other {
+            let text = format!("disk {}: it lies on {}, not on {storage}; the controller does not move volumes", known.name, disk.storage);
+            self.findings.notes.push(text);
+        }
         if let Some(wanted) = spec.size {
             let real = disk.size_bytes;
             if real > wanted.0.saturating_add(ROUNDING) {
