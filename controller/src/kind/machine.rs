@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{FieldError, Kind, MachineStatus, Metadata, Object, Quantity, machine_check};
+use super::{DiskSpec, FieldError, Kind, MachineStatus, Metadata, Object, Quantity, machine_check};
 
 /// The kind `PveMachine`.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +73,9 @@ pub struct MachineSpec {
     /// Size of the boot disk, in whole MiB; it can only grow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_disk: Option<Quantity>,
+    /// Disks beside those of the template, each a volume with a life of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
     /// All network interfaces, net0 first; absent to keep the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nics: Option<Vec<NicSpec>>,
@@ -203,10 +206,10 @@ pub enum RunPolicy {
     Halted,
 }
 
-/// What becomes of the VM when its object goes.
+/// What becomes of a VM, or of one of its volumes, when its object goes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DeletionPolicy {
-    /// Stopped and removed with its disks.
+    /// Removed. A VM is stopped before, and takes the disks of its template with it.
     #[default]
     Delete,
     /// Left as it is.

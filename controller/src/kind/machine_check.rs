@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use pvelet_proto::id;
 
-use super::{CloneMode, CloudInitSpec, FieldError, IpConfigSpec, MachineSpec, Metadata, NicSpec, Quantity, check::Checker};
+use super::{CloneMode, CloudInitSpec, FieldError, IpConfigSpec, MachineSpec, Metadata, NicSpec, Quantity, check::Checker, disk_check};
 
 const MODELS: [&str; 5] = ["virtio", "e1000", "e1000e", "rtl8139", "vmxnet3"];
 const MIN_MEMORY: Quantity = Quantity(16 << 20);
@@ -44,6 +44,7 @@ pub(super) fn check(metadata: &Metadata, spec: &MachineSpec) -> Vec<FieldError> 
     if let Some(disk) = spec.boot_disk {
         c.require(disk.0 > 0 && disk.0.is_multiple_of(1 << 20), "spec.bootDisk", disk, "use whole MiB, such as 20Gi");
     }
+    disk_check::check(&mut c, metadata, &spec.disks);
     for (i, nic_spec) in spec.nics.iter().flatten().enumerate() {
         nic(&mut c, i, nic_spec);
     }

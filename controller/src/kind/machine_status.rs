@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Condition;
+use super::{Condition, DiskStatus};
 
 /// What is known of the machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -49,7 +49,7 @@ pub struct MachineStatus {
     /// The last thing that worked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_success: Option<Success>,
-    /// What failed and is tried again, at most one for each action; empty when nothing is in the way.
+    /// What failed and is tried again, at most one for each action and disk; empty when nothing is in the way.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<Failure>,
     /// The generation whose settings the VM was given.
@@ -77,7 +77,10 @@ pub struct MachineStatus {
     /// The guest's fixed addresses as ordered by `cloudInit`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
-    /// `Placed`, `Created`, `Configured`, `Running`, `Ready`.
+    /// The disks of `spec.disks`, and those that left it and still need something done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskStatus>,
+    /// `Placed`, `Created`, `Configured`, `DisksReady`, `Running`, `Ready`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -111,14 +114,25 @@ pub enum Phase {
 }
 
 impl MachineStatus {
-    /// The last failure of an action, unless it worked since.
+    /// The last failure of an action on the VM, unless it worked since.
     pub fn failure_of(&self, action: ActionKind) -> Option<&Failure> {
-        self.failures.iter().find(|f| f.action == action)
+        self.failure_with(action, None)
+    }
+
+    /// The last failure of an action on the VM or on a volume, unless it worked since.
+    pub fn failure_with(&self, action: ActionKind, volume: Option<&str>) -> Option<&Failure> {
+        self.failures.iter().find(|f| f.action == action && f.volume.as_deref() == volume)
+    }
+
+    /// A disk by its volume's id.
+    pub fn disk(&self, volume: &str) -> Option<&DiskStatus> {
+        self.disks.iter().find(|d| d.volume_id == volume)
     }
 
     /// Takes times that lie after `now` for now: a clock that was set back would make every pause as long as it was set back by.
     pub(crate) fn not_after(&mut self, now: Timestamp) {
         let times = self.last_success.iter_mut().map(|s| &mut s.time).chain(self.failures.iter_mut().map(|f| &mut f.time));
+        let times = times.chain(self.disks.iter_mut().filter_map(|d| d.last_time.as_mut()));
         times.for_each(|time| *time = now.min(*time));
     }
 }
@@ -153,6 +167,18 @@ pub enum ActionKind {
     Shutdown,
     /// Removes it.
     Delete,
+    /// Makes a disk's volume.
+    CreateDisk,
+    /// Attaches it.
+    AttachDisk,
+    /// Grows it.
+    GrowDisk,
+    /// Sets its limits.
+    SetDiskLimits,
+    /// Detaches it.
+    DetachDisk,
+    /// Removes it.
+    DeleteDisk,
 }
 
 impl ActionKind {
@@ -164,6 +190,12 @@ impl ActionKind {
             Self::Start => "start",
             Self::Shutdown => "shutdown",
             Self::Delete => "delete",
+            Self::CreateDisk => "create-disk",
+            Self::AttachDisk => "attach-disk",
+            Self::GrowDisk => "grow-disk",
+            Self::SetDiskLimits => "set-disk-limits",
+            Self::DetachDisk => "detach-disk",
+            Self::DeleteDisk => "delete-disk",
         }
     }
 }
@@ -174,6 +206,9 @@ impl ActionKind {
 pub struct Attempt {
     /// What it does.
     pub action: ActionKind,
+    /// The volume it is about, where it is about a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
     /// Its number.
     pub attempt: u64,
     /// The `PveHost` it is sent to.
@@ -208,6 +243,9 @@ pub struct Success {
 pub struct Failure {
     /// What was tried.
     pub action: ActionKind,
+    /// With which volume, where it is about a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
     /// On which `PveHost`.
     pub host: String,
     /// The agent's reason.
@@ -236,6 +274,7 @@ mod tests {
         let (now, hour) = (Timestamp::UNIX_EPOCH, SignedDuration::from_hours(1));
         let failure = |time| Failure {
             action: ActionKind::Clone,
+            volume: None,
             host: String::new(),
             reason: String::new(),
             message: String::new(),

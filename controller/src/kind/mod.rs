@@ -2,6 +2,9 @@
 
 mod check;
 mod condition;
+mod disk;
+mod disk_check;
+mod disk_status;
 mod host;
 mod machine;
 mod machine_check;
@@ -17,6 +20,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use check::FieldError;
 pub use condition::{Condition, ConditionStatus, set_condition};
+pub use disk::{DiskFormat, DiskLimits, DiskSpec, ImageSpec, SnapshotSpec, claim};
+pub use disk_status::{DiskPhase, DiskStatus};
 pub use host::{Capacity, Host, HostSpec, HostStatus, PveHost};
 pub use machine::{
     CloneMode, CloudInitSpec, DeletionPolicy, IpConfigSpec, Machine, MachineSpec, NicSpec, PveMachine, RecreatePolicy, RunPolicy,

@@ -15,5 +15,5 @@ mod view;
 
 pub use controller::Controller;
 pub use fleet::{Fleet, Wake};
-pub use machine::decide::{Action, Decision, Ending, Inputs, Knowledge, Request, decide};
-pub use view::{Facts, HostView, Link, RunState, Sighting, VmTable, VmView, machine_uid, timestamp};
+pub use machine::decide::{Action, Decision, Ending, Inputs, Knowledge, Request, VolumeSight, decide};
+pub use view::{DiskView, Facts, HostView, Link, RunState, Sighting, VmTable, VmView, machine_uid, timestamp};

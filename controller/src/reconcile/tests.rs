@@ -3,6 +3,8 @@
 
 mod agent;
 mod cluster;
+mod disks;
+mod volumes;
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 

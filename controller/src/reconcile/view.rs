@@ -6,7 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use pvelet_proto::v1;
+use pvelet_proto::{v1, volume::VolumeId};
 
 use crate::kind::Quantity;
 
@@ -42,12 +42,18 @@ pub struct VmView {
     pub nics: Vec<v1::Nic>,
     /// Size of the boot disk in bytes; 0 when it is not known.
     pub boot_disk_bytes: u64,
+    /// Its disks that are or may be volumes.
+    pub disks: Vec<DiskView>,
     /// Cloud-init settings.
     pub cloud_init: Option<v1::CloudInitStatus>,
     /// Whether PVE starts it when the host boots.
     pub start_on_boot: bool,
     /// Whether PVE's HA manager decides over its run state.
     pub ha_managed: bool,
+    /// Whether PVE refuses to remove it.
+    pub protection: bool,
+    /// Whether a replication job copies it, so that PVE refuses to remove it.
+    pub replicated: bool,
     /// Another VM of the cluster has the same UUID.
     pub ambiguous_uuid: bool,
     /// Owner by the mark, when it is bound to this UUID.
@@ -56,6 +62,34 @@ pub struct VmView {
     pub digest: String,
     /// When its run began, by its host's clock.
     pub start_time: Option<Timestamp>,
+}
+
+/// A disk of a VM that is or may be a volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DiskView {
+    /// Its slot.
+    pub slot: String,
+    /// The storage it is on.
+    pub storage: String,
+    /// Size in bytes; 0 when it is not known.
+    pub size_bytes: u64,
+    /// The serial number that the guest sees; may be empty.
+    pub serial: String,
+    /// The volume's id as its name tells; may be empty.
+    pub volume_id: String,
+}
+
+impl DiskView {
+    /// Whether it is this volume.
+    pub fn is(&self, volume: &str) -> bool {
+        let serial = || volume.parse().is_ok_and(|id: VolumeId| self.serial == id.serial());
+        if self.volume_id.is_empty() { serial() } else { self.volume_id == volume }
+    }
+
+    /// Whether PVE has put it aside: it stands in the config, but the guest does not have it.
+    pub fn is_aside(&self) -> bool {
+        self.slot.starts_with("unused")
+    }
 }
 
 /// Whether a VM runs.
@@ -81,6 +115,15 @@ impl From<v1::Vm> for VmView {
             v1::VmState::Unknown | v1::VmState::Unspecified => RunState::Unknown,
         };
         let disk = BOOT_SLOTS.iter().find_map(|slot| vm.disks.iter().find(|d| d.slot == *slot && !d.cdrom));
+        let may_be_volume = |d: &v1::Disk| !d.cdrom && !(d.volume_id.is_empty() && d.serial.is_empty());
+        let disks = vm.disks.iter().filter(|d| may_be_volume(d)).map(|d| DiskView {
+            slot: d.slot.clone(),
+            storage: d.storage.clone(),
+            size_bytes: d.size_bytes,
+            serial: d.serial.clone(),
+            volume_id: d.volume_id.clone(),
+        });
+        let disks = disks.collect();
         let start_time = vm.start_time.as_ref().and_then(timestamp);
         Self {
             vmid: vm.vmid,
@@ -97,9 +140,12 @@ impl From<v1::Vm> for VmView {
             sockets: vm.sockets,
             memory_mib: vm.memory_mib,
             nics: vm.nics,
+            disks,
             cloud_init: vm.cloud_init,
             start_on_boot: vm.start_on_boot,
             ha_managed: vm.ha_managed,
+            protection: vm.protection,
+            replicated: vm.replicated,
             ambiguous_uuid: vm.ambiguous_uuid,
             digest: vm.digest,
             start_time,

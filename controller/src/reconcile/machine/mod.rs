@@ -1,8 +1,9 @@
 //! `PveMachine`: load, decide, store, act, again, until there is nothing to do but wait.
 
 pub(super) mod decide;
+mod volumes;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use pvelet_proto::{reason, v1};
@@ -10,10 +11,10 @@ use tokio::sync::Mutex;
 use tonic::Code;
 use tracing::{debug, info};
 
-use self::decide::{Action, Ending, Inputs, Knowledge, Request, decide};
+use self::decide::{Action, Ending, Inputs, Knowledge, Request, VolumeSight, decide};
 use super::{Fleet, controller::Index, operation::knowledge, session::Session};
 use crate::{
-    agents::{AgentError, Cause},
+    agents::AgentError,
     crash::crash_point,
     epoch::Epoch,
     kind::{Attempt, MACHINE_FINALIZER, Machine, ObjectKey, ObjectRef, PveMachine},
@@ -54,12 +55,14 @@ impl<S: Store> Machines<S> {
         let about = ObjectRef { kind: "PveMachine".to_owned(), key: key.clone() };
         // What this pass itself has learned of the attempt under way.
         let mut learned: Option<Knowledge> = None;
+        // What agents were asked about volumes since the last call.
+        let mut seen = BTreeMap::new();
         let mut finalizer = false;
         for _ in 0..MAX_STEPS {
             self.index.put(key, &machine);
             let placing = if machine.status.host.is_none() { Some(self.placing.lock().await) } else { None };
             let known = learned.clone().or_else(|| machine.status.operation.as_ref().and_then(|a| self.fleet.knowledge(a)));
-            let decision = self.decide(&machine, known.unwrap_or(Knowledge::Unsure));
+            let decision = self.decide(&machine, known.unwrap_or(Knowledge::Unsure), &seen);
             let begun =
                 decision.status.operation.as_ref().map(|a| &a.request_id) != machine.status.operation.as_ref().map(|a| &a.request_id);
             finalizer |= decision.finalizer;
@@ -97,7 +100,12 @@ impl<S: Store> Machines<S> {
                     Some(known) => learned = Some(known),
                     None => return Ok(Next::Backoff),
                 },
+                Action::Observe { cluster, node, volume } => match self.observe(&machine, &cluster, &node, &volume).await {
+                    Some(sight) => drop(seen.insert((node, volume), sight)),
+                    None => return Ok(Next::Backoff),
+                },
                 Action::Call(request) => {
+                    seen.clear();
                     let unsent = learned == Some(Knowledge::Unsent);
                     match self.call(&machine, *request, unsent).await {
                         Some(known) => learned = Some(known),
@@ -122,7 +130,7 @@ impl<S: Store> Machines<S> {
         Ok(Next::Backoff)
     }
 
-    fn decide(&self, machine: &PveMachine, known: Knowledge) -> decide::Decision {
+    fn decide(&self, machine: &PveMachine, known: Knowledge, volumes: &BTreeMap<(String, String), VolumeSight>) -> decide::Decision {
         let status = &machine.status;
         let unplaced = status.host.is_none() && !status.created;
         let candidates = if unplaced { self.fleet.candidates(&machine.spec, &self.index.reservations(&machine.key())) } else { Vec::new() };
@@ -136,6 +144,7 @@ impl<S: Store> Machines<S> {
             candidates: &candidates,
             orphan: orphan.as_ref(),
             known,
+            volumes,
             stop_order: status.uuid.as_deref().and_then(|uuid| self.fleet.stop_order(uuid)),
             now: Timestamp::now(),
         })
@@ -182,14 +191,12 @@ impl<S: Store> Machines<S> {
             Err(e) => e,
         };
         info!(machine = %machine.key(), action = attempt.action.as_str(), "{error}");
-        let answered = matches!(error.cause, Cause::Agent) && error.reason.is_some();
+        let answered = volumes::answered(&error);
         if error.is(reason::REQUEST_ID_REUSED) {
             // Sent before with another body, by this process or a former one: that one counts.
             return self.look_up(machine).await;
         }
-        if !answered {
-            return None;
-        }
+        let why = answered?;
         if !unsent {
             // It may have been sent before and be under way, though now it is refused.
             match self.look_up(machine).await? {
@@ -199,7 +206,6 @@ impl<S: Store> Machines<S> {
             }
         }
         let retryable = error.retryable() || error.code == Code::FailedPrecondition;
-        let why = error.reason.clone().unwrap_or_else(|| reason::INTERNAL.to_owned());
         Some(Knowledge::Refused(Ending::Failed { reason: why, message: error.text(), retryable, remains: false }))
     }
 
@@ -207,7 +213,7 @@ impl<S: Store> Machines<S> {
         let (client, epoch) = (&session.client, self.epoch.to_message(&self.controller));
         let with_epoch = |meta: &mut Option<v1::RequestMeta>| {
             if let Some(meta) = meta {
-                meta.controller_epoch = Some(epoch);
+                meta.controller_epoch = Some(epoch.clone());
             }
         };
         let (call, operation) = match request {
@@ -231,6 +237,7 @@ impl<S: Store> Machines<S> {
                 with_epoch(&mut r.meta);
                 ("DeleteVm", client.answer(client.vm().delete_vm(r).await)?.operation)
             }
+            request => volumes::send(client, request, epoch.clone()).await?,
         };
         operation.ok_or_else(|| client.incomplete(call, "operation"))
     }

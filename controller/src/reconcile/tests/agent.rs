@@ -14,6 +14,7 @@ use pvelet_proto::v1::{
     host_service_server::{HostService, HostServiceServer},
     operation_service_server::{OperationService, OperationServiceServer},
     vm_service_server::{VmService, VmServiceServer},
+    volume_service_server::VolumeServiceServer,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -46,9 +47,9 @@ impl Drop for Agent {
 }
 
 #[derive(Clone)]
-struct Service {
-    cluster: Arc<Cluster>,
-    node: String,
+pub(super) struct Service {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) node: String,
 }
 
 impl Agent {
@@ -75,6 +76,7 @@ impl Agent {
         let server = Server::builder()
             .add_service(HostServiceServer::new(service.clone()))
             .add_service(VmServiceServer::new(service.clone()))
+            .add_service(VolumeServiceServer::new(service.clone()))
             .add_service(OperationServiceServer::new(service))
             .serve_with_incoming(ReceiverStream::new(receive));
         let serving = tokio::spawn(async move {
@@ -225,6 +227,8 @@ impl VmService for Service {
 
     async fn delete_vm(&self, request: Request<v1::DeleteVmRequest>) -> Result<Response<v1::DeleteVmResponse>, Status> {
         let v1::DeleteVmRequest { meta, vm, .. } = request.into_inner();
+        let disks = self.cluster.lock().vms.get(&vm.clone().unwrap_or_default().vmid).map(|vm| vm.disks.len());
+        assert_eq!(disks.unwrap_or(0), 0, "the VM is deleted with volumes attached");
         let operation = self.order("DeleteVm", meta, vm, v1::OperationKind::DeleteVm, Effect::Delete)?;
         Ok(Response::new(v1::DeleteVmResponse { operation }))
     }

@@ -9,6 +9,7 @@ use pvelet_proto::{id::OperationName, reason, v1};
 use tokio::sync::broadcast;
 use tonic::{Code, Status};
 
+use super::volumes::{Stored, VolumeEffect};
 use crate::agents::fake::refusal;
 
 /// What agents were asked to change: the node, the call, the request id.
@@ -17,6 +18,9 @@ pub(super) type Asked = (String, &'static str, String);
 #[derive(Default)]
 pub(super) struct State {
     pub(super) vms: BTreeMap<u32, v1::Vm>,
+    pub(super) volumes: Vec<Stored>,
+    /// Volumes are attached so that a guest sees them from its next start.
+    pub(super) attach_later: bool,
     pub(super) operations: HashMap<String, Vec<v1::Operation>>,
     pub(super) asked: Vec<Asked>,
     pub(super) configured: Vec<v1::VmConfig>,
@@ -41,6 +45,7 @@ pub(super) enum Effect {
     Configure(u32, Box<v1::VmConfig>),
     Run(u32, bool),
     Delete(u32),
+    Volume(VolumeEffect),
 }
 
 #[derive(Clone)]
@@ -134,6 +139,7 @@ impl Cluster {
                     Effect::Configure(vmid, _) | Effect::Run(vmid, _) | Effect::Delete(vmid) => {
                         v1::VmRef { vmid: *vmid, uuid: state.vms[vmid].uuid.clone() }
                     }
+                    Effect::Volume(_) => v1::VmRef::default(),
                 };
                 let operation = v1::Operation {
                     name: OperationName::random().to_string(),
@@ -235,6 +241,12 @@ impl Cluster {
             Effect::Delete(vmid) => {
                 let vm = state.vms.remove(&vmid).unwrap();
                 self.tell(v1::VmEventType::Removed, vm);
+                None
+            }
+            Effect::Volume(effect) => {
+                let vmid = state.apply_volume(node, effect)?;
+                let vm = state.vms[&vmid].clone();
+                self.tell(v1::VmEventType::Changed, vm);
                 None
             }
         }

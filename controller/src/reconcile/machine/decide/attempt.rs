@@ -5,7 +5,7 @@ use std::time::Duration;
 use pvelet_proto::{reason, v1};
 use sha2::{Digest, Sha256};
 
-use super::{Action, Inputs, Request, draft::Draft, drift, locate, retained};
+use super::{Action, Inputs, Request, disks, draft::Draft, drift, locate, retained};
 use crate::{
     kind::{ActionKind, Attempt, CloneMode, Failure, PAUSED, Phase, Success},
     reconcile::HostView,
@@ -19,6 +19,9 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 const MEND_FIRST: Duration = Duration::from_secs(5);
 /// Longest such pause.
 const MEND_MAX: Duration = Duration::from_secs(300);
+
+/// How long the guest of a VM may take to shut down that goes with all its volumes: nothing is kept that it could still write.
+const PULL_PLUG: prost_types::Duration = prost_types::Duration { seconds: 1, nanos: 0 };
 
 /// What is known of the attempt under way.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,7 +85,8 @@ pub(super) fn follow(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
             if let Some(operation) = &mut draft.status.operation {
                 operation.name = Some(name.clone());
             }
-            let unwanted = inputs.machine.is_deleting() && attempt.action == ActionKind::Clone && !retained(inputs);
+            let makes = matches!(attempt.action, ActionKind::Clone | ActionKind::CreateDisk);
+            let unwanted = inputs.machine.is_deleting() && makes && !retained(inputs);
             if unwanted && !inputs.machine.has_flag(PAUSED) { Action::Cancel(name.clone()) } else { Action::Wait(None) }
         }
         Knowledge::Unsent | Knowledge::Unsure | Knowledge::Absent => unsettled(inputs, draft, &attempt),
@@ -115,15 +119,14 @@ fn unsettled(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt) -> A
         return Action::LookUp;
     }
     // Nothing is begun any more for an object that goes, is paused, or was changed meanwhile so that the order would be another.
-    let stale = inputs.machine.is_deleting() && attempt.action != ActionKind::Delete;
+    let removes = matches!(attempt.action, ActionKind::Delete | ActionKind::DetachDisk | ActionKind::DeleteDisk);
+    let stale = inputs.machine.is_deleting() && !removes;
     if asked && (stale || (attempt.action != ActionKind::Clone && attempt.generation != inputs.machine.metadata.generation)) {
-        draft.status.operation = None;
-        return Action::Again;
+        return dropped(draft, attempt);
     }
     // An agent that lost its journal knows nothing of the operation, but the VM carries its mark.
     if inputs.known == Knowledge::Absent && attempt.action == ActionKind::Clone && locate::marked(inputs).is_some() {
-        draft.status.operation = None;
-        return Action::Again;
+        return dropped(draft, attempt);
     }
     if let Some((reason, text)) = obstacle {
         draft.unknown(reason, text);
@@ -136,17 +139,21 @@ fn unsettled(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt) -> A
     draft.finalizer = true;
     match request(inputs, draft, attempt) {
         Some(request) => Action::Call(Box::new(request)),
-        None => {
-            draft.status.operation = None;
-            Action::Again
-        }
+        None => dropped(draft, attempt),
     }
+}
+
+/// The agent does not have it, and it is not sent any more.
+fn dropped(draft: &mut Draft<'_>, attempt: &Attempt) -> Action {
+    draft.status.operation = None;
+    disks::not_done(&mut draft.status, attempt);
+    Action::Again
 }
 
 fn succeeded(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, vmid: u32, uuid: &str) {
     let status = &mut draft.status;
     status.operation = None;
-    status.failures.retain(|f| f.action != attempt.action);
+    status.failures.retain(|f| (f.action, &f.volume) != (attempt.action, &attempt.volume));
     status.last_success = Some(Success { action: attempt.action, time: inputs.now });
     // A spec that was edited meanwhile is not what the VM was given; its keys cannot be read back, so they are set again.
     let given = attempt.generation == inputs.machine.metadata.generation;
@@ -175,35 +182,46 @@ fn succeeded(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, vmid
         ActionKind::Delete => {
             status.created = false;
             status.uuid = None;
+            disks::forget_vm(&mut status.disks);
         }
+        _ => disks::succeeded(status, attempt, inputs.now),
     }
 }
 
 fn failed(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, what: (&str, &str, bool, bool)) {
     let (reason, message, retryable, remains) = what;
-    let status = &mut draft.status;
-    status.operation = None;
+    draft.status.operation = None;
     // Removing what is gone already has reached its aim.
     if attempt.action == ActionKind::Delete && reason == reason::VM_NOT_FOUND {
         return;
     }
-    let before = inputs.machine.status.failure_of(attempt.action).filter(|f| f.generation == attempt.generation);
+    if disks::failed(inputs, draft, attempt, reason, remains) {
+        draft.status.failures.retain(|f| (f.action, &f.volume) != (attempt.action, &attempt.volume));
+        return;
+    }
+    let volume = attempt.volume.as_deref();
+    let before = inputs.machine.status.failure_with(attempt.action, volume).filter(|f| f.generation == attempt.generation);
+    let disk = volume.and_then(|v| draft.status.disk(v)).map(|d| format!("disk {}: ", d.name)).unwrap_or_default();
+    let status = &mut draft.status;
     let failure = Failure {
         action: attempt.action,
+        volume: attempt.volume.clone(),
         host: attempt.host.clone(),
         reason: reason.to_owned(),
-        message: message.to_owned(),
+        message: format!("{disk}{message}"),
         retryable,
         count: before.map_or(0, |f| f.count).saturating_add(1),
         time: inputs.now,
         generation: attempt.generation,
     };
     let text = failure.message.clone();
-    status.failures.retain(|f| f.action != attempt.action);
+    status.failures.retain(|f| (f.action, &f.volume) != (attempt.action, &attempt.volume));
     status.failures.push(failure);
     status.phase = Phase::Failed;
     // Undone, or never begun: the host does not hold the VM, so a machine that may be anywhere may be tried elsewhere.
-    if attempt.action == ActionKind::Clone && !remains && inputs.machine.spec.host.is_none() {
+    // Unless its disks wait for it there.
+    let free = inputs.machine.spec.host.is_none() && !disks::bind_to_host(status);
+    if attempt.action == ActionKind::Clone && !remains && free {
         (status.host, status.cluster, status.node, status.tenant) = (None, None, None, None);
     }
     let reason = condition_reason(attempt.action, reason);
@@ -211,18 +229,23 @@ fn failed(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, what: (
         ActionKind::Clone => draft.condition("Created", false, &reason, text.clone()),
         ActionKind::Configure => draft.condition("Configured", false, &reason, text.clone()),
         ActionKind::Start | ActionKind::Shutdown | ActionKind::Delete => {}
+        _ => draft.condition("DisksReady", false, &reason, text.clone()),
     }
     draft.not_ready(&reason, text);
 }
 
 /// `STORAGE_FULL` becomes `CloneFailed.StorageFull`'s CamelCase brother `CloneFailedStorageFull`.
 pub(super) fn condition_reason(action: ActionKind, reason: &str) -> String {
+    format!("{}Failed{}", camel_reason(action.as_str()), camel_reason(reason))
+}
+
+/// `STORAGE_FULL` as `StorageFull`.
+pub(super) fn camel_reason(reason: &str) -> String {
     let camel = |word: &str| {
         let mut letters = word.chars();
         letters.next().map(|c| c.to_ascii_uppercase().to_string() + &letters.as_str().to_ascii_lowercase()).unwrap_or_default()
     };
-    let tail: String = reason.split('_').map(camel).collect();
-    format!("{}Failed{tail}", camel(action.as_str()))
+    reason.split(['_', '-']).map(camel).collect()
 }
 
 /// How long to wait after a failure: doubled each time up to a bound, and spread over a quarter of it so that many machines that failed
@@ -238,10 +261,11 @@ pub(super) fn backoff(failure: &Failure, uid: &str) -> Duration {
 }
 
 /// Numbers a new attempt. It is stored before it is sent.
-fn begin(inputs: &Inputs<'_>, draft: &mut Draft<'_>, action: ActionKind, host: &HostView) -> Attempt {
+fn begin(inputs: &Inputs<'_>, draft: &mut Draft<'_>, action: ActionKind, host: &HostView, volume: Option<&str>) -> Attempt {
     let number = inputs.machine.status.attempt + 1;
     let attempt = Attempt {
         action,
+        volume: volume.map(str::to_owned),
         attempt: number,
         host: host.name.clone(),
         cluster: host.cluster.clone(),
@@ -259,6 +283,8 @@ fn begin(inputs: &Inputs<'_>, draft: &mut Draft<'_>, action: ActionKind, host: &
         ActionKind::Start => Phase::Starting,
         ActionKind::Shutdown => Phase::Stopping,
         ActionKind::Delete => Phase::Deleting,
+        _ if inputs.machine.is_deleting() => Phase::Deleting,
+        _ => Phase::Configuring,
     };
     if draft.status.tenant.is_none() {
         draft.status.tenant = Some(inputs.machine.spec.tenant.clone());
@@ -271,7 +297,17 @@ pub(super) fn order(inputs: &Inputs<'_>, draft: &mut Draft<'_>, action: ActionKi
     if let Some(due) = draft.must_wait_for(action) {
         return Action::Wait(Some(due));
     }
-    let attempt = begin(inputs, draft, action, host);
+    begin_and_send(inputs, draft, action, host, None)
+}
+
+pub(super) fn begin_and_send(
+    inputs: &Inputs<'_>,
+    draft: &mut Draft<'_>,
+    action: ActionKind,
+    host: &HostView,
+    volume: Option<&str>,
+) -> Action {
+    let attempt = begin(inputs, draft, action, host, volume);
     match request(inputs, draft, &attempt) {
         Some(request) => Action::Call(Box::new(request)),
         None => Action::Wait(None),
@@ -290,18 +326,18 @@ pub(super) fn clone(inputs: &Inputs<'_>, draft: &mut Draft<'_>, host: &HostView)
     }
     draft.condition("Created", false, "Creating", "");
     draft.not_ready("Creating", "");
-    let attempt = begin(inputs, draft, ActionKind::Clone, host);
-    match request(inputs, draft, &attempt) {
-        Some(request) => Action::Call(Box::new(request)),
-        None => Action::Wait(None),
-    }
+    begin_and_send(inputs, draft, ActionKind::Clone, host, None)
 }
 
 /// The call of an attempt; nothing when there is nothing left to order.
 fn request(inputs: &Inputs<'_>, draft: &Draft<'_>, attempt: &Attempt) -> Option<Request> {
     let (machine, spec) = (inputs.machine, &inputs.machine.spec);
-    let tenant = draft.status.tenant.clone().unwrap_or_else(|| spec.tenant.clone());
-    let meta = Some(v1::RequestMeta { tenant: tenant.clone(), request_id: attempt.request_id.clone(), controller_epoch: None, wait: None });
+    let tenant = draft.tenant();
+    let meta = v1::RequestMeta { tenant: tenant.clone(), request_id: attempt.request_id.clone(), controller_epoch: None, wait: None };
+    if attempt.volume.is_some() {
+        return disks::request(inputs, draft, attempt, meta);
+    }
+    let meta = Some(meta);
     let vm = draft.status.vmid.zip(draft.status.uuid.clone()).map(|(vmid, uuid)| v1::VmRef { vmid, uuid });
     Some(match attempt.action {
         ActionKind::Clone => {
@@ -330,7 +366,12 @@ fn request(inputs: &Inputs<'_>, draft: &Draft<'_>, attempt: &Attempt) -> Option<
             Request::Configure(v1::ConfigureVmRequest { meta, vm: Some(vm?), config: Some(config) })
         }
         ActionKind::Start => Request::Start(v1::StartVmRequest { meta, vm: Some(vm?) }),
-        ActionKind::Shutdown => Request::Shutdown(v1::ShutdownVmRequest { meta, vm: Some(vm?), timeout: None, force_stop: true }),
+        ActionKind::Shutdown => {
+            let timeout = disks::may_pull_plug(inputs, &draft.status).then_some(PULL_PLUG);
+            Request::Shutdown(v1::ShutdownVmRequest { meta, vm: Some(vm?), timeout, force_stop: true })
+        }
         ActionKind::Delete => Request::Delete(v1::DeleteVmRequest { meta, vm: Some(vm?), stop: true }),
+        // Of a disk, which an attempt without a volume has none of.
+        _ => return None,
     })
 }

@@ -1,7 +1,7 @@
 //! The object is to go; what becomes of its VM.
 
 use super::{
-    Action, Inputs, attempt,
+    Action, Inputs, attempt, disks,
     draft::Draft,
     locate::{self, Place},
     retained,
@@ -16,7 +16,7 @@ pub(super) fn decide(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
     if !inputs.machine.status.created {
         return match locate::marked(inputs) {
             // A clone whose answer was lost made it after all. After a deletion what is seen may be from before it.
-            Some(Ok(sighting)) if inputs.machine.status.last_success.as_ref().is_none_or(|s| s.action != ActionKind::Delete) => {
+            Some(Ok(sighting)) if !deleted(inputs) => {
                 draft.adopt(sighting);
                 Action::Again
             }
@@ -24,7 +24,7 @@ pub(super) fn decide(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
                 draft.fail("DuplicateVms", text);
                 Action::Wait(None)
             }
-            _ => Action::Release,
+            _ => disks::remove_rest(inputs, draft),
         };
     }
     match locate::locate(inputs) {
@@ -44,6 +44,9 @@ pub(super) fn decide(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
                 draft.not_ready("VmLocked", format!("PVE holds lock '{}' on VM {}; it is removed when that ends", vm.lock, vm.vmid));
                 return Action::Wait(None);
             }
+            if let Some(action) = disks::before_vm_goes(inputs, draft, vm, host) {
+                return action;
+            }
             draft.not_ready("Deleting", "");
             attempt::order(inputs, draft, ActionKind::Delete, host)
         }
@@ -56,6 +59,11 @@ pub(super) fn decide(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
             Action::Wait(None)
         }
         Place::Settling(until) => Action::Wait(Some(until)),
-        Place::Gone(_) => Action::Release,
+        Place::Gone(_) => disks::remove_rest(inputs, draft),
     }
+}
+
+/// Whether the VM was removed by us; after it nothing but disks is.
+fn deleted(inputs: &Inputs<'_>) -> bool {
+    inputs.machine.status.last_success.as_ref().is_some_and(|s| matches!(s.action, ActionKind::Delete | ActionKind::DeleteDisk))
 }

@@ -2,9 +2,9 @@
 
 use jiff::Timestamp;
 
-use super::{Action, Decision, Inputs, after, attempt};
+use super::{Action, Decision, Inputs, after, attempt, disks};
 use crate::{
-    kind::{ActionKind, ConditionStatus, MachineStatus, Phase, RunPolicy, set_condition},
+    kind::{ActionKind, Condition, ConditionStatus, Failure, MachineStatus, Phase, RunPolicy, set_condition},
     reconcile::{HostView, RunState, Sighting, VmView},
 };
 
@@ -72,6 +72,7 @@ impl<'a> Draft<'a> {
         self.status.host = host.map(|h| h.name.clone()).or_else(|| self.status.host.take());
         self.status.tenant = vm.owner.as_ref().map(|o| o.tenant.clone()).filter(|t| !t.is_empty());
         self.status.failures.clear();
+        disks::adopted(self.inputs.machine, &mut self.status, &vm.node);
         self.condition("Created", true, "Adopted", format!("VM {} existed already", vm.vmid));
     }
 
@@ -110,8 +111,8 @@ impl<'a> Draft<'a> {
     /// Everything is as it should be, as far as configuration and run state go.
     pub(super) fn ready(&mut self, vm: &VmView) {
         self.status.phase = if vm.state == RunState::Running { Phase::Running } else { Phase::Stopped };
-        let configured = self.status.conditions.iter().find(|c| c.kind == "Configured" && c.status == ConditionStatus::False).cloned();
-        match configured {
+        let lacks = |c: &&Condition| matches!(c.kind.as_str(), "Configured" | "DisksReady") && c.status == ConditionStatus::False;
+        match self.status.conditions.iter().find(lacks).cloned() {
             Some(c) => self.not_ready(&c.reason, c.message),
             None => self.condition("Ready", true, if vm.state == RunState::Running { "Running" } else { "Stopped" }, ""),
         }
@@ -124,24 +125,53 @@ impl<'a> Draft<'a> {
             attempt: old.attempt,
             observed_generation: old.observed_generation,
             conditions: old.conditions,
+            disks: old.disks,
             ..MachineStatus::default()
         };
+        disks::forget_vm(&mut self.status.disks);
+        self.status.node = old.node;
+        self.status.node = disks::node_of_volumes(&self.status);
+        if self.status.node.is_some() {
+            // Its volumes are the same, so it is made where they are, for the tenant that owns them.
+            let there = |h: &&HostView| Some(&h.cluster) == old.cluster.as_ref() && Some(&h.node) == self.status.node.as_ref();
+            self.status.host = self.inputs.hosts.iter().find(there).map(|h| h.name.clone()).or(old.host);
+            self.status.cluster = old.cluster;
+            self.status.tenant = old.tenant;
+        }
         self.condition("Created", false, "Recreating", "the VM is proven gone and recreatePolicy is Recreate");
         self.not_ready("Recreating", "the VM is made anew");
     }
 
     /// When an action that failed may be tried again; nothing when it may be tried now.
     pub(super) fn must_wait_for(&mut self, action: ActionKind) -> Option<Timestamp> {
-        let failure = self.inputs.machine.status.failure_of(action)?;
+        let (due, failure) = self.paused_after_failure(action, None)?;
+        self.status.phase = Phase::Failed;
+        self.not_ready(&attempt::condition_reason(action, &failure.reason), failure.message);
+        Some(due)
+    }
+
+    /// The same, about the VM or a volume, told to nobody; with what failed.
+    pub(super) fn paused_after_failure(&self, action: ActionKind, volume: Option<&str>) -> Option<(Timestamp, Failure)> {
+        let failure = self.inputs.machine.status.failure_with(action, volume)?;
         let generation = self.inputs.machine.metadata.generation;
         let due = after(failure.time, attempt::backoff(failure, &self.inputs.machine.metadata.uid));
-        if failure.generation != generation || due <= self.inputs.now {
-            return None;
-        }
-        self.status.phase = Phase::Failed;
-        let message = failure.message.clone();
-        self.not_ready(&attempt::condition_reason(action, &failure.reason), message);
-        Some(due)
+        (failure.generation == generation && due > self.inputs.now).then(|| (due, failure.clone()))
+    }
+
+    /// Nothing is wrong with this volume any more.
+    pub(super) fn forget_failures(&mut self, volume: &str) {
+        self.status.failures.retain(|f| f.volume.as_deref() != Some(volume));
+    }
+
+    /// Nothing remains to be done about this volume.
+    pub(super) fn forget_disk(&mut self, volume: &str) {
+        self.forget_failures(volume);
+        self.status.disks.retain(|d| d.volume_id != volume);
+    }
+
+    /// Whose the machine is.
+    pub(super) fn tenant(&self) -> String {
+        self.status.tenant.clone().unwrap_or_else(|| self.inputs.machine.spec.tenant.clone())
     }
 
     pub(super) fn policy(&self) -> RunPolicy {

@@ -5,16 +5,17 @@
 //! 2. Is the machine paused, or on its way out?
 //! 3. Was its VM ever made? If so it is looked for, and its absence believed only when proven.
 //! 4. If not: does a VM already carry this machine's mark? Only then is one cloned.
-//! 5. Does it look as the spec says, and does it run as the policy says?
+//! 5. Does it look as the spec says, does it have its disks, and does it run as the policy says?
 
 mod attempt;
 mod delete;
+mod disks;
 mod draft;
 mod drift;
 mod locate;
 mod run_state;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use pvelet_proto::v1;
@@ -27,6 +28,7 @@ use crate::{
 };
 
 pub use attempt::{Ending, Knowledge};
+pub use disks::VolumeSight;
 
 /// How long after an operation what is seen may still be from before it.
 pub(crate) const SETTLE: Duration = Duration::from_secs(2);
@@ -48,6 +50,8 @@ pub struct Inputs<'a> {
     pub orphan: Option<&'a Sighting>,
     /// What is known of the attempt under way.
     pub known: Knowledge,
+    /// What agents were asked about volumes in this pass, by node and volume id.
+    pub volumes: &'a BTreeMap<(String, String), VolumeSight>,
     /// The newest order by somebody else to stop the VM that was carried out: the operation's name, and when, by its host's clock.
     pub stop_order: Option<(String, Timestamp)>,
     /// Now.
@@ -63,6 +67,15 @@ pub enum Action {
     Again,
     /// Ask the agent for the operation of the attempt under way.
     LookUp,
+    /// Ask an agent about a volume, and decide again.
+    Observe {
+        /// The PVE cluster.
+        cluster: String,
+        /// The node whose agent is asked.
+        node: String,
+        /// The volume's id.
+        volume: String,
+    },
     /// Send the attempt under way.
     Call(Box<Request>),
     /// Cancel this operation.
@@ -84,6 +97,18 @@ pub enum Request {
     Shutdown(v1::ShutdownVmRequest),
     /// `VmService.DeleteVm`
     Delete(v1::DeleteVmRequest),
+    /// `VolumeService.CreateVolume`
+    CreateVolume(v1::CreateVolumeRequest),
+    /// `VolumeService.AttachVolume`
+    AttachVolume(v1::AttachVolumeRequest),
+    /// `VolumeService.GrowVolume`
+    GrowVolume(v1::GrowVolumeRequest),
+    /// `VolumeService.SetVolumeLimits`
+    SetVolumeLimits(v1::SetVolumeLimitsRequest),
+    /// `VolumeService.DetachVolume`
+    DetachVolume(v1::DetachVolumeRequest),
+    /// `VolumeService.DeleteVolume`
+    DeleteVolume(v1::DeleteVolumeRequest),
 }
 
 /// The next status, to be stored before the action is taken, and the action.
@@ -201,7 +226,10 @@ fn existing(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
             let configure = drift::decide(inputs, draft, vm, host);
             match configure {
                 Some(action @ (Action::Call(_) | Action::Again)) => action,
-                other => run_state::decide(inputs, draft, vm, host, other),
+                other => match disks::decide(inputs, draft, vm, host) {
+                    Err(action) => action,
+                    Ok(rest) => run_state::decide(inputs, draft, vm, host, (rest, other)),
+                },
             }
         }
         Place::Ambiguous(text) => {

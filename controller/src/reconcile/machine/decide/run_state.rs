@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Action, Inputs, SETTLE, after, attempt, draft::Draft};
+use super::{Action, Inputs, SETTLE, after, attempt, disks::Rest, draft::Draft};
 use crate::{
     kind::{ActionKind, Condition, ConditionStatus, Failure, RunPolicy, Success},
     reconcile::{HostView, RunState, VmView},
@@ -13,12 +13,16 @@ use crate::{
 /// A VM that stops within this time of its start counts as not coming up, and is restarted ever more slowly.
 const QUICK: Duration = Duration::from_secs(60);
 
-/// `wait` is what the configuration waits for, if anything.
-pub(super) fn decide(inputs: &Inputs<'_>, draft: &mut Draft<'_>, vm: &VmView, host: &HostView, wait: Option<Action>) -> Action {
-    let wait_until = |other: Option<Timestamp>| match &wait {
-        Some(Action::Wait(Some(at))) => Action::Wait(Some(other.map_or(*at, |o| o.min(*at)))),
-        _ => Action::Wait(other),
-    };
+/// `waits` is what the disks and the configuration wait for, if anything.
+pub(super) fn decide(
+    inputs: &Inputs<'_>,
+    draft: &mut Draft<'_>,
+    vm: &VmView,
+    host: &HostView,
+    (disks, config): (Rest, Option<Action>),
+) -> Action {
+    let config = if let Some(Action::Wait(at)) = config { at } else { None };
+    let wait_until = |other: Option<Timestamp>| Action::Wait([disks.until, config, other].into_iter().flatten().min());
     note_stop_order(inputs, draft, vm);
     draft.running_as_seen(vm);
     let ordered = draft.status.stopped_by.is_some();
@@ -61,6 +65,10 @@ pub(super) fn decide(inputs: &Inputs<'_>, draft: &mut Draft<'_>, vm: &VmView, ho
         draft.not_ready(reason, text);
         return wait_until(None);
     }
+    if let Some((reason, text)) = disks.hold.filter(|_| action == ActionKind::Start) {
+        draft.not_ready(&reason, text);
+        return wait_until(None);
+    }
     if let Some(due) = hold(inputs, draft, action) {
         return wait_until(Some(due));
     }
@@ -89,6 +97,7 @@ fn hold(inputs: &Inputs<'_>, draft: &mut Draft<'_>, action: ActionKind) -> Optio
     }
     let pretend = Failure {
         action,
+        volume: None,
         host: String::new(),
         reason: String::new(),
         message: String::new(),

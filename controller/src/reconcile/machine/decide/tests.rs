@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+mod disks;
 mod property;
 mod table;
 mod world;
@@ -120,6 +121,7 @@ fn the_second_decision_changes_nothing() {
 fn backoff_grows_to_its_bound_and_is_spread() {
     let failure = |count, retryable| Failure {
         action: ActionKind::Clone,
+        volume: None,
         host: "pve1".into(),
         reason: "X".into(),
         message: "x".into(),

@@ -1,10 +1,10 @@
 //! The inputs of a decision, owned, with a name for each usual situation.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::{Action, Decision, Ending, Inputs, Knowledge, Request, decide};
+use super::super::{Action, Decision, Ending, Inputs, Knowledge, Request, VolumeSight, decide};
 use crate::{
     kind::{ActionKind, Attempt, Failure, MACHINE_FINALIZER, PveMachine, Success},
     placement::{Candidate, Size},
@@ -18,6 +18,7 @@ pub(super) struct World {
     pub(super) templates: bool,
     pub(super) orphan: Option<Sighting>,
     pub(super) known: Knowledge,
+    pub(super) volumes: BTreeMap<(String, String), VolumeSight>,
     pub(super) stop_order: Option<(String, Timestamp)>,
     pub(super) now: Timestamp,
 }
@@ -32,6 +33,7 @@ impl World {
             templates: true,
             orphan: None,
             known: Knowledge::Unsure,
+            volumes: BTreeMap::new(),
             stop_order: None,
             now: Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1000),
         }
@@ -48,6 +50,7 @@ impl World {
         status.attempt = 7;
         status.operation = Some(Attempt {
             action,
+            volume: None,
             attempt: 7,
             host: "pve1".into(),
             cluster: "lab".into(),
@@ -105,6 +108,7 @@ impl World {
         world.machine.status.attempt = 1;
         world.machine.status.failures = vec![Failure {
             action: ActionKind::Clone,
+            volume: None,
             host: "pve1".into(),
             reason: "STORAGE_FULL".into(),
             message: "storage local is full".into(),
@@ -153,6 +157,7 @@ impl World {
             candidates: &candidates,
             orphan: self.orphan.as_ref(),
             known: self.known.clone(),
+            volumes: &self.volumes,
             stop_order: self.stop_order.clone(),
             now: self.now,
         })
@@ -173,6 +178,7 @@ pub(super) fn describe(action: &Action) -> String {
         Action::Wait(None) => "wait".into(),
         Action::Wait(Some(_)) => "wait a while".into(),
         Action::Again => "again".into(),
+        Action::Observe { node, .. } => format!("observe on {node}"),
         Action::LookUp => "look up".into(),
         Action::Cancel(name) => format!("cancel {name}"),
         Action::Release => "release".into(),
@@ -183,6 +189,12 @@ pub(super) fn describe(action: &Action) -> String {
                 Request::Start(r) => ("start", &r.meta),
                 Request::Shutdown(r) => ("shutdown", &r.meta),
                 Request::Delete(r) => ("delete", &r.meta),
+                Request::CreateVolume(r) => ("create-disk", &r.meta),
+                Request::AttachVolume(r) => ("attach-disk", &r.meta),
+                Request::GrowVolume(r) => ("grow-disk", &r.meta),
+                Request::SetVolumeLimits(r) => ("set-disk-limits", &r.meta),
+                Request::DetachVolume(r) => ("detach-disk", &r.meta),
+                Request::DeleteVolume(r) => ("delete-disk", &r.meta),
             };
             let attempt = meta.as_ref().and_then(|m| m.request_id.rsplit(':').next().map(str::to_owned)).unwrap_or_default();
             format!("call {name} {attempt}")
