@@ -19,11 +19,8 @@ pub mod pve;
 pub mod raw;
 pub mod stack;
 pub mod status;
-<<<<<<< HEAD
-pub mod volumes;
-=======
 pub mod volume_store;
->>>>>>> wt-store
+pub mod volumes;
 
 pub use agent::Agent;
 pub use client::Client;
