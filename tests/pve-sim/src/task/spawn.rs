@@ -85,12 +85,10 @@ fn begin(
 
 /// Uses up the first task fault that fits.
 fn take_fault(layout: &NodeLayout, kind: &str) -> io::Result<Option<TaskEffect>> {
-    let path = layout.faults();
-    let mut faults = Faults::load(&path)?;
-    let Some(at) = faults.tasks.iter().position(|fault| fault.kind.is_empty() || fault.kind == kind) else { return Ok(None) };
-    let fault = faults.tasks.remove(at);
-    faults.store(&path)?;
-    Ok(Some(fault.effect))
+    Faults::update(&layout.faults(), |faults| {
+        let at = faults.tasks.iter().position(|fault| fault.kind.is_empty() || fault.kind == kind);
+        Ok(at.map(|at| faults.tasks.remove(at).effect))
+    })
 }
 
 /// Stops a running task: SIGTERM, and SIGKILL when it is still there after five seconds. One that has ended is left alone.

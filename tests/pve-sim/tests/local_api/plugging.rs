@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use pve_sim::faults::{Faults, Hold};
+use pve_sim::faults::{Faults, Hold, TaskEffect};
 use serde_json::Value;
 
 use crate::{
-    node::Node,
+    node::{Node, task_fault},
     volumes::{form, volid},
 };
 
@@ -117,6 +117,26 @@ fn a_disk_that_a_guest_holds_on_to_stays_pending_until_it_lets_go_and_is_asked_a
     assert!(node.is_pending("delete: virtio3"), "{}", node.config(100));
     assert_eq!(node.put("delete=virtio3"), "200 OK");
     assert!(!node.config(100).contains("virtio3") && !node.config(100).contains("unused"), "{}", node.config(100));
+}
+
+#[test]
+fn a_worker_that_is_killed_while_it_pulls_a_disk_out_leaves_the_removal_pending() {
+    let node = Node::plugged("virtio3");
+    node.faults(&task_fault("qmconfig", TaskEffect::Killed));
+    assert_eq!(node.task("POST", "/nodes/pve1/qemu/100/config", "delete=virtio3"), "unexpected status");
+    assert!(node.has_line(&format!("virtio3: {},size=64M", volid())) && node.is_pending("delete: virtio3"), "{}", node.config(100));
+    assert_eq!(node.put("delete=virtio3"), "200 OK");
+    assert!(!node.config(100).contains("virtio3"), "{}", node.config(100));
+}
+
+#[test]
+fn a_worker_that_is_killed_while_it_plugs_a_disk_in_leaves_the_disk_pending() {
+    let node = Node::plugged("scsi3");
+    node.faults(&task_fault("qmconfig", TaskEffect::Killed));
+    assert_eq!(node.task("POST", "/nodes/pve1/qemu/100/config", &format!("scsi4={}", volid())), "unexpected status");
+    assert!(node.is_pending(&format!("scsi4: {},size=64M", volid())), "{}", node.config(100));
+    assert_eq!(node.put("revert=scsi4"), "200 OK");
+    assert!(!node.config(100).contains("scsi4"), "{}", node.config(100));
 }
 
 #[test]

@@ -338,6 +338,10 @@ fn delete(env: &Env<'_>, storages: &Storages, change: &Change, config: &mut VmCo
     if set {
         config.pending_delete.insert(key.to_owned(), change.force);
         drop_from_boot_order(config, key);
+        if is_drive_key(key) {
+            // Whoever is killed while a guest holds on to the disk leaves this behind.
+            env.store(change.vmid, config)?;
+        }
     }
     Ok(true)
 }
