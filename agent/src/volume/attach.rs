@@ -108,19 +108,29 @@ impl Inner {
         let state = h.state();
         let volid = held.volume.volid();
         let mut backoff = Backoff::new(self.settings.lock_pause);
+        let mut letting_go = false;
         loop {
             let vm = self.same_vm(h, state.vmid, &state.uuid, limit).await?;
             if let Some(lock) = vm.config.lock() {
                 return Err(Error::VmLocked { vmid: vm.vmid, lock: lock.to_owned() });
             }
             let uses = self.uses(&held.volume);
-            let (slot, mut call) = match attached_to(held.volume.id, &uses, vm.vmid)? {
+            let mut call = match attached_to(held.volume.id, &uses, vm.vmid)? {
                 Some(there) if !there.pending_detach => return self.tell_pending(h, there, &vm),
-                // Setting the slot again takes the pending removal back.
-                Some(there) => (there.slot.clone(), ConfigCall::default()),
-                None => (self.slot_for(&vm)?, ConfigCall::default()),
+                // Whether the guest still has the disk is not known: it has to let go of it before it gets it again.
+                Some(there) => {
+                    let slot = there.slot.clone();
+                    if letting_go {
+                        return Err(Error::GuestHoldsDisk { vmid: vm.vmid, slot });
+                    }
+                    letting_go = true;
+                    ConfigCall { delete: vec![slot], ..ConfigCall::default() }
+                }
+                None => {
+                    let line = options::line(&volid, held.volume.id, &wanted);
+                    ConfigCall { set: [(self.slot_for(&vm)?, line)].into(), ..ConfigCall::default() }
+                }
             };
-            call.set.insert(slot.clone(), options::line(&volid, held.volume.id, &wanted));
             call.digest = Some(vm.config.digest.clone());
             held.still()?;
             crash_point!("attach_volume.checked");
@@ -132,6 +142,9 @@ impl Inner {
                 other => other?,
             };
             crash_point!("attach_volume.task_ended");
+            if !call.delete.is_empty() {
+                continue;
+            }
             let vm = self.same_vm(h, state.vmid, &state.uuid, limit).await?;
             let found = uses::of_vm(&vm, &volid);
             match (found.iter().find(|u| matches!(u.how, How::Attached | How::Pending)), end) {

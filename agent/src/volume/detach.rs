@@ -61,6 +61,7 @@ impl Inner {
         let state = h.state();
         let volid = held.volume.volid();
         let mut backoff = Backoff::new(self.settings.lock_pause);
+        let mut asked = false;
         loop {
             let vm = match self.same_vm(h, state.vmid, &state.uuid, limit).await {
                 // Without its VM it is detached.
@@ -89,6 +90,9 @@ impl Inner {
             let Some(still) = after.iter().find(|u| matches!(u.how, How::Attached | How::Pending)) else { break };
             match failed {
                 Some(Error::LockTimeout { what }) => self.wait_for_lock(h, &what, &mut backoff, limit).await?,
+                // Where each disk has a controller of its own, the first attempt may take the disk away and give up on the controller; the
+                // second then finds nothing left to wait for.
+                _ if still.pending_detach && vm.run != RunState::Stopped && !asked => asked = true,
                 // Asked, and not done: the guest holds it.
                 _ if still.pending_detach && vm.run != RunState::Stopped => {
                     return Err(Error::GuestHoldsDisk { vmid: vm.vmid, slot: still.slot.clone() });
@@ -113,17 +117,15 @@ impl Inner {
             self.store.rename(&volume.at, &name).await?;
         }
         crash_point!("detach_volume.renamed");
-        // After a crash it may have its own name already.
-        for old in [state.volume.name, find::names(&volume.at.storage.kind, state.vmid, volume.id, &volume.at.format).1] {
-            if old != name {
-                self.forget_unused_name(h, &format!("{}:{old}", volume.at.storage.id), limit).await?;
-            }
+        // After a crash it may have its own name already. PVE puts a volume aside under any name when a snapshot that had it goes.
+        for old in [state.volume.name, find::names(&volume.at.storage.kind, state.vmid, volume.id, &volume.at.format).1, name] {
+            self.forget_unused_name(h, &format!("{}:{old}", volume.at.storage.id), limit).await?;
         }
         Ok(())
     }
 
-    /// Takes an `unusedN` entry that names a volume by a name it no longer has out of a VM's config. PVE frees what it takes out so; that
-    /// nothing is there any more under that name is proven first.
+    /// Takes an `unusedN` entry that names a volume by a name it no longer has, or by one that is not the VM's, out of a VM's config. PVE
+    /// frees what it takes out so and is the VM's own: that nothing is there any more under such a name is proven first.
     pub(super) async fn forget_unused_name(&self, h: &Handle, volid: &str, limit: Limit) -> Result<(), Error> {
         let state = h.state();
         let vmid = state.vmid;
@@ -135,7 +137,7 @@ impl Inner {
             };
             let found = uses::of_vm(&vm, volid);
             let Some(slot) = found.iter().find(|u| u.how == How::Unused).map(|u| u.slot.clone()) else { return Ok(()) };
-            if self.pve.volume(volid).await?.is_some() {
+            if view::owner_of(volid) == Some(vmid) && self.pve.volume(volid).await?.is_some() {
                 h.warn(format!("{slot} of VM {vmid} still names {volid}, which is there: it is left alone"));
                 return Ok(());
             }

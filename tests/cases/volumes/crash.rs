@@ -94,20 +94,22 @@ async fn attaching_and_detaching_survive_a_kill_between_any_two_steps() {
     let id = client.made_volume("c", "local", MIB, "raw").await;
     succeeded(client.start("s", &vm).await);
     for point in points("attach_volume.") {
-        let (request_id, volume, target) = (point, id.clone(), vm.clone());
-        let (client, _) = dies(&mut stack, point, |c| async move { c.attach_volume(request_id, &volume, &target).await }).await;
-        let again = format!("again-{point}");
-        settled(&client, point, || client.attach_volume(&again, &id, &vm)).await;
+        let request_id = format!("attach-{point}");
+        let (name, volume, target) = (request_id.clone(), id.clone(), vm.clone());
+        let (client, _) = dies(&mut stack, point, |c| async move { c.attach_volume(&name, &volume, &target).await }).await;
+        let again = format!("again-{request_id}");
+        settled(&client, &request_id, || client.attach_volume(&again, &id, &vm)).await;
         assert_eq!(slots(&client, 101).await, [("scsi1".to_owned(), id.clone())], "{point}");
         succeeded(client.detach_volume(&format!("d-{point}"), &id, &vm).await);
     }
     for point in points("detach_volume.") {
         let client = stack.operator("pve1");
         succeeded(client.attach_volume(&format!("a-{point}"), &id, &vm).await);
-        let (request_id, volume, target) = (point, id.clone(), vm.clone());
-        let (client, _) = dies(&mut stack, point, |c| async move { c.detach_volume(request_id, &volume, &target).await }).await;
-        let again = format!("again-{point}");
-        settled(&client, point, || client.detach_volume(&again, &id, &vm)).await;
+        let request_id = format!("detach-{point}");
+        let (name, volume, target) = (request_id.clone(), id.clone(), vm.clone());
+        let (client, _) = dies(&mut stack, point, |c| async move { c.detach_volume(&name, &volume, &target).await }).await;
+        let again = format!("again-{request_id}");
+        settled(&client, &request_id, || client.detach_volume(&again, &id, &vm)).await;
         assert!(slots(&client, 101).await.is_empty(), "{point}");
         assert_eq!(client.volume(&id).await.unwrap().name_vmid, 999_999_999, "{point}");
     }
@@ -155,10 +157,11 @@ async fn growing_handing_over_and_deleting_survive_a_kill_between_any_two_steps(
     let id = client.made_volume("c", "local", size, "raw").await;
     for point in points("grow_volume.") {
         size += MIB;
-        let (name, volume) = (point, id.clone());
-        let (client, _) = dies(&mut stack, point, |c| async move { c.grow_volume(name, &volume, size).await }).await;
-        let again = format!("again-{point}");
-        settled(&client, point, || client.grow_volume(&again, &id, size)).await;
+        let request_id = format!("grow-{point}");
+        let (name, volume) = (request_id.clone(), id.clone());
+        let (client, _) = dies(&mut stack, point, |c| async move { c.grow_volume(&name, &volume, size).await }).await;
+        let again = format!("again-{request_id}");
+        settled(&client, &request_id, || client.grow_volume(&again, &id, size)).await;
         assert_eq!(client.volume(&id).await.unwrap().size_bytes, size, "{point}");
     }
     let client = stack.operator("pve1");
@@ -187,10 +190,11 @@ async fn growing_handing_over_and_deleting_survive_a_kill_between_any_two_steps(
     for point in points("delete_volume.") {
         let client = stack.operator("pve1");
         let id = client.made_volume(&format!("c-{point}"), "local", MIB, "raw").await;
-        let (name, volume) = (point, id.clone());
-        let (client, _) = dies(&mut stack, point, |c| async move { c.delete_volume(name, &volume).await }).await;
-        let again = format!("again-{point}");
-        settled(&client, point, || client.delete_volume(&again, &id)).await;
+        let request_id = format!("delete-{point}");
+        let (name, volume) = (request_id.clone(), id.clone());
+        let (client, _) = dies(&mut stack, point, |c| async move { c.delete_volume(&name, &volume).await }).await;
+        let again = format!("again-{request_id}");
+        settled(&client, &request_id, || client.delete_volume(&again, &id)).await;
         assert_eq!(stack.sim.control().leftovers().unwrap(), before, "{point}");
     }
 }

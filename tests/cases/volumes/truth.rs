@@ -50,11 +50,43 @@ async fn a_guest_that_does_not_let_go_is_told_and_the_disk_is_still_attached() {
     let attachment = client.volume(&id).await.unwrap().attachment.unwrap();
     assert!(attachment.slot == "scsi1" && attachment.pending_detach, "{attachment:?}");
     Refusal::of(client.delete_volume("x", &id).await).is(Code::FailedPrecondition, "VOLUME_IN_USE", "it is still there");
+    // Neither is it taken for attached: whether the guest still has it is not known.
+    Refusal::of(client.attach_volume("a2", &id, &vm).await).is(Code::Aborted, "GUEST_HOLDS_DISK", "it is being let go of");
     // It lets go, and the next attempt succeeds.
     control.call(&Request::HoldDisk { vmid: 101, slot: "scsi1".into(), hold: None }).unwrap();
     succeeded(client.detach_volume("d2", &id, &vm).await);
     assert!(client.volume(&id).await.unwrap().attachment.is_none());
     assert!(slots(&client, 101).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_controller_that_the_guest_gives_up_late_does_not_keep_the_disk() {
+    let stack = one_node();
+    let client = stack.operator("pve1");
+    let vm = seeded(&client, 101).await;
+    let id = client.made_volume("c", "local", MIB, "raw").await;
+    succeeded(client.start("s", &vm).await);
+    succeeded(client.attach_volume("a", &id, &vm).await);
+    stack.sim.control().call(&Request::HoldDisk { vmid: 101, slot: "scsi1".into(), hold: Some(Hold::Controller) }).unwrap();
+    succeeded(client.detach_volume("d", &id, &vm).await);
+    assert!(slots(&client, 101).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_volume_that_pve_put_aside_with_a_snapshot_is_taken_back() {
+    let stack = one_node();
+    let client = stack.operator("pve1");
+    let vm = seeded(&client, 101).await;
+    let id = client.made_volume("c", "local", MIB, "qcow2").await;
+    succeeded(client.attach_volume("a", &id, &vm).await);
+    assert_eq!(stack.pve("pve1").task("POST", "/qemu/101/snapshot", "snapname=before"), "TASK OK");
+    succeeded(client.detach_volume("d", &id, &vm).await);
+    assert_eq!(stack.pve("pve1").task("DELETE", "/qemu/101/snapshot/before", ""), "TASK OK");
+    let attachment = client.volume(&id).await.unwrap().attachment.unwrap();
+    assert!(attachment.slot.starts_with("unused"), "{attachment:?}");
+    succeeded(client.detach_volume("d2", &id, &vm).await);
+    assert!(client.volume(&id).await.unwrap().attachment.is_none());
+    succeeded(client.delete_volume("x", &id).await);
 }
 
 #[tokio::test]
