@@ -9,7 +9,7 @@ pub mod config_file;
 pub mod fake;
 pub mod files;
 mod host;
-pub(in crate::host) mod orphan;
+mod orphan;
 mod qmp;
 mod reader;
 mod running;

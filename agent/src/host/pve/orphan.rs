@@ -38,7 +38,7 @@ fn writes(arguments: &[String], vmid: u32) -> bool {
 
 /// Whether nobody waits for the process any more. Each PVE worker leads a session of its own: a child whose leader is gone, or whose parent
 /// belongs to another session, was orphaned by its worker's death.
-pub(in crate::host) fn orphaned(proc: &Path, stat: process::Stat) -> bool {
+fn orphaned(proc: &Path, stat: process::Stat) -> bool {
     let leader = process::stat(proc, stat.session);
     let parent = process::stat(proc, stat.parent);
     leader.is_none_or(|l| l.ended()) || parent.is_none_or(|p| p.ended() || p.session != stat.session)

@@ -137,9 +137,9 @@ impl VolumeStore for LocalStore {
     }
 
     fn locate(&self, path: &str) -> Option<(PathBuf, String)> {
-        let path = Some(path).filter(|p| p.starts_with('/') && !p.split('/').any(|part| part == ".."))?;
+        let path = Path::new(path).has_root().then_some(path).filter(|p| !p.split('/').any(|part| part == ".."))?;
+        let name = Path::new(path).file_name()?.to_str()?.to_owned();
         let path = below(&self.root, path);
-        let name = Path::file_name(&path)?.to_str()?.to_owned();
         Some((path.parent()?.to_owned(), name))
     }
 

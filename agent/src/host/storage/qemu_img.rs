@@ -66,7 +66,7 @@ pub(super) async fn check_open(storage: &str, format: &str, image: &Image) -> Re
 }
 
 /// What an open image is called in the tool's arguments: nobody can put another file in its place.
-const STDIN: &str = "/dev/stdin";
+const STDIN: &str = "/proc/self/fd/0";
 
 /// An open image as a source: without its backing file, whatever its header says by now.
 pub(super) fn open_url(format: &str) -> String {

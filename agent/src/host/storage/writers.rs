@@ -2,10 +2,7 @@
 
 use std::path::Path;
 
-use crate::host::{
-    process,
-    pve::{ProcessRef, orphan},
-};
+use crate::host::{process, pve::ProcessRef};
 
 /// Whether a command writes to what is called `target`: a path, a device, `rbd:<image>` or a dataset. Of a conversion only the last argument
 /// is written; the others are read.
@@ -38,8 +35,14 @@ fn snapshot(argument: &str, target: &str) -> bool {
     argument.strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with('@'))
 }
 
-/// All such processes that write to a volume with one of these names. A child of this process is waited for and is none of them, nor is one
-/// whose PVE worker lives.
+/// Whether nobody waits for a process any more: whoever started it is gone, so that init, or a collector of orphans in another session, has
+/// become its parent. What leads a session of its own was started that way on purpose (a service of systemd).
+fn left_over(proc: &Path, pid: i32, stat: process::Stat) -> bool {
+    let parent = process::stat(proc, stat.parent);
+    stat.session != pid && (stat.parent == 1 || parent.is_none_or(|p| p.ended() || p.session != stat.session))
+}
+
+/// All such processes that write to a volume with one of these names. A child of this process is waited for and is none of them.
 pub(super) fn find(proc: &Path, targets: &[String], own: i32) -> std::io::Result<Vec<ProcessRef>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(proc)? {
@@ -48,8 +51,8 @@ pub(super) fn find(proc: &Path, targets: &[String], own: i32) -> std::io::Result
         if !targets.iter().any(|target| writes(&arguments, target)) {
             continue;
         }
-        let orphan = |s: &process::Stat| !s.ended() && s.parent != own && orphan::orphaned(proc, *s);
-        if let Some(stat) = process::stat(proc, pid).filter(orphan) {
+        let ours = |s: &process::Stat| !s.ended() && s.parent != own && left_over(proc, pid, *s);
+        if let Some(stat) = process::stat(proc, pid).filter(ours) {
             found.push(ProcessRef { pid, start: stat.start, command: arguments.join(" ") });
         }
     }
@@ -122,8 +125,12 @@ mod tests {
             (true, 50, 50, 50, false),
             (false, 1, 50, 60, true),
             (true, 1, 50, 60, true),
-            // A living worker of PVE, or the agent before this one while it still lives.
+            // Somebody else's, who lives: a worker of PVE, or an agent that is not this one.
             (true, 50, 50, 60, false),
+            // No sessions at all, as in a machine whose init is a script.
+            (false, 1, 0, 60, true),
+            // A service of its own.
+            (false, 1, 200, 60, false),
         ] {
             let proc = proc(agent, parent, leader);
             let found = find(proc.path(), &["/b".to_owned()], own).unwrap();
