@@ -165,6 +165,12 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_sound() {
+        let (manifests, problems) = parse(include_str!("../../../docs/examples/db-1.yaml"));
+        assert_eq!((manifests.len(), problems), (1, vec![]));
+    }
+
+    #[test]
     fn every_kind_of_disk_is_taken() {
         let told = mistakes(
             "[{name: data, size: 10Gi, storage: fast}, {name: sys, storage: fast, image: {file: a/b.qcow2, format: qcow2}}, \

@@ -115,8 +115,8 @@ impl From<v1::Vm> for VmView {
             v1::VmState::Unknown | v1::VmState::Unspecified => RunState::Unknown,
         };
         let disk = BOOT_SLOTS.iter().find_map(|slot| vm.disks.iter().find(|d| d.slot == *slot && !d.cdrom));
-        let may_be_volume = |d: &v1::Disk| !d.cdrom && !(d.volume_id.is_empty() && d.serial.is_empty());
-        let disks = vm.disks.iter().filter(|d| may_be_volume(d)).map(|d| DiskView {
+        let named = |d: &v1::Disk| !d.volume_id.is_empty() || !d.serial.is_empty();
+        let disks = vm.disks.iter().filter(|d| !d.cdrom && named(d)).map(|d| DiskView {
             slot: d.slot.clone(),
             storage: d.storage.clone(),
             size_bytes: d.size_bytes,

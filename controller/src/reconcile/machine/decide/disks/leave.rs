@@ -89,6 +89,7 @@ pub(in super::super) fn before_vm_goes<'p>(
         draft.not_ready("Deleting", "the VM is stopped before its disks are detached");
         return Some(attempt::order(inputs, draft, ActionKind::Shutdown, host));
     }
+    draft.not_ready("Deleting", "its disks are detached before the VM is removed");
     for volume in &volumes {
         // Before it is detached: afterwards nobody can tell on which node it is.
         if let Err(Some(action)) = pass.follow_vm(draft, volume) {
@@ -101,9 +102,8 @@ pub(in super::super) fn before_vm_goes<'p>(
             return Some(action);
         }
     }
-    match pass.findings.problems.first() {
-        Some((reason, text)) => draft.not_ready(reason, text.clone()),
-        None => draft.not_ready("Deleting", ""),
+    if let Some((reason, text)) = pass.findings.problems.first() {
+        draft.not_ready(reason, text.clone());
     }
     Some(Action::Wait(pass.findings.rest.until))
 }
@@ -120,7 +120,10 @@ pub(in super::super) fn remove_rest(inputs: &Inputs<'_>, draft: &mut Draft<'_>) 
         let host = locate::host_of(inputs, draft.status.cluster.as_deref(), Some(&node));
         let (reason, text) = match usable(host, &node) {
             Ok(host) => match draft.paused_after_failure(ActionKind::DeleteDisk, Some(volume)) {
-                None => return begin(inputs, draft, ActionKind::DeleteDisk, host, volume),
+                None => {
+                    draft.not_ready("Deleting", "");
+                    return begin(inputs, draft, ActionKind::DeleteDisk, host, volume);
+                }
                 Some((due, failure)) => {
                     until = Some(until.map_or(due, |u: jiff::Timestamp| u.min(due)));
                     (attempt::condition_reason(ActionKind::DeleteDisk, &failure.reason), failure.message)
