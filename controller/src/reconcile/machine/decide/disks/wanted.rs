@@ -174,7 +174,7 @@ impl Pass<'_> {
     /// The VM has it: size, options, limits.
     fn attached(&mut self, draft: &mut Draft<'_>, volume: &str, spec: &DiskSpec, disk: &DiskView) -> Option<Action> {
         let known = draft.status.disk(volume).cloned().unwrap_or_default();
-        let host = self.host;
+        let (host, problems) = (self.host, self.findings.problems.len());
         if let Some(until) = settling(self.inputs, &known, ActionKind::DetachDisk) {
             self.findings.until(until);
             self.findings.hold("AttachingDisk", format!("disk {}", known.name));
@@ -209,8 +209,7 @@ impl Pass<'_> {
         if known.limits != Some(spec.wanted_limits()) {
             return self.order(draft, ActionKind::SetDiskLimits, host, volume);
         }
-        let lacking = self.findings.problems.iter().any(|(_, text)| text.starts_with(&format!("disk {}:", known.name)));
-        if !lacking {
+        if self.findings.problems.len() == problems {
             draft.forget_failures(volume);
         }
         None

@@ -319,7 +319,6 @@ impl Model {
     }
 
     fn carry_out(&mut self, node: &str, request: Request) -> Knowledge {
-        let done = || Knowledge::Ended(Ending::Succeeded { vmid: 0, uuid: String::new() });
         match request {
             Request::Clone(_) => {
                 self.made += 1;
@@ -344,7 +343,6 @@ impl Model {
             }
             Request::Start(_) => self.vms.iter_mut().for_each(|vm| vm.state = RunState::Running),
             Request::Shutdown(_) => self.vms.iter_mut().for_each(|vm| vm.state = RunState::Stopped),
-            Request::Configure(_) => {}
             Request::CreateVolume(r) => {
                 if !self.sees(node, &r.id) {
                     self.ever.insert(r.id.clone());
@@ -364,7 +362,7 @@ impl Model {
                 let of_volume = self.vms.iter_mut().flat_map(|vm| &mut vm.disks).filter(|d| d.volume_id == id);
                 of_volume.for_each(|d| d.size_bytes = r.size_bytes);
             }
-            Request::SetVolumeLimits(_) => {}
+            Request::Configure(_) | Request::SetVolumeLimits(_) => {}
             Request::DeleteVolume(r) => {
                 let id = r.volume.unwrap().id;
                 if KEPT.contains(&id.as_str()) {
@@ -376,7 +374,7 @@ impl Model {
                 self.volumes.retain(|(v, on)| *v != id || on.as_ref().is_some_and(|on| on != node));
             }
         }
-        done()
+        Knowledge::Ended(Ending::Succeeded { vmid: 0, uuid: String::new() })
     }
 
     fn attach(&mut self, node: &str, id: &str) -> Knowledge {
