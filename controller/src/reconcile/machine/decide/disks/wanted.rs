@@ -3,7 +3,7 @@
 use super::{LOOK_AGAIN, Pass, VolumeSight, after, entry, settling};
 use crate::{
     kind::{ActionKind, DiskPhase, DiskSpec, DiskStatus, Quantity, claim},
-    reconcile::{DiskView, RunState, machine::decide::Action, machine::decide::draft::Draft},
+    reconcile::{ASIDE, DiskView, RunState, machine::decide::Action, machine::decide::draft::Draft},
 };
 use pvelet_proto::{reason, v1};
 
@@ -146,7 +146,7 @@ impl Pass<'_> {
                 Err(action) => return Some(action),
             };
             if let VolumeSight::Found(found) = &sight
-                && found.attachment.as_ref().is_some_and(|a| !a.pending_detach && a.vm.as_ref().is_some_and(|vm| vm.uuid == self.vm.uuid))
+                && found.attachment.as_ref().is_some_and(|a| comes_with_next_start(a, &self.vm.uuid))
             {
                 let text = format!("disk {}: attached, but the guest sees it only from the VM's next start; shut it down once", known.name);
                 self.findings.problem("DiskPendingRestart", text);
@@ -237,6 +237,12 @@ impl Pass<'_> {
         let host = self.host;
         Err(self.order(draft, ActionKind::GrowDisk, host, volume))
     }
+}
+
+/// Not put aside, not on its way out, and not merely named by a snapshot.
+fn comes_with_next_start(attachment: &v1::VolumeAttachment, uuid: &str) -> bool {
+    let slot = !attachment.slot.is_empty() && !attachment.slot.starts_with(ASIDE);
+    slot && !attachment.pending_detach && attachment.vm.as_ref().is_some_and(|vm| vm.uuid == uuid)
 }
 
 /// Writes down what the VM's config tells.
