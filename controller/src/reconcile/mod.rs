@@ -17,3 +17,5 @@ pub use controller::Controller;
 pub use fleet::{Fleet, Wake};
 pub use machine::decide::{Action, Decision, Ending, Inputs, Knowledge, Request, VolumeSight, decide};
 pub use view::{DiskView, Facts, HostView, Link, RunState, Sighting, VmTable, VmView, machine_uid, timestamp};
+
+use view::ASIDE;

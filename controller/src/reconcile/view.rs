@@ -13,6 +13,9 @@ use crate::kind::Quantity;
 /// Slots in which PVE's templates have their boot disk, in the order of likelihood.
 const BOOT_SLOTS: [&str; 4] = ["scsi0", "virtio0", "sata0", "ide0"];
 
+/// What the slots of disks begin with that PVE has put aside.
+pub(super) const ASIDE: &str = "unused";
+
 /// A VM as one agent sees it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct VmView {
@@ -88,7 +91,7 @@ impl DiskView {
 
     /// Whether PVE has put it aside: it stands in the config, but the guest does not have it.
     pub fn is_aside(&self) -> bool {
-        self.slot.starts_with("unused")
+        self.slot.starts_with(ASIDE)
     }
 }
 
@@ -115,8 +118,8 @@ impl From<v1::Vm> for VmView {
             v1::VmState::Unknown | v1::VmState::Unspecified => RunState::Unknown,
         };
         let disk = BOOT_SLOTS.iter().find_map(|slot| vm.disks.iter().find(|d| d.slot == *slot && !d.cdrom));
-        let may_be_volume = |d: &v1::Disk| !d.cdrom && !(d.volume_id.is_empty() && d.serial.is_empty());
-        let disks = vm.disks.iter().filter(|d| may_be_volume(d)).map(|d| DiskView {
+        let named = |d: &v1::Disk| !d.volume_id.is_empty() || !d.serial.is_empty();
+        let disks = vm.disks.iter().filter(|d| !d.cdrom && named(d)).map(|d| DiskView {
             slot: d.slot.clone(),
             storage: d.storage.clone(),
             size_bytes: d.size_bytes,

@@ -227,8 +227,8 @@ impl VmService for Service {
 
     async fn delete_vm(&self, request: Request<v1::DeleteVmRequest>) -> Result<Response<v1::DeleteVmResponse>, Status> {
         let v1::DeleteVmRequest { meta, vm, .. } = request.into_inner();
-        let disks = self.cluster.lock().vms.get(&vm.clone().unwrap_or_default().vmid).map(|vm| vm.disks.len());
-        assert_eq!(disks.unwrap_or(0), 0, "the VM is deleted with volumes attached");
+        let attached = self.cluster.lock().attached(&self.node, vm.clone().unwrap_or_default().vmid);
+        assert_eq!(attached, 0, "the VM is deleted with volumes attached");
         let operation = self.order("DeleteVm", meta, vm, v1::OperationKind::DeleteVm, Effect::Delete)?;
         Ok(Response::new(v1::DeleteVmResponse { operation }))
     }

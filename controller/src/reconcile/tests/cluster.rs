@@ -239,6 +239,7 @@ impl Cluster {
                 None
             }
             Effect::Delete(vmid) => {
+                state.forget_attachments(vmid);
                 let vm = state.vms.remove(&vmid).unwrap();
                 self.tell(v1::VmEventType::Removed, vm);
                 None

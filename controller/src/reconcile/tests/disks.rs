@@ -126,14 +126,29 @@ async fn a_vm_made_anew_gets_the_same_disks() {
     let running = bench.start().await;
     bench.add_machine("db-1", &format!("{TWO}, host: pve2, recreatePolicy: Recreate"));
     running.until::<Machine>("db-1", ready).await;
-    for stored in &mut bench.cluster.lock().volumes {
-        stored.volume.attachment = None;
-    }
+    bench.cluster.lock().forget_attachments(1000);
     bench.cluster.remove(1000);
     let machine = running.until::<Machine>("db-1", |m| ready(m) && m.status.vmid == Some(1001)).await;
     assert_eq!(machine.status.node.as_deref(), Some("pve2"));
     assert_eq!(calls(&bench).iter().filter(|c| **c == "CreateVolume").count(), 1);
     assert_eq!(bench.cluster.machines()[0].disks.len(), 2);
+}
+
+#[tokio::test]
+async fn a_vm_that_moves_takes_shared_disks_along_and_a_local_one_is_told() {
+    let bench = Bench::new(&["pve1", "pve2"]).await;
+    bench.cluster.lock().add_volume(EXISTING, 2 << 30);
+    let running = bench.start().await;
+    bench.add_machine("db-1", &format!("{TWO}, host: pve1"));
+    running.until::<Machine>("db-1", ready).await;
+    bench.cluster.change(1000, v1::VmEventType::Moved, |vm| vm.node = "pve2".into());
+    let machine = running.until::<Machine>("db-1", because("DiskOnOtherHost")).await;
+    let nodes = [disk(&machine, "data").node.as_deref(), disk(&machine, "mine").node.as_deref()];
+    assert_eq!(nodes, [Some("pve1"), Some("pve2")]);
+    // When the machine goes, the local one is removed where it lies.
+    fs::remove_file(bench.path().join("db-1.yaml")).unwrap();
+    running.until_gone("db-1").await;
+    assert_eq!(bench.cluster.lock().volume_ids(), [EXISTING]);
 }
 
 #[tokio::test]

@@ -51,6 +51,22 @@ impl State {
         self.volumes.push(Stored { volume, node: None });
     }
 
+    /// How many volumes that the node sees the VM has.
+    pub(super) fn attached(&self, node: &str, vmid: u32) -> usize {
+        let sees = |d: &&v1::Disk| {
+            let mut seen = self.volumes.iter().filter(|s| s.node.as_ref().is_none_or(|n| n == node));
+            seen.any(|s| s.volume.id.parse::<VolumeId>().unwrap().serial() == d.serial)
+        };
+        self.vms.get(&vmid).map_or(0, |vm| vm.disks.iter().filter(sees).count())
+    }
+
+    /// The VM is gone: nothing is attached to it any more.
+    pub(super) fn forget_attachments(&mut self, vmid: u32) {
+        for Stored { volume, .. } in &mut self.volumes {
+            volume.attachment.take_if(|a| a.vm.as_ref().is_some_and(|vm| vm.vmid == vmid));
+        }
+    }
+
     pub(super) fn volume_ids(&self) -> Vec<String> {
         self.volumes.iter().map(|s| s.volume.id.clone()).collect()
     }

@@ -12,8 +12,10 @@ use crate::{
 pub(in super::super) fn request(inputs: &Inputs<'_>, draft: &Draft<'_>, attempt: &Attempt, meta: v1::RequestMeta) -> Option<Request> {
     let (id, meta) = (attempt.volume.clone()?, Some(meta));
     let spec = inputs.machine.spec.disks_of(&inputs.machine.metadata.uid).into_iter().find(|(v, _)| v.to_string() == id).map(|(_, s)| s);
-    // Found by its id alone, wherever it was moved; only for an existing one the spec may say where to look.
-    let storage = spec.filter(|s| !s.is_made()).and_then(|s| s.storage.clone()).unwrap_or_default();
+    // Found by its id alone: with the storage it was on, a volume that was moved would be taken for gone, and its VM be removed over it. Only
+    // an existing one is looked for where the spec says, when it is attached.
+    let hint = spec.filter(|s| attempt.action == ActionKind::AttachDisk && !s.is_made()).and_then(|s| s.storage.clone());
+    let storage = hint.unwrap_or_default();
     let volume = Some(v1::VolumeRef { id, storage });
     let vm = || draft.status.vmid.zip(draft.status.uuid.clone()).map(|(vmid, uuid)| v1::VmRef { vmid, uuid });
     Some(match attempt.action {

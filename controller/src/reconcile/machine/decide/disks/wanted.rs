@@ -3,7 +3,7 @@
 use super::{LOOK_AGAIN, Pass, VolumeSight, after, entry, settling};
 use crate::{
     kind::{ActionKind, DiskPhase, DiskSpec, DiskStatus, Quantity, claim},
-    reconcile::{DiskView, RunState, machine::decide::Action, machine::decide::draft::Draft},
+    reconcile::{ASIDE, DiskView, RunState, machine::decide::Action, machine::decide::draft::Draft},
 };
 use pvelet_proto::{reason, v1};
 
@@ -146,7 +146,7 @@ impl Pass<'_> {
                 Err(action) => return Some(action),
             };
             if let VolumeSight::Found(found) = &sight
-                && found.attachment.as_ref().is_some_and(|a| !a.pending_detach && a.vm.as_ref().is_some_and(|vm| vm.uuid == self.vm.uuid))
+                && found.attachment.as_ref().is_some_and(|a| comes_with_next_start(a, &self.vm.uuid))
             {
                 let text = format!("disk {}: attached, but the guest sees it only from the VM's next start; shut it down once", known.name);
                 self.findings.problem("DiskPendingRestart", text);
@@ -174,7 +174,7 @@ impl Pass<'_> {
     /// The VM has it: size, options, limits.
     fn attached(&mut self, draft: &mut Draft<'_>, volume: &str, spec: &DiskSpec, disk: &DiskView) -> Option<Action> {
         let known = draft.status.disk(volume).cloned().unwrap_or_default();
-        let host = self.host;
+        let (host, problems) = (self.host, self.findings.problems.len());
         if let Some(until) = settling(self.inputs, &known, ActionKind::DetachDisk) {
             self.findings.until(until);
             self.findings.hold("AttachingDisk", format!("disk {}", known.name));
@@ -209,8 +209,7 @@ impl Pass<'_> {
         if known.limits != Some(spec.wanted_limits()) {
             return self.order(draft, ActionKind::SetDiskLimits, host, volume);
         }
-        let lacking = self.findings.problems.iter().any(|(_, text)| text.starts_with(&format!("disk {}:", known.name)));
-        if !lacking {
+        if self.findings.problems.len() == problems {
             draft.forget_failures(volume);
         }
         None
@@ -238,6 +237,12 @@ impl Pass<'_> {
         let host = self.host;
         Err(self.order(draft, ActionKind::GrowDisk, host, volume))
     }
+}
+
+/// Not put aside, not on its way out, and not merely named by a snapshot.
+fn comes_with_next_start(attachment: &v1::VolumeAttachment, uuid: &str) -> bool {
+    let slot = !attachment.slot.is_empty() && !attachment.slot.starts_with(ASIDE);
+    slot && !attachment.pending_detach && attachment.vm.as_ref().is_some_and(|vm| vm.uuid == uuid)
 }
 
 /// Writes down what the VM's config tells.

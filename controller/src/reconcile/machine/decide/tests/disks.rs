@@ -98,7 +98,8 @@ fn sight(world: &mut World, node: &str, disk: &DiskSpec, sight: VolumeSight) {
 fn found(attached_to: Option<&str>, claim: &str) -> VolumeSight {
     let owner = v1::VolumeOwner { tenant: "default".into(), cluster: "test".into(), claim: claim.into() };
     let vm = |uuid: &str| v1::VmRef { vmid: 101, uuid: uuid.into() };
-    let attachment = attached_to.map(|uuid| v1::VolumeAttachment { vm: Some(vm(uuid)), ..v1::VolumeAttachment::default() });
+    let attachment =
+        attached_to.map(|uuid| v1::VolumeAttachment { vm: Some(vm(uuid)), slot: "scsi1".into(), ..v1::VolumeAttachment::default() });
     VolumeSight::Found(Box::new(v1::Volume { owner: Some(owner), attachment, storage: "fast".into(), ..v1::Volume::default() }))
 }
 
@@ -213,7 +214,7 @@ fn drift_is_repaired() {
             with(running(), |w| {
                 detached(w);
                 w.edit_vm(|vm| {
-                    vm.disks.push(DiskView { slot: "unused0".into(), volume_id: id(&data()).to_string(), ..DiskView::default() })
+                    vm.disks.push(DiskView { slot: "unused0".into(), volume_id: id(&data()).to_string(), ..DiskView::default() });
                 });
             }),
             "call attach-disk 4",

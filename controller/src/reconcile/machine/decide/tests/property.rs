@@ -24,8 +24,8 @@ enum Event {
     Migrate(usize),
     /// Somebody removes the VM.
     Remove,
-    /// Somebody detaches all disks.
-    Detach,
+    /// Somebody detaches all disks, or puts them aside.
+    Detach(bool),
     /// The VM stops.
     Stop,
     /// The spec changes.
@@ -60,7 +60,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (0usize..3).prop_map(Event::Toggle),
         1 => (0usize..3).prop_map(Event::Migrate),
         1 => Just(Event::Remove),
-        1 => Just(Event::Detach),
+        1 => prop::bool::ANY.prop_map(Event::Detach),
         1 => Just(Event::Stop),
         2 => (0u8..32).prop_map(Event::Edit),
         1 => Just(Event::Forget),
@@ -103,7 +103,7 @@ proptest! {
                 prop_assert_eq!(model.vms.len(), 1, "{:?}", machine.status);
                 prop_assert!(machine.status.operation.is_none(), "{:?}", machine.status);
                 let reason = machine.status.conditions.iter().find(|c| c.kind == "DisksReady").map(|c| c.reason.as_str());
-                let attached: Vec<&str> = model.vms[0].disks.iter().map(|d| d.volume_id.as_str()).collect();
+                let attached: Vec<&str> = model.vms[0].disks.iter().filter(|d| !d.is_aside()).map(|d| d.volume_id.as_str()).collect();
                 for (id, disk) in machine.spec.disks_of(&machine.metadata.uid) {
                     let there = attached.contains(&id.to_string().as_str());
                     prop_assert!(there || reason == Some("DiskOnOtherHost"), "{} is not attached: {:?}", disk.name, machine.status);

@@ -67,6 +67,20 @@ fn an_attempt_at_a_disk_goes_on_after_a_crash() {
 }
 
 #[test]
+fn a_volume_is_found_by_its_id_and_only_attached_where_the_spec_says() {
+    let disk = || DiskSpec { storage: Some("shared".into()), ..existing() };
+    let called = |world: World| match world.decide().action {
+        Action::Call(request) => *request,
+        other => panic!("{other:?}"),
+    };
+    let on = |storage: &str| Some(v1::VolumeRef { id: EXISTING.into(), storage: storage.into() });
+    let attach = called(wanted(World::running(), disk()));
+    assert!(matches!(attach, Request::AttachVolume(r) if r.volume == on("shared")));
+    let detach = called(with(settled(World::stopped(), disk()), |w| w.machine.metadata.deletion_timestamp = Some(w.now)));
+    assert!(matches!(detach, Request::DetachVolume(r) if r.volume == on("")));
+}
+
+#[test]
 fn each_source_is_passed_on_with_owner_and_id() {
     let source = |disk: DiskSpec| {
         let world = wanted(World::running(), disk);

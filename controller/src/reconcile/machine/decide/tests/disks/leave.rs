@@ -23,7 +23,7 @@ fn a_disk_that_left_the_spec_is_let_go_of() {
             "put aside counts as attached",
             with(detached(data()), |w| {
                 w.edit_vm(|vm| {
-                    vm.disks.push(DiskView { slot: "unused0".into(), volume_id: id(&data()).to_string(), ..DiskView::default() })
+                    vm.disks.push(DiskView { slot: "unused0".into(), volume_id: id(&data()).to_string(), ..DiskView::default() });
                 });
             }),
             "call detach-disk 4",
