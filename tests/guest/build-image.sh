@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 umask 022
+PATH=$PATH:/usr/sbin:/sbin
 
 suite=trixie
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/pvelet/guests
@@ -36,6 +37,9 @@ if [ -z "$site" ]; then
 fi
 [ -n "$site" ] || { echo "build-image: apt knows no Debian archive here; set PVELET_GUEST_MIRROR" >&2; exit 1; }
 
+# Its name has changed with Debian 13.
+keyring=$(ls /usr/share/keyrings/debian-archive-keyring.{pgp,gpg} 2>/dev/null | head -n1 || true)
+
 echo "build-image: building the guest image from $suite (once; minutes)" >&2
 work=$(mktemp -d "$cache/building.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -50,7 +54,7 @@ apt-config dump Acquire | { grep -E '^Acquire::(https?|Check-Valid-Until|Check-D
 
 mmdebstrap --quiet --variant=minbase --format=tar \
   --include="$(echo $packages | tr ' ' ,)" \
-  --keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
+  --keyring="$keyring" \
   --aptopt="$work/apt.conf" --aptopt='Apt::Install-Recommends "false"' \
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
   --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \

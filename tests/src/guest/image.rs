@@ -2,12 +2,16 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
 
 /// The folder of a built image.
@@ -67,13 +71,21 @@ fn kvm_works() -> bool {
     if File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return false;
     }
-    let image = Image::get();
-    let out = Command::new("timeout")
-        .args(["--signal=KILL", "15", "qemu-system-x86_64", "-accel", "kvm", "-cpu", "max", "-m", "256", "-nodefaults"])
-        .args(["-display", "none", "-no-reboot", "-serial", "stdio", "-append", "console=ttyS0 panic=-1 rdinit=/none root=none"])
-        .arg("-kernel")
-        .arg(image.file("vmlinuz"))
-        .stdin(Stdio::null())
-        .output();
-    out.is_ok_and(|out| out.status.success() && String::from_utf8_lossy(&out.stdout).contains("Kernel panic"))
+    let run = || -> io::Result<bool> {
+        let (reader, writer) = io::pipe()?;
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", "60", "qemu-system-x86_64", "-accel", "kvm", "-cpu", "max", "-m", "256", "-nodefaults"]);
+        command.args(["-display", "none", "-no-reboot", "-serial", "stdio", "-append", "console=ttyS0 panic=-1 rdinit=/none root=none"]);
+        command.arg("-kernel").arg(Image::get().file("vmlinuz"));
+        let mut child = command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).spawn()?;
+        // Else its ends of the pipe would keep the lines below from ending.
+        drop(command);
+        let mut lines = BufReader::new(reader).split(b'\n').map_while(Result::ok).map(|l| String::from_utf8_lossy(&l).into_owned());
+        let end = lines.find(|l| l.contains("Kernel panic") || l.contains("KVM internal error"));
+        // `timeout` hands it on to QEMU, which may also have ended by itself.
+        let _ = kill(Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?), Signal::SIGTERM);
+        child.wait()?;
+        Ok(end.is_some_and(|line| line.contains("Kernel panic")))
+    };
+    run().unwrap_or(false)
 }

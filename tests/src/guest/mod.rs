@@ -79,7 +79,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts a guest and returns when commands can be run in it.
+    /// Starts a guest and returns when commands can be run in it. It ends with the thread that starts it: boot it in the thread
+    /// that also uses it to the end.
     pub fn boot(options: GuestOptions) -> io::Result<Self> {
         // A boot with KVM is as quick as a kept state.
         if options.cold || accelerator() == "kvm" {
@@ -253,7 +254,8 @@ impl Guest {
 
     /// Copies a file out of the guest.
     pub fn copy_out(&self, from: &str, to: &Path) -> io::Result<()> {
-        let out = self.command(&format!("cat {from}"), COMMAND).stdout(File::create(to)?).stderr(Stdio::piped()).spawn()?.wait_with_output()?;
+        let out =
+            self.command(&format!("cat {from}"), COMMAND).stdout(File::create(to)?).stderr(Stdio::piped()).spawn()?.wait_with_output()?;
         check(out.status, &format!("{from} -> {}: {}", to.display(), String::from_utf8_lossy(&out.stderr)))
     }
 
