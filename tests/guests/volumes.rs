@@ -31,5 +31,4 @@ fn every_kind_of_storage_keeps_its_promises() {
     for kind in ["dir", "btrfs", "lvmthin"] {
         assert!(cases.get(kind).copied().unwrap_or(0) >= 5, "{kind}: {cases:?}\n{}", out.stdout);
     }
-    println!("{}", out.stdout);
 }
