@@ -6,9 +6,11 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # Test builds have the named crash points, at which a test makes a process end itself. Release builds do not.
 TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/crash-points
+# The same features for all test targets, so that nothing is built twice.
+GUEST_FEATURES := $(TEST_FEATURES),pvelet-tests/guests
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-full check fmt clippy deny docs lint bench clean
+.PHONY: help setup build demo test test-quick test-guests test-volumes test-full guest-image check fmt clippy deny docs lint bench clean clean-guests
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +29,18 @@ test-quick: build ## Unit tests only: the daily loop
 
 test: build ## All tests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+	@$(MAKE) --no-print-directory test-guests
+
+test-guests: build guest-image ## What needs a kernel of its own: LVM-thin and btrfs, in Debian 13 guests
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(GUEST_FEATURES) --test guests -- $(GUEST_TESTS)
+
+test-volumes: build ## All tests of volumes, 200 random sequences and the guests included
+	@PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES) --test volumes -- --nocapture
+	@$(MAKE) --no-print-directory test-guests
+
+guest-image: ## Build the Debian 13 image of the test guests, where it is missing
+	@tests/setup.sh guests
+	@tests/guest/build-image.sh >/dev/null
 
 test-full: build ## All tests, with many more random cases
 	@PROPTEST_CASES=20000 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
@@ -37,7 +51,7 @@ fmt:
 	@tests/with-rust.sh $(CARGO) fmt --all --check
 
 clippy:
-	@tests/with-rust.sh $(CARGO) clippy --workspace --all-targets --features $(TEST_FEATURES) -- -D warnings
+	@tests/with-rust.sh $(CARGO) clippy --workspace --all-targets --features $(GUEST_FEATURES) -- -D warnings
 
 deny:
 	@tests/with-rust.sh tests/deny.sh
@@ -54,3 +68,6 @@ bench: setup ## Benchmarks: a table, and target/bench.json
 
 clean: ## Remove what was built
 	@$(CARGO) clean
+
+clean-guests: ## Remove the images and kept states of the test guests
+	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/guests"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian machine lacks for building and testing. Does nothing, and says nothing, where all is there.
+# `setup.sh guests`: also what the test guests need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,11 +12,26 @@ need=(
   "qemu-img:qemu-utils"
   "fusermount3:fuse3"
 )
+if [ "${1:-}" = guests ]; then
+  need+=(
+    "qemu-system-x86_64:qemu-system-x86"
+    "mmdebstrap:mmdebstrap"
+    "mke2fs:e2fsprogs"
+    "ssh:openssh-client"
+    "fakeroot:fakeroot"
+    "newuidmap:uidmap"
+    "setpriv:util-linux"
+  )
+  # mke2fs is there even where the folders of root are not searched.
+  PATH=$PATH:/usr/sbin:/sbin
+fi
 missing=()
 for pair in "${need[@]}"; do
   command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}")
 done
 pkg-config --exists libsystemd 2>/dev/null || missing+=("libsystemd-dev")
+# Debian 12 before its last updates does not know the keys of Debian 13.
+if [ "${1:-}" = guests ] && ! ls /usr/share/keyrings/debian-archive-trixie-stable.* >/dev/null 2>&1; then missing+=("debian-archive-keyring"); fi
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 

@@ -1,0 +1,34 @@
+//! The storages beside PVE, on real LVM-thin, btrfs and folders.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use pvelet_tests::{Guest, GuestOptions, program};
+
+/// A guest with one storage of each kind: the pool `pve/data` of LVM-thin, `/mnt/btrfs`, the folder `/var/lib/volumes` on ext4, and
+/// `/mnt/small`, a folder with 64 MiB in all.
+fn host() -> Guest {
+    let options = GuestOptions { name: "pve1".into(), disks_mib: vec![4096, 3072], ..GuestOptions::default() };
+    let guest = Guest::boot(options).unwrap();
+    guest.sh("vgcreate -q pve /dev/disk/by-id/virtio-data0");
+    guest.sh("lvcreate -q --type thin-pool --size 3G --poolmetadatasize 64M --name data pve");
+    guest.sh("mkfs.btrfs -q /dev/disk/by-id/virtio-data1; mkdir -p /mnt/btrfs; mount /dev/disk/by-id/virtio-data1 /mnt/btrfs");
+    guest.sh("mkdir -p /var/lib/volumes /mnt/small; mount -t tmpfs -o size=64m none /mnt/small");
+    guest
+}
+
+#[test]
+fn every_kind_of_storage_keeps_its_promises() {
+    let guest = host();
+    guest.copy_in(&program("volume-store"), "/usr/local/bin/volume-store").unwrap();
+    let storages = "dir:/var/lib/volumes btrfs:/mnt/btrfs lvmthin:pve/data";
+    let out = guest.run_for(&format!("RUST_BACKTRACE=1 volume-store {storages} 2>&1"), Duration::from_secs(1200));
+    assert_eq!(out.status, 0, "{}", out.stdout);
+    let mut cases: BTreeMap<&str, usize> = BTreeMap::new();
+    for kind in out.stdout.lines().filter_map(|l| l.strip_prefix("ok ")?.split(' ').next()) {
+        *cases.entry(kind).or_default() += 1;
+    }
+    // A kind that did nothing has proven nothing.
+    for kind in ["dir", "btrfs", "lvmthin"] {
+        assert!(cases.get(kind).copied().unwrap_or(0) >= 5, "{kind}: {cases:?}\n{}", out.stdout);
+    }
+}
