@@ -22,7 +22,7 @@ pub struct DiskSpec {
     /// The storage it is made on; with `existing`, the one to look for it on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<String>,
-    /// Format of a disk that is made; absent for the storage's own: qcow2 on file storages, else raw.
+    /// Format of a disk that is made; absent for the default of the storage (`format` in storage.cfg, else raw).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<DiskFormat>,
     /// Filled with an image when it is made.

@@ -1,5 +1,5 @@
-//! The main path on three simulated PVE hosts: certificates, agents, a controller, three machines; one is stopped by hand and comes back; all
-//! is taken down again and nothing is left. What it prints are the outputs of the real programs.
+//! The main path on three simulated PVE hosts: certificates, agents, a controller, three machines, each with a data disk; one disk is grown;
+//! one machine is stopped by hand and comes back; all is taken down again and nothing is left. What it prints are the outputs of the real programs.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "it is a program for people, and runs others")]
 
 use std::{
@@ -49,12 +49,13 @@ fn demo() -> Result<String, Box<dyn Error>> {
     let config = client_config(&stack)?;
     pveletctl(&config, &["hosts"])?;
 
-    step("A controller, and three PveMachine manifests dropped into its folder (docs/examples/web-1.yaml and two like it)");
+    step(
+        "A controller, and three PveMachine manifests dropped into its folder (docs/examples/web-1.yaml with a data disk, and two like it)",
+    );
     let mut controller = stack.controller();
     controller.start();
     for i in 1..=3 {
-        let text = MANIFEST.replace("web-1", &format!("web-{i}")).replace("10.70.0.11/", &format!("10.70.0.1{i}/"));
-        controller.write(&format!("web-{i}.yaml"), &text);
+        controller.write(&format!("web-{i}.yaml"), &manifest(i, "256Mi"));
     }
     let folder = controller.manifests.clone();
     let records =
@@ -70,6 +71,15 @@ fn demo() -> Result<String, Box<dyn Error>> {
         );
     }
     pveletctl(&config, &["vms"])?;
+
+    step("Each has a data disk, attached before its first start; that of web-3 is grown while the VM runs");
+    controller.write("web-3.yaml", &manifest(3, "512Mi"));
+    let grown = |r: &status::Records| {
+        let web3 = &r["pvemachine.web-3"];
+        status::condition(web3, "Ready") == "True" && web3["status"]["disks"][0]["size"] == "512Mi"
+    };
+    status::wait_for(&folder, LIMIT, grown)?;
+    pveletctl(&config, &["volumes", "--storage", "local"])?;
 
     step("Somebody kills the VM of web-2 by hand: the controller starts it again");
     let vmid = records["pvemachine.web-2"]["status"]["vmid"].as_u64().and_then(|v| u32::try_from(v).ok()).ok_or("no VMID")?;
@@ -96,6 +106,12 @@ fn demo() -> Result<String, Box<dyn Error>> {
     drop(stack);
     let summary = format!("demo: {hosts}/3 hosts Ready, {machines}/3 machines Ready, {} leaked", leaked.len());
     if hosts == 3 && machines == 3 && leaked.is_empty() { Ok(format!("\n{summary}")) } else { Err(summary.into()) }
+}
+
+/// The manifest of the i-th machine: the example with a data disk.
+fn manifest(i: u32, disk: &str) -> String {
+    let text = MANIFEST.replace("web-1", &format!("web-{i}")).replace("10.70.0.11/", &format!("10.70.0.1{i}/"));
+    format!("{text}  disks:\n    - name: data\n      size: {disk}\n      storage: local\n")
 }
 
 /// Lines that are in one of the texts only.
