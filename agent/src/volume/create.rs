@@ -125,11 +125,12 @@ impl Inner {
     /// A volume with this id on the target storage, or on any other that can be asked: one that cannot must not keep volumes from being
     /// made elsewhere, and ids are as good as unique.
     async fn anywhere(&self, id: VolumeId, target: &StorageConfig) -> Result<Option<Volume>, Error> {
-        if let Some(found) = self.on_storage(target, id).await? {
+        // One without a label is found by PVE when it is asked to make another.
+        if let Some(found) = self.labelled_on(target, id).await? {
             return Ok(Some(found));
         }
         for storage in self.volume_storages().await?.0.iter().filter(|s| s.id != target.id) {
-            if let Ok(Some(found)) = self.on_storage(storage, id).await {
+            if let Ok(Some(found)) = self.labelled_on(storage, id).await {
                 return Ok(Some(found));
             }
         }
@@ -229,6 +230,7 @@ impl Inner {
             if self.store.labels(&storage).await?.get(&name) == Some(&state.label) {
                 return Ok(());
             }
+            self.end_writers(h, &at).await?;
             self.free_proven(h, &at, limit).await?;
             return Err(Error::AgentRestarted);
         }

@@ -121,21 +121,31 @@ impl Inner {
         self.pve.volumes(storage, self.settings.volumes.owner_vmid).await
     }
 
-    /// The volume with this id on one storage: the labelled one, or else one whose name alone says so.
-    pub(super) async fn on_storage(&self, storage: &StorageConfig, id: VolumeId) -> Result<Option<Volume>, Error> {
+    /// The volume with this id on one storage by its label. Errors: `AmbiguousVolume`.
+    pub(super) async fn labelled_on(&self, storage: &StorageConfig, id: VolumeId) -> Result<Option<Volume>, Error> {
         let mut found: Vec<Volume> = self.labelled(storage).await?.into_iter().filter(|v| v.id == id).collect();
         if found.len() > 1 {
             return Err(Error::AmbiguousVolume { id: id.to_string(), volids: found.iter().map(Volume::volid).collect() });
         }
-        if let Some(volume) = found.pop() {
-            return Ok(Some(volume));
+        Ok(found.pop())
+    }
+
+    /// The volume with this id on one storage: the labelled one, or else one whose name alone says so.
+    pub(super) async fn on_storage(&self, storage: &StorageConfig, id: VolumeId) -> Result<Option<Volume>, Error> {
+        match self.labelled_on(storage, id).await? {
+            Some(volume) => Ok(Some(volume)),
+            None => self.unlabelled_on(storage, id).await,
         }
+    }
+
+    /// The volume with this id on one storage by its name; it may have a label too. PVE looks at each volume to list it.
+    async fn unlabelled_on(&self, storage: &StorageConfig, id: VolumeId) -> Result<Option<Volume>, Error> {
         let listed = self.reserved(&storage.id).await?;
-        let unlabelled = |v: &VolumeInfo| {
+        let named = |v: &VolumeInfo| {
             let (_, name) = v.volid.split_once(':')?;
             (VolumeId::of_name(name)?.1 == id).then(|| Volume { id, at: at(storage, name), label: None })
         };
-        Ok(listed.iter().find_map(unlabelled))
+        Ok(listed.iter().find_map(named))
     }
 
     /// The volume that is meant, on the named storage or on any; `None`: it is nowhere, proven. Errors: `AmbiguousVolume`; `StorageOffline`
@@ -148,18 +158,22 @@ impl Inner {
         let (storages, mut unreachable) = self.volume_storages().await?;
         let mut found = Vec::new();
         for storage in &storages {
-            match self.on_storage(storage, id).await {
+            match self.labelled_on(storage, id).await {
                 Ok(volume) => found.extend(volume),
                 Err(error @ (Error::StorageOffline { .. } | Error::StorageFailed { .. })) => unreachable.push((storage.id.clone(), error)),
                 Err(error) => return Err(error),
             }
         }
-        if found.iter().filter(|v| v.label.is_some()).count() > 1 {
+        if found.len() > 1 {
             return Err(Error::AmbiguousVolume { id: id.to_string(), volids: found.iter().map(Volume::volid).collect() });
         }
-        // While a volume is moved, the copy that is being made has no label yet.
-        found.sort_by_key(|v| v.label.is_none());
-        match (found.into_iter().next(), unreachable.into_iter().next()) {
+        // Only where no storage has it labelled: while a volume is moved, the copy that is being made has no label yet.
+        for storage in storages.iter().filter(|s| found.is_empty() && !unreachable.iter().any(|(id, _)| *id == s.id)) {
+            if let Some(volume) = self.unlabelled_on(storage, id).await? {
+                return Ok(Some(volume));
+            }
+        }
+        match (found.pop(), unreachable.into_iter().next()) {
             (Some(volume), _) => Ok(Some(volume)),
             (None, Some((_, error))) => Err(error),
             (None, None) => Ok(None),

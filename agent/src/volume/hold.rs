@@ -103,25 +103,32 @@ impl Inner {
         self.hold(h, limit).await?.ok_or_else(not_found)
     }
 
-    /// Frees a volume by PVE and proves that it is gone; gone already is as good. A lock is waited for. Errors: `StorageFailed`,
-    /// `PveFailed`, `StorageOffline`, `LockTimeout`.
-    pub(super) async fn free_proven(&self, h: &Handle, at: &At, limit: Limit) -> Result<(), Error> {
-        let volid = format!("{}:{}", at.storage.id, at.name);
+    /// Ends a copy into a volume that the agent's last run left behind. Errors: `Internal` when it cannot be ended.
+    pub(super) async fn end_writers(&self, h: &Handle, at: &At) -> Result<(), Error> {
         for orphan in self.store.writers(at).await? {
             h.warn(format!("a copy that nobody waited for was ended: {}", orphan.command));
             self.pve.end_process(&orphan, ORPHAN_GRACE).await?;
         }
+        Ok(())
+    }
+
+    /// Frees a volume by PVE and proves that it is gone; gone already is as good. A lock is waited for. Errors: `StorageFailed`,
+    /// `PveFailed`, `StorageOffline`, `LockTimeout`.
+    pub(super) async fn free_proven(&self, h: &Handle, at: &At, limit: Limit) -> Result<(), Error> {
+        let volid = format!("{}:{}", at.storage.id, at.name);
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
-            if self.pve.volume(&volid).await?.is_none() {
-                return Ok(());
-            }
             h.step(format!("removing {volid}"));
             let called = Instant::now();
             let upid = match self.pve.free_volume(&volid).await {
                 Ok(Some(upid)) => upid,
-                Ok(None) => continue,
-                // Whether it was carried out is seen when it is looked for again.
+                // Whether it was carried out is seen when it is looked for.
+                Ok(None) => {
+                    if self.pve.volume(&volid).await?.is_none() {
+                        return Ok(());
+                    }
+                    continue;
+                }
                 Err(error @ (Error::PveAnswerLost { .. } | Error::LockTimeout { .. })) => {
                     self.wait_for_lock(h, &error.to_string(), &mut backoff, limit).await?;
                     continue;
@@ -223,7 +230,11 @@ impl Inner {
     pub(super) async fn take_back(&self, h: &Handle, at: &At, limit: Limit) {
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
-            match self.free_proven(h, at, limit).await {
+            let freed = match self.end_writers(h, at).await {
+                Ok(()) => self.free_proven(h, at, limit).await,
+                Err(error) => Err(error),
+            };
+            match freed {
                 Ok(()) => return,
                 Err(error) if transient(&error) && !limit.over() => {
                     h.step(format!("undoing: waiting, for {error}"));

@@ -114,6 +114,7 @@ impl Inner {
         if !state.copied {
             if !fresh {
                 // Not whole, and without a label: this operation's own, of which nothing is lost.
+                self.end_writers(h, &to).await?;
                 self.free_proven(h, &to, limit).await?;
                 return Err(Error::AgentRestarted);
             }

@@ -7,6 +7,7 @@ mod events;
 mod idle;
 mod machine;
 mod report;
+mod volumes;
 
 use report::Report;
 
@@ -18,8 +19,14 @@ fn main() {
     let _context = runtime.enter();
     let mut report = Report::default();
     type Part = fn(&tokio::runtime::Runtime, &mut Report);
-    let parts: [(&str, Part); 5] =
-        [("calls", calls::run), ("events", events::run), ("idle", idle::run), ("clones", clones::run), ("machine", machine::run)];
+    let parts: [(&str, Part); 6] = [
+        ("calls", calls::run),
+        ("events", events::run),
+        ("idle", idle::run),
+        ("clones", clones::run),
+        ("volumes", volumes::run),
+        ("machine", machine::run),
+    ];
     for (name, part) in parts {
         if wanted(name) {
             eprintln!("bench: {name} ...");
