@@ -17,6 +17,20 @@ async fn names(lab: &Lab, volume: &At) -> Vec<String> {
     lab.store.snapshots(volume).await.unwrap().into_iter().map(|s| s.name).collect()
 }
 
+pub(super) async fn a_storage_that_is_not_there_is_told_as_offline(lab: Arc<Lab>, place: Place) {
+    for option in ["path", "vgname", "thinpool", "pool"] {
+        let mut volume = place.at(&place.name(VMIDS[0], "none"));
+        let Some(value) = volume.storage.options.get_mut(option) else { continue };
+        value.push_str("-not-there");
+        let reasons = [
+            lab.store.labels(&volume.storage).await.unwrap_err().reason(),
+            lab.store.grow(&volume, MIB).await.unwrap_err().reason(),
+            lab.store.set_label(&volume, Some("pvelet:a")).await.unwrap_err().reason(),
+        ];
+        assert_eq!(reasons, ["STORAGE_OFFLINE"; 3], "{option}");
+    }
+}
+
 pub(super) async fn labels_are_read_back_rewritten_and_removed(lab: Arc<Lab>, place: Place) {
     let (volume, other) = (lab.volume(&place, 4 * MIB), lab.volume(&place, 4 * MIB));
     assert_eq!(label(&lab, &volume).await, None);

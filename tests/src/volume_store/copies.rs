@@ -120,7 +120,11 @@ impl Drop for Small {
     }
 }
 
-fn small(lab: &Lab, place: &Place) -> Option<Small> {
+/// How long a thin pool that queues holds writes up before it fails them; in seconds, 60 unless told otherwise.
+const QUEUE_TIMEOUT: &str = "/sys/module/dm_thin_pool/parameters/no_space_timeout";
+
+/// `queues`: a thin pool that holds writes up for a while when it is full, as PVE makes them.
+fn small(lab: &Lab, place: &Place, queues: bool) -> Option<Small> {
     let folder = tempfile::tempdir_in(lab.work.path()).unwrap();
     let path = folder.path().to_str().unwrap().to_owned();
     let options = |add: &[(&str, &str)]| {
@@ -135,7 +139,7 @@ fn small(lab: &Lab, place: &Place) -> Option<Small> {
         }
         "lvmthin" => {
             let pool = place.full("pvelet_small");
-            tool(&["lvcreate", "-qq", "-L", "4m", "--errorwhenfull", "y", "-T", &pool]);
+            tool(&["lvcreate", "-qq", "-L", "4m", "--errorwhenfull", if queues { "n" } else { "y" }, "-T", &pool]);
             (options(&[("thinpool", "pvelet_small")]), ["lvremove", "-qq", "-f", &pool].map(str::to_owned).to_vec())
         }
         // All others have room for what they allocated, or none that can be made small.
@@ -145,13 +149,26 @@ fn small(lab: &Lab, place: &Place) -> Option<Small> {
 }
 
 pub(super) async fn a_copy_to_a_full_target_leaves_the_source_intact(lab: Arc<Lab>, place: Place) {
-    let Some(small) = small(&lab, &place) else { return };
-    let (from, bytes) = lab.filled(&place);
+    fills_up(&lab, &place, false).await;
+}
+
+pub(super) async fn a_copy_to_a_full_pool_that_queues_ends_as_well(lab: Arc<Lab>, place: Place) {
+    if place.config.kind == "lvmthin" {
+        let before = fs::read_to_string(QUEUE_TIMEOUT).unwrap();
+        fs::write(QUEUE_TIMEOUT, "3").unwrap();
+        fills_up(&lab, &place, true).await;
+        fs::write(QUEUE_TIMEOUT, before.trim()).unwrap();
+    }
+}
+
+async fn fills_up(lab: &Lab, place: &Place, queues: bool) {
+    let Some(small) = small(lab, place, queues) else { return };
+    let (from, bytes) = lab.filled(place);
     let name = small.place.name(super::VMIDS[0], "full");
     small.place.allocate(&name, 8 * MIB);
     let error = lab.copy(&volume(&from, None), &small.place.at(&name)).await.unwrap_err();
     assert_eq!(error.reason(), "STORAGE_FULL", "{error}");
-    same(&bytes, &lab.read(&place, &from), "the source");
+    same(&bytes, &lab.read(place, &from), "the source");
     small.place.free(&name);
 }
 

@@ -34,6 +34,7 @@ macro_rules! case {
 }
 
 const CASES: &[(&str, Case)] = &[
+    case!(cases::a_storage_that_is_not_there_is_told_as_offline),
     case!(cases::labels_are_read_back_rewritten_and_removed),
     case!(cases::labels_survive_a_rename),
     case!(cases::a_rename_goes_there_and_back_and_may_be_repeated),
@@ -51,6 +52,7 @@ const CASES: &[(&str, Case)] = &[
     case!(copies::an_inactive_volume_is_copied),
     case!(copies::an_image_is_imported),
     case!(copies::a_copy_to_a_full_target_leaves_the_source_intact),
+    case!(copies::a_copy_to_a_full_pool_that_queues_ends_as_well),
     case!(copies::a_killed_copy_is_found_as_a_writer),
 ];
 

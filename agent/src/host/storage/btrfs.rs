@@ -200,7 +200,8 @@ impl Kind for Btrfs {
         self.remove(&fresh).await?;
         self.run(&["snapshot"], &[&with_snapshot(&subvolume, name), &fresh]).await?;
         let (old, new) = (subvolume.clone(), fresh.clone());
-        self.files
+        let exchanged = self
+            .files
             .with(move |files| {
                 // The owner is the present one, not that of the snapshot's time.
                 let label = label::read(&old.join(DISK)).map_err(|e| io_error(&files.id, old.display(), &e))?;
@@ -208,7 +209,11 @@ impl Kind for Btrfs {
                 let exchanged = renameat_with(CWD, &new, CWD, &old, RenameFlags::EXCHANGE);
                 exchanged.map_err(|e| io_error(&files.id, format!("roll-back of {}", old.display()), &e.into()))
             })
-            .await?;
+            .await;
+        if let Err(error) = exchanged {
+            self.remove(&fresh).await?;
+            return Err(error);
+        }
         self.sync(subvolume.parent().unwrap_or(&subvolume)).await?;
         self.remove(&fresh).await
     }

@@ -16,8 +16,10 @@ use tokio::{
 
 use crate::error::Error;
 
-/// How long a tool may take that lists or changes metadata. A storage that takes longer hangs.
-pub(super) const DEADLINE: Duration = Duration::from_secs(120);
+/// How long a tool may take that only lists. A storage that takes longer hangs.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// How long a change may take: removing a large snapshot frees its blocks one by one.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(1800);
 /// What is kept of a tool's complaints: the end, where the reason stands.
 const STDERR_KEPT: usize = 8 << 10;
 /// More output than any listing has.
@@ -70,7 +72,7 @@ impl Tool {
             let mut child = self.spawn(true)?;
             gather(&mut child, |_| ()).await.map_err(|e| failed(&self.storage, format!("{program}: {e}")))
         };
-        tokio::time::timeout(DEADLINE, run).await.unwrap_or_else(|_| Err(hangs(&storage, program)))
+        tokio::time::timeout(DEADLINE, run).await.unwrap_or_else(|_| Err(hangs(&storage, program, DEADLINE)))
     }
 
     /// Runs what only reads, and returns its output. Dropping the future kills it.
@@ -87,18 +89,23 @@ impl Tool {
             let ended = gather(&mut child, |_| ()).await.map_err(|e| failed(&self.storage, format!("{program}: {e}")))?;
             ended.success(&self.storage, program)
         });
-        match tokio::time::timeout(DEADLINE, run).await {
+        match tokio::time::timeout(CHANGE_DEADLINE, run).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(Error::Internal(format!("{program}: {error}"))),
-            Err(_) => Err(hangs(&storage, program)),
+            Err(_) => Err(hangs(&storage, program, CHANGE_DEADLINE)),
         }
     }
 
-    /// Runs what moves data, however long it takes, and hands over its output as it comes. Dropping the future kills it.
+    /// Runs what reads or writes data, however long it takes, and hands over its output as it comes. Dropping the future kills it.
     pub(super) async fn follow(self, output: impl FnMut(&[u8]) + Send) -> Result<(), Error> {
+        let (storage, program) = (self.storage.clone(), self.program);
+        self.followed(output).await?.success(&storage, program).map(drop)
+    }
+
+    /// As [`Self::follow`], and returns how it ended.
+    pub(super) async fn followed(self, output: impl FnMut(&[u8]) + Send) -> Result<Ended, Error> {
         let mut child = self.spawn(true)?;
-        let ended = gather(&mut child, output).await.map_err(|e| failed(&self.storage, format!("{}: {e}", self.program)))?;
-        ended.success(&self.storage, self.program).map(drop)
+        gather(&mut child, output).await.map_err(|e| failed(&self.storage, format!("{}: {e}", self.program)))
     }
 
     #[allow(clippy::disallowed_methods, reason = "the one place that starts the storages' tools")]
@@ -222,8 +229,8 @@ fn classify(storage: &str, program: &str, stderr: &str, how: &str) -> Error {
     failed(storage, detail)
 }
 
-fn hangs(storage: &str, program: &str) -> Error {
-    offline(storage, format!("{program} did not answer within {} s; check the storage and its network", DEADLINE.as_secs()))
+fn hangs(storage: &str, program: &str, after: Duration) -> Error {
+    offline(storage, format!("{program} did not answer within {} s; check the storage and its network", after.as_secs()))
 }
 
 pub(super) fn failed(storage: &str, message: impl Into<String>) -> Error {

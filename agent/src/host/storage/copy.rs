@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{
     At, Copied, Image, ImageInfo, Source,
-    command::{failed, io_error},
+    command::{blocking, failed, io_error},
     image,
     kind::{Kind, Place},
     qemu_img::{self, Convert},
@@ -26,6 +26,11 @@ pub(super) async fn run(
     target: &dyn Kind,
     progress: mpsc::UnboundedSender<Copied>,
 ) -> Result<(), Error> {
+    if let Source::Volume { at, .. } = from
+        && (&at.storage.id, &at.name) == (&to.storage.id, &to.name)
+    {
+        return Err(failed(&to.storage.id, format!("{} cannot be copied into itself", to.name)));
+    }
     let copied = match (from, source) {
         (Source::Volume { at, snapshot }, Some(kind)) => {
             let mut place = kind.place(at, snapshot.as_deref()).await?;
@@ -67,7 +72,7 @@ impl<'a> Read<'a> {
 /// An image is read through its descriptor. What it says is looked at once more, and that it did not change meanwhile: its owner may write
 /// to it at any time.
 async fn import(image: &Image, info: &ImageInfo, to: &At, target: &dyn Kind, progress: mpsc::UnboundedSender<Copied>) -> Result<(), Error> {
-    let before = stamp(image)?;
+    let before = stamped(image).await?;
     let found = image::look_at(image).await?;
     if found.format != info.format || found.virtual_size > info.virtual_size {
         return Err(image::changed(image));
@@ -75,11 +80,19 @@ async fn import(image: &Image, info: &ImageInfo, to: &At, target: &dyn Kind, pro
     let url = qemu_img::open_url(info.format);
     let read = Read { format: None, url: &url, direct: false, snapshot: None, size: found.virtual_size };
     convert(&read, Some(image), to, target, progress).await?;
-    if stamp(image)? == before { Ok(()) } else { Err(image::changed(image)) }
+    if stamped(image).await? == before { Ok(()) } else { Err(image::changed(image)) }
 }
 
-/// What changes with each write to a file.
-pub(super) fn stamp(image: &Image) -> Result<(u64, i64, i64, i64, i64), Error> {
+/// Size and times of a file, of which a write changes at least one.
+pub(super) type Stamp = (u64, i64, i64, i64, i64);
+
+async fn stamped(image: &Image) -> Result<Stamp, Error> {
+    let image = image.clone();
+    blocking("images", move || stamp(&image)).await
+}
+
+/// What changes with each write to a file. Blocks.
+pub(super) fn stamp(image: &Image) -> Result<Stamp, Error> {
     let found = image.file.metadata().map_err(|e| Error::Internal(format!("image {}: {e}", image.path)))?;
     Ok((found.len(), found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()))
 }
@@ -131,11 +144,11 @@ async fn convert(
 }
 
 async fn hold(storage: &str, path: PathBuf) -> Result<(File, PathBuf), Error> {
-    let nofollow = i32::try_from((OFlags::NONBLOCK | OFlags::CLOEXEC).bits()).unwrap_or_default();
-    super::command::blocking(storage, {
+    let flags = i32::try_from((OFlags::NONBLOCK | OFlags::CLOEXEC).bits()).unwrap_or_default();
+    blocking(storage, {
         let id = storage.to_owned();
         move || {
-            let file = File::options().write(true).custom_flags(nofollow).open(&path);
+            let file = File::options().write(true).custom_flags(flags).open(&path);
             file.map(|f| (f, path.clone())).map_err(|e| io_error(&id, path.display(), &e))
         }
     })

@@ -130,12 +130,13 @@ async fn a_missing_folder_or_mount_is_told_as_offline() {
     let host = Host::new();
     fs::remove_dir(host.root.path().join("srv/store")).unwrap();
     let at = At { storage: host.storage.clone(), name: "100/vm-100-a.raw".into(), format: "raw".into() };
+    let other = At { name: "100/vm-100-b.raw".into(), ..at.clone() };
     for error in [
         host.store.labels(&host.storage).await.unwrap_err(),
         host.store.set_label(&at, Some("pvelet:a")).await.unwrap_err(),
         host.store.rename(&at, "101/vm-101-a.raw").await.unwrap_err(),
         host.store.grow(&at, 1).await.unwrap_err(),
-        host.copy(&of(&at, None), &at).await.unwrap_err(),
+        host.copy(&of(&at, None), &other).await.unwrap_err(),
     ] {
         assert_eq!(error.reason(), "STORAGE_OFFLINE", "{error}");
     }
@@ -253,6 +254,8 @@ async fn a_copy_of_a_snapshot_has_the_bytes_of_its_time() {
     host.copy(&of(&source, Some("one")), &target).await.unwrap();
     assert!(host.read(&target) == padded(data(1), 4 * MIB) && host.read(&source) == data(2));
     assert_eq!(host.copy(&of(&source, Some("two")), &target).await.unwrap_err().reason(), "SNAPSHOT_NOT_FOUND");
+    let error = host.copy(&of(&source, Some("one")), &source).await.unwrap_err();
+    assert!(error.reason() == "STORAGE_FAILED" && host.read(&source) == data(2), "{error}");
     let small = host.volume("101/vm-101-b.raw", MIB, &[]);
     assert_eq!(host.copy(&of(&source, None), &small).await.unwrap_err().reason(), "STORAGE_FAILED");
 }

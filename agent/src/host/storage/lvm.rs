@@ -259,7 +259,12 @@ impl Kind for Lvm {
         self.found(&self.all().await?, &fresh)?;
         self.tool("lvchange").args(["--setautoactivation", "n", "--", &self.full_name(&fresh)]).change().await?;
         // Fails when somebody has the volume open.
-        self.remove(lv).await?;
+        if let Err(error) = self.remove(lv).await {
+            if self.find(&self.all().await?, lv).is_some() {
+                self.remove(&fresh).await?;
+            }
+            return Err(error);
+        }
         self.rename_lv(&fresh, lv).await
     }
 

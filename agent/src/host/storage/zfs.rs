@@ -77,7 +77,7 @@ impl Zfs {
             let created = created.parse().ok().and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s)));
             Some(Snapshot { name: name.split_once('@')?.1.to_owned(), created })
         };
-        Ok(table(&text).filter_map(snapshot).filter(|s| !s.name.starts_with("__")).collect())
+        Ok(table(&text).filter_map(snapshot).collect())
     }
 
     /// The clone through which a snapshot is read: the same name each time, so that what a crash left is found.
@@ -147,7 +147,9 @@ impl Kind for Zfs {
     }
 
     async fn snapshots(&self, volume: &At) -> Result<Vec<Snapshot>, Error> {
-        self.list(&self.dataset(volume)?).await
+        let all = self.list(&self.dataset(volume)?).await?;
+        // PVE's own, of templates and replication, have names that no snapshot of a user may have.
+        Ok(all.into_iter().filter(|s| !s.name.starts_with("__")).collect())
     }
 
     async fn snapshot(&self, volume: &At, name: &str) -> Result<(), Error> {
