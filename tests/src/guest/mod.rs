@@ -187,7 +187,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Boots it again, with the disks it has: after [`Self::power_cut`] or [`Self::power_off`].
+    /// Boots it again, with the disks it has: after [`Self::power_cut`], [`Self::power_off`], or a reboot of its own, which ends QEMU.
     pub fn start(&mut self) -> io::Result<()> {
         self.launch(false)?;
         self.running()?.wait_ready(BOOT)?;
