@@ -84,6 +84,8 @@ pub struct VolumeState {
     pub copied: bool,
     /// Volumes to be reclaimed: storage and id.
     pub list: Vec<(String, String)>,
+    /// What was asked for was so already: nothing is left to do, after a restart either.
+    pub done: bool,
 }
 
 impl VolumeState {

@@ -8,7 +8,7 @@ use super::{Plan, decode};
 use crate::{
     crash_point,
     error::Error,
-    operation::{Begin, Begun, Guards, Handle, State},
+    operation::{Begin, Begun, Guards, Handle, State, VolumeState},
     vm::{Call, Inner},
 };
 
@@ -20,7 +20,12 @@ pub(super) fn begin(inner: &Arc<Inner>, call: &Call, plan: Plan) -> Result<Strin
         guards.exclusive.push(Guards::vm(plan.target.vmid));
     }
     guards.shared.extend(plan.source.map(Guards::volume));
-    let state = State { vmid: plan.target.vmid, uuid: plan.target.uuid.to_ascii_lowercase(), volume: plan.state, ..State::default() };
+    let state = State {
+        vmid: plan.target.vmid,
+        uuid: plan.target.uuid.to_ascii_lowercase(),
+        volume: VolumeState { done: plan.done, ..plan.state },
+        ..State::default()
+    };
     let begin = Begin {
         caller: &call.caller,
         meta: &call.meta,
@@ -41,7 +46,7 @@ pub(super) fn begin(inner: &Arc<Inner>, call: &Call, plan: Plan) -> Result<Strin
                     return;
                 }
                 crash_point!("volume.intent_written");
-                if plan.done { h.finish(Ok(()), None).await } else { Box::pin(this.run_volume(&h, kind, &request, true)).await }
+                Box::pin(this.run_volume(&h, kind, &request, true)).await;
             });
             Ok(name)
         }
@@ -51,6 +56,9 @@ pub(super) fn begin(inner: &Arc<Inner>, call: &Call, plan: Plan) -> Result<Strin
 impl Inner {
     /// Carries a volume operation out, or goes on with it (`fresh` is false).
     pub(crate) async fn run_volume(&self, h: &Handle, kind: Kind, request: &[u8], fresh: bool) {
+        if h.state().volume.done {
+            return h.finish(Ok(()), None).await;
+        }
         let deadlines = self.ops.settings().deadlines;
         let limit = Self::deadline(match kind {
             Kind::CreateVolume | Kind::MoveVolume => deadlines.clone_full,

@@ -1,0 +1,254 @@
+//! Steps, made: by the agent, which may be killed meanwhile, and by others who ask PVE itself.
+
+use std::{collections::BTreeMap, os::unix::process::ExitStatusExt, time::Duration};
+
+use pvelet_agent::crash::NAMES;
+use pvelet_proto::v1;
+use pvelet_tests::{
+    Client, Stack,
+    calls::{Refusal, succeeded},
+    client::operation_reason,
+    volumes::{Done, MIB, fill, volume_ref},
+};
+use tonic::Code;
+
+use super::{
+    check::{Baseline, Seen},
+    rng::Rng,
+    steps::Step,
+    world::World,
+};
+
+/// Points that operations on volumes pass whatever they do.
+const EVERYWHERE: [&str; 3] = ["volume.intent_written", "volume.before_end", "volume.end_written"];
+
+/// How an agent ends during a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kill {
+    /// At a named point.
+    At(&'static str),
+    /// This long after it was asked, or when it has answered.
+    After(Duration),
+}
+
+impl Kill {
+    /// One for a step that is to succeed; `None`: it is no operation of the agent's.
+    pub(super) fn draw(rng: &mut Rng, step: &Step) -> Option<Self> {
+        let points = step.points()?;
+        if rng.chance(20) {
+            return Some(Self::After(Duration::from_micros(rng.below(60_000))));
+        }
+        let power = matches!(step, Step::Start { .. } | Step::Stop { .. });
+        let general = |name: &&str| !power && EVERYWHERE.contains(name);
+        let named: Vec<&str> = NAMES.iter().filter(|n| general(n) || points.iter().any(|p| n.starts_with(p))).copied().collect();
+        Some(Self::At(rng.pick(&named)))
+    }
+}
+
+/// The tenants' owners' cluster of all volumes that a sequence makes.
+pub(super) const CLUSTER: &str = "model";
+
+/// What a volume is for, in its label.
+pub(super) fn claim(id: &str) -> String {
+    format!("shop/{}", &id[..8])
+}
+
+/// One stack with the model of what is true there.
+pub(super) struct Run {
+    pub(super) stack: Stack,
+    pub(super) client: Client,
+    pub(super) vms: BTreeMap<u32, v1::VmRef>,
+    pub(super) world: World,
+    pub(super) baseline: Baseline,
+    /// Steps that were made, and how often the agent was killed.
+    pub(super) steps: u64,
+    pub(super) kills: u64,
+    request: u64,
+}
+
+/// Asks the agent to do a step.
+async fn call(client: Client, vms: BTreeMap<u32, v1::VmRef>, request_id: String, step: Step) -> Done {
+    let (c, r) = (&client, request_id.as_str());
+    match &step {
+        Step::Create { id, storage, format, mib, from } => {
+            use v1::create_volume_request::Source;
+            let source = from.as_ref().map(|(source, snapshot)| match snapshot {
+                None => Source::Volume(volume_ref(source).expect("a reference")),
+                Some(name) => Source::Snapshot(v1::SnapshotSource { volume: volume_ref(source), name: name.clone() }),
+            });
+            let owner = Some(v1::VolumeOwner { tenant: String::new(), cluster: CLUSTER.into(), claim: claim(id) });
+            let request = c.volume_request(r, id, storage, mib * MIB);
+            c.create_volume(v1::CreateVolumeRequest { owner, source, format: (*format).into(), ..request }).await
+        }
+        Step::Attach { id, vmid } => c.attach_volume(r, id, &vms[vmid]).await,
+        Step::Detach { id, vmid } => c.detach_volume(r, id, &vms[vmid]).await,
+        Step::Grow { id, mib } => c.grow_volume(r, id, mib * MIB).await,
+        Step::Limit { id, limits: (iops_write, mbps_read) } => {
+            let limits = v1::DiskLimits { iops_write: *iops_write, mbps_read: *mbps_read, ..v1::DiskLimits::default() };
+            c.limit_volume(r, id, limits).await
+        }
+        Step::Snapshot { id, name } => c.snapshot_volume(r, id, name).await,
+        Step::DropSnapshot { id, name } => c.delete_volume_snapshot(r, id, name).await,
+        Step::RollBack { id, name } => c.roll_back_volume(r, id, name).await,
+        Step::Move { id, storage, format } => c.move_volume(r, id, storage, format).await,
+        Step::HandOver { id, vmid, to_vm } => {
+            let name = if *to_vm { v1::VolumeName::Vm } else { v1::VolumeName::Reserved };
+            c.hand_over_volume(r, id, &vms[vmid], name).await
+        }
+        Step::Delete { id } => c.delete_volume(r, id).await,
+        Step::Start { vmid } => c.start(r, &vms[vmid]).await,
+        Step::Stop { vmid } => c.stop(r, &vms[vmid]).await,
+        Step::Write { .. } | Step::OwnDisk { .. } | Step::OwnDiskGone { .. } | Step::Cores { .. } => {
+            panic!("{step:?} is nothing that the agent does")
+        }
+    }
+}
+
+impl Run {
+    pub(super) fn new(stack: Stack, client: Client, vms: BTreeMap<u32, v1::VmRef>, world: World, baseline: Baseline) -> Self {
+        Self { stack, client, vms, world, baseline, steps: 0, kills: 0, request: 0 }
+    }
+
+    fn request_id(&mut self) -> String {
+        self.request += 1;
+        format!("r{}", self.request)
+    }
+
+    async fn ask(&self, request_id: &str, step: &Step) -> Done {
+        call(self.client.clone(), self.vms.clone(), request_id.to_owned(), step.clone()).await
+    }
+
+    /// Makes a step, and compares what came of it with what had to.
+    pub(super) async fn step(&mut self, step: &Step, kill: Option<Kill>) {
+        self.steps += 1;
+        if step.points().is_none() {
+            self.by_others(step);
+        } else {
+            let verdict = self.world.judge(step);
+            match kill {
+                _ if !verdict.reasons.is_empty() => {
+                    let request_id = self.request_id();
+                    let answer = self.ask(&request_id, step).await;
+                    let well = answer.as_ref().is_ok_and(|op| op.state() == v1::OperationState::Succeeded);
+                    if !(well && verdict.already) {
+                        let refused = Refusal::of(answer);
+                        assert!(verdict.reasons.contains(&refused.reason.as_str()), "{step:?}: {verdict:?}, yet {refused:?}");
+                    }
+                }
+                None => {
+                    let request_id = self.request_id();
+                    succeeded(self.ask(&request_id, step).await);
+                    self.world.apply(step);
+                }
+                Some(kill) => self.killed(step, kill).await,
+            }
+        }
+        self.compare(|id| step.volume().is_some_and(|v| v == id)).await;
+    }
+
+    /// Makes a step during which the agent ends: it is done, or not at all; then it is made again.
+    async fn killed(&mut self, step: &Step, kill: Kill) {
+        let request_id = self.request_id();
+        let answer = match kill {
+            Kill::At(point) => self.dies_at(point, &request_id, step).await,
+            Kill::After(time) => self.dies_after(time, &request_id, step).await,
+        };
+        self.kills += 1;
+        self.time_passes();
+        self.stack.agent("pve1").start();
+        self.client = self.stack.operator("pve1");
+        let end = match self.client.operation(&request_id).await {
+            Some(_) => Some(self.client.operation_end(&request_id).await),
+            None => None,
+        };
+        match end {
+            Some(op) if op.state() == v1::OperationState::Succeeded => {}
+            other => {
+                let none = other.as_ref().is_none_or(|op| operation_reason(op) == "AGENT_RESTARTED");
+                assert!(none, "{step:?}, {kill:?}: neither done nor undone: {other:?}");
+                assert!(answer.is_none(), "{step:?}, {kill:?}: it was done, and now it is {other:?}");
+                // Nothing of it was done.
+                self.compare(|id| step.volume().is_some_and(|v| v == id)).await;
+                let again = self.request_id();
+                succeeded(self.ask(&again, step).await);
+            }
+        }
+        self.world.apply(step);
+    }
+
+    async fn dies_at(&mut self, point: &str, request_id: &str, step: &Step) -> Option<v1::Operation> {
+        self.stack.agent("pve1").kill();
+        self.stack.agent("pve1").start_with(&[("PVELET_CRASH_AT", point)]).expect("the agent starts");
+        self.client = self.stack.operator("pve1");
+        match self.ask(request_id, step).await {
+            Ok(op) => {
+                // It did not come by that point, or gave its answer before.
+                self.stack.agent("pve1").kill();
+                Some(succeeded(Ok(op)))
+            }
+            Err(status) => {
+                assert_eq!(status.code(), Code::Unavailable, "{step:?}, {point}: {status:?}");
+                let status = self.stack.agent("pve1").wait_exit();
+                assert_eq!(status.signal(), Some(9), "{step:?}, {point}: {status}");
+                None
+            }
+        }
+    }
+
+    async fn dies_after(&mut self, time: Duration, request_id: &str, step: &Step) -> Option<v1::Operation> {
+        let asked = tokio::spawn(call(self.client.clone(), self.vms.clone(), request_id.to_owned(), step.clone()));
+        tokio::pin!(asked);
+        let early = tokio::time::timeout(time, &mut asked).await;
+        self.stack.agent("pve1").kill();
+        let answer = match early {
+            Ok(answer) => answer,
+            Err(_) => asked.await,
+        };
+        match answer.expect("the call ends") {
+            Ok(op) => Some(succeeded(Ok(op))),
+            Err(status) => {
+                assert_eq!(status.code(), Code::Unavailable, "{step:?}, {time:?}: {status:?}");
+                None
+            }
+        }
+    }
+
+    /// A lock of the PVE cluster that a killed agent held is free after 120 s.
+    fn time_passes(&self) {
+        let locks = self.stack.sim.node("pve1").etc_pve().join("priv/lock");
+        for lock in std::fs::read_dir(locks).expect("locks").flatten() {
+            if lock.file_name().to_string_lossy().starts_with("pvelet-") {
+                std::fs::remove_dir(lock.path()).expect("a lock");
+            }
+        }
+    }
+
+    /// What others do, behind the agent's back.
+    fn by_others(&mut self, step: &Step) {
+        let pve = self.stack.pve("pve1");
+        let config = |vmid: &u32, form: &str| {
+            let end = pve.task("POST", &format!("/qemu/{vmid}/config"), form);
+            assert_eq!(end, "TASK OK", "{step:?}");
+        };
+        match step {
+            Step::Write { id, seed, mib } => {
+                let seen = Seen::look(&self.stack, &self.world, &self.baseline);
+                let volid = &seen.volids[id];
+                fill(&seen.files[volid], self.world.volume(id).format, *seed, usize::try_from(*mib).expect("few"));
+            }
+            // 2 MiB, in GiB as PVE has it.
+            Step::OwnDisk { vmid, slot } => config(vmid, &format!("scsi{slot}=rawdir:0.001953125")),
+            Step::OwnDiskGone { vmid, slot } => {
+                config(vmid, &format!("delete=scsi{slot}"));
+                config(vmid, "delete=unused0");
+            }
+            Step::Cores { vmid, cores } => config(vmid, &format!("cores={cores}")),
+            other => panic!("{other:?} is the agent's to do"),
+        }
+        self.world.apply(step);
+        if let Step::OwnDisk { vmid, slot } = step {
+            let volid = Seen::own_disk(&self.stack, *vmid, *slot);
+            self.world.vms.get_mut(vmid).expect("a VM").own.insert(*slot, volid);
+        }
+    }
+}
