@@ -42,6 +42,11 @@ pub(super) struct Seen {
     pub(super) volids: BTreeMap<String, String>,
 }
 
+/// What a VM names as unused.
+fn unused(config: &Config) -> impl Iterator<Item = (&String, &String)> {
+    config.iter().filter(|(key, _)| key.starts_with("unused"))
+}
+
 fn config(stack: &Stack, vmid: u32) -> Config {
     let path = stack.sim.node("pve1").etc_pve().join(format!("nodes/pve1/qemu-server/{vmid}.conf"));
     let text = fs::read_to_string(&path).expect("a config");
@@ -133,10 +138,20 @@ impl Baseline {
 
 /// A config without what sequences change.
 fn rest(config: &Config) -> Config {
-    config.iter().filter(|(key, _)| !is_slot(key) && *key != "cores").map(|(k, v)| (k.clone(), v.clone())).collect()
+    config
+        .iter()
+        .filter(|(key, _)| !is_slot(key) && *key != "cores" && !key.starts_with("unused"))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect()
 }
 
 impl Seen {
+    /// Under which key a VM names an unused disk.
+    pub(super) fn unused_slot(stack: &Stack, vmid: u32, volid: &str) -> String {
+        let config = config(stack, vmid);
+        unused(&config).find(|(_, value)| *value == volid).expect("an unused disk").0.clone()
+    }
+
     /// The volid of a VM's own disk.
     pub(super) fn own_disk(stack: &Stack, vmid: u32, slot: u32) -> String {
         let value = config(stack, vmid).remove(&format!("scsi{slot}")).expect("a disk");
@@ -146,13 +161,16 @@ impl Seen {
     /// Looks at the host, and compares configs and files with the model.
     pub(super) fn look(stack: &Stack, world: &World, baseline: &Baseline) -> Self {
         let configs: BTreeMap<u32, Config> = VMS.iter().map(|vmid| (*vmid, config(stack, *vmid))).collect();
-        let volids = world.volumes.iter().map(|(id, volume)| (id.clone(), volid(id, volume, &configs))).collect();
-        let seen = Self { configs, files: files(stack), volids };
+        let files = files(stack);
+        let volids = world.volumes.iter().map(|(id, volume)| (id.clone(), volid(id, volume, &configs, &files))).collect();
+        let seen = Self { configs, files, volids };
         for (vmid, vm) in &world.vms {
             let pid = stack.sim.node("pve1").run_qemu().join(format!("{vmid}.pid"));
             assert_eq!(pid.exists(), vm.running, "whether VM {vmid} runs");
             let found = &seen.configs[vmid];
             assert_eq!(rest(found), baseline.configs[vmid], "the rest of VM {vmid}");
+            let aside = world.volumes.iter().filter(|(_, v)| v.aside == Some(*vmid)).map(|(id, _)| &seen.volids[id]);
+            assert_eq!(unused(found).map(|(_, v)| v).collect::<BTreeSet<_>>(), aside.collect(), "unused disks of VM {vmid}");
             assert_eq!(found["cores"], vm.cores.to_string(), "cores of VM {vmid}");
             let mut slots: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
             for (slot, own) in &vm.own {
@@ -211,14 +229,20 @@ impl Seen {
 }
 
 /// Where a volume must be.
-fn volid(id: &str, volume: &Volume, configs: &BTreeMap<u32, Config>) -> String {
+fn volid(id: &str, volume: &Volume, configs: &BTreeMap<u32, Config>, files: &BTreeMap<String, PathBuf>) -> String {
     let Volume { storage, format, .. } = volume;
     match &volume.name {
         Name::Pvc(vmid) => format!("{storage}:{vmid}/vm-{vmid}-pvc-{id}.{format}"),
         // PVE chose the number; only the VM tells.
         Name::Disk(vmid) => {
-            let (at, slot) = volume.at.expect("only VMs have disks that PVE named");
-            let value = configs[&at].get(&format!("scsi{slot}")).unwrap_or_else(|| panic!("{id} is not in slot scsi{slot} of VM {at}"));
+            let value = match volume.at {
+                Some((at, slot)) => configs[&at].get(&format!("scsi{slot}")),
+                None => {
+                    let ours = |volid: &String| files.get(volid).and_then(|path| label(path)).is_some_and(|label| label.contains(id));
+                    unused(&configs[vmid]).map(|(_, volid)| volid).find(|volid| ours(volid))
+                }
+            };
+            let value = value.unwrap_or_else(|| panic!("{id} is not in VM {vmid}, where it must be: {:?}", configs[vmid]));
             let volid = value.split(',').next().expect("a volid");
             let number =
                 volid.strip_prefix(&format!("{storage}:{vmid}/vm-{vmid}-disk-")).and_then(|n| n.strip_suffix(&format!(".{format}")));
@@ -279,10 +303,12 @@ impl Run {
         let at = told.attachment.as_ref().map(|at| {
             assert!(!at.pending_attach && !at.pending_detach && at.vm_snapshots.is_empty() && at.node == "pve1", "{told:?}");
             let limits = at.options.as_ref().and_then(|o| o.limits).unwrap_or_default();
-            (at.vm.as_ref().map_or(0, |vm| vm.vmid), at.slot.clone(), (limits.iops_write, limits.mbps_read))
+            let slot = if at.slot.starts_with("unused") { "unused".to_owned() } else { at.slot.clone() };
+            (at.vm.as_ref().map_or(0, |vm| vm.vmid), slot, (limits.iops_write, limits.mbps_read))
         });
-        let wanted = volume.at.map(|(vmid, slot)| (vmid, format!("scsi{slot}"), volume.limits));
+        let attached = volume.at.map(|(vmid, slot)| (vmid, format!("scsi{slot}"), volume.limits));
+        let wanted = attached.or(volume.aside.map(|vmid| (vmid, "unused".to_owned(), (0, 0))));
         assert_eq!(at, wanted, "where {id} is attached (listed: {listed}): {told:?}");
-        assert!(volume.at.is_some() || volume.name == Name::Pvc(RESERVED), "the model itself: {volume:?}");
+        assert!(volume.at.is_some() || volume.aside.is_some() || volume.name == Name::Pvc(RESERVED), "the model itself: {volume:?}");
     }
 }

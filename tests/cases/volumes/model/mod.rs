@@ -27,7 +27,7 @@ use pvelet_tests::{
 use self::{
     check::{Baseline, Seen},
     rng::Rng,
-    run::{Kill, Run},
+    run::{Meanwhile, Run},
     steps::Step,
     world::{VMS, Vm, World},
 };
@@ -47,7 +47,7 @@ fn number(name: &str) -> Option<u64> {
 /// What is printed when a sequence fails.
 struct Story {
     seed: u64,
-    steps: Vec<(Step, Option<Kill>)>,
+    steps: Vec<(Step, Option<Meanwhile>)>,
 }
 
 impl fmt::Display for Story {
@@ -57,9 +57,9 @@ impl fmt::Display for Story {
             "--- sequence {:#x} ends so; again: PVELET_MODEL_SEED={:#x} cargo test ... --test volumes model",
             self.seed, self.seed
         )?;
-        for (n, (step, kill)) in self.steps.iter().enumerate() {
-            let killed = kill.map(|k| format!("   killed: {k:?}")).unwrap_or_default();
-            writeln!(f, "{:3} {step:?}{killed}", n + 1)?;
+        for (n, (step, meanwhile)) in self.steps.iter().enumerate() {
+            let meanwhile = meanwhile.map(|m| format!("   meanwhile: {m:?}")).unwrap_or_default();
+            writeln!(f, "{:3} {step:?}{meanwhile}", n + 1)?;
         }
         Ok(())
     }
@@ -130,9 +130,9 @@ async fn sequence(run: &mut Run, seed: u64) {
     for _ in 0..rng.between(12, 20) {
         let step = Step::draw(&mut rng, &run.world);
         let wanted = run.world.judge(&step);
-        let kill = if wanted.reasons.is_empty() && rng.chance(40) { Kill::draw(&mut rng, &step) } else { None };
-        story.steps.push((step.clone(), kill));
-        run.step(&step, kill).await;
+        let meanwhile = if wanted.reasons.is_empty() { Meanwhile::draw(&mut rng, &step) } else { None };
+        story.steps.push((step.clone(), meanwhile));
+        run.step(&step, meanwhile).await;
     }
     run.compare_all().await;
     for step in Step::tidying(&run.world) {
@@ -174,7 +174,7 @@ fn random_sequences_with_kills_leave_what_the_model_says() {
     };
     // A stack has one agent, which is one process: two of them keep two processors busy.
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..seeds.len().min(2)).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..seeds.len().min(3)).map(|_| scope.spawn(work)).collect();
         for worker in workers {
             if let Err(failure) = worker.join() {
                 // The other one need not go on.

@@ -1,11 +1,16 @@
 //! Steps, made: by the agent, which may be killed meanwhile, and by others who ask PVE itself.
 
-use std::{collections::BTreeMap, os::unix::process::ExitStatusExt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    os::unix::process::ExitStatusExt,
+    time::{Duration, Instant},
+};
 
 use pvelet_agent::crash::NAMES;
 use pvelet_proto::v1;
 use pvelet_tests::{
     Client, Stack,
+    agent::SOON,
     calls::{Refusal, succeeded},
     client::operation_reason,
     volumes::{Done, MIB, fill, volume_ref},
@@ -16,32 +21,38 @@ use super::{
     check::{Baseline, Seen},
     rng::Rng,
     steps::Step,
-    world::World,
+    world::{VMS, Volume, World},
 };
 
 /// Points that operations on volumes pass whatever they do.
 const EVERYWHERE: [&str; 3] = ["volume.intent_written", "volume.before_end", "volume.end_written"];
 
-/// How an agent ends during a step.
+/// What happens during a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kill {
-    /// At a named point.
-    At(&'static str),
-    /// This long after it was asked, or when it has answered.
-    After(Duration),
+pub(super) enum Meanwhile {
+    /// The agent ends at a named point; when it is started again, perhaps at another one, which it comes to while it goes on.
+    DiesAt(&'static str, Option<&'static str>),
+    /// It ends this long after it was asked, or when it has answered.
+    DiesAfter(Duration),
+    /// Somebody gives this VM so many cores.
+    Cores(u32, u32),
 }
 
-impl Kill {
-    /// One for a step that is to succeed; `None`: it is no operation of the agent's.
+impl Meanwhile {
+    /// Something for a step that is to succeed; `None`: nothing.
     pub(super) fn draw(rng: &mut Rng, step: &Step) -> Option<Self> {
         let points = step.points()?;
-        if rng.chance(20) {
-            return Some(Self::After(Duration::from_micros(rng.below(60_000))));
+        match rng.below(100) {
+            0..50 => return None,
+            50..60 => return Some(Self::Cores(rng.pick(&VMS), u32::try_from(rng.between(1, 4)).expect("few"))),
+            60..70 => return Some(Self::DiesAfter(Duration::from_micros(rng.below(60_000)))),
+            _ => {}
         }
         let power = matches!(step, Step::Start { .. } | Step::Stop { .. });
         let general = |name: &&str| !power && EVERYWHERE.contains(name);
         let named: Vec<&str> = NAMES.iter().filter(|n| general(n) || points.iter().any(|p| n.starts_with(p))).copied().collect();
-        Some(Self::At(rng.pick(&named)))
+        let first = rng.pick(&named);
+        Some(Self::DiesAt(first, rng.chance(20).then(|| rng.pick(&named))))
     }
 }
 
@@ -98,7 +109,7 @@ async fn call(client: Client, vms: BTreeMap<u32, v1::VmRef>, request_id: String,
         Step::Delete { id } => c.delete_volume(r, id).await,
         Step::Start { vmid } => c.start(r, &vms[vmid]).await,
         Step::Stop { vmid } => c.stop(r, &vms[vmid]).await,
-        Step::Write { .. } | Step::OwnDisk { .. } | Step::OwnDiskGone { .. } | Step::Cores { .. } => {
+        Step::Write { .. } | Step::OwnDisk { .. } | Step::OwnDiskGone { .. } | Step::Cores { .. } | Step::TakenOut { .. } => {
             panic!("{step:?} is nothing that the agent does")
         }
     }
@@ -119,13 +130,14 @@ impl Run {
     }
 
     /// Makes a step, and compares what came of it with what had to.
-    pub(super) async fn step(&mut self, step: &Step, kill: Option<Kill>) {
+    pub(super) async fn step(&mut self, step: &Step, meanwhile: Option<Meanwhile>) {
         self.steps += 1;
         if step.points().is_none() {
             self.by_others(step);
+            self.seen_by_agent().await;
         } else {
             let verdict = self.world.judge(step);
-            match kill {
+            match meanwhile {
                 _ if !verdict.reasons.is_empty() => {
                     let request_id = self.request_id();
                     let answer = self.ask(&request_id, step).await;
@@ -140,6 +152,7 @@ impl Run {
                     succeeded(self.ask(&request_id, step).await);
                     self.world.apply(step);
                 }
+                Some(Meanwhile::Cores(vmid, cores)) => self.beside(step, vmid, cores).await,
                 Some(kill) => self.killed(step, kill).await,
             }
         }
@@ -147,14 +160,18 @@ impl Run {
     }
 
     /// Makes a step during which the agent ends: it is done, or not at all; then it is made again.
-    async fn killed(&mut self, step: &Step, kill: Kill) {
+    async fn killed(&mut self, step: &Step, kill: Meanwhile) {
         let request_id = self.request_id();
         let answer = match kill {
-            Kill::At(point) => self.dies_at(point, &request_id, step).await,
-            Kill::After(time) => self.dies_after(time, &request_id, step).await,
+            Meanwhile::DiesAt(point, _) => self.dies_at(point, &request_id, step).await,
+            Meanwhile::DiesAfter(time) => self.dies_after(time, &request_id, step).await,
+            Meanwhile::Cores(..) => panic!("nothing dies of that"),
         };
         self.kills += 1;
         self.time_passes();
+        if let Meanwhile::DiesAt(_, Some(point)) = kill {
+            self.dies_again(point, &request_id).await;
+        }
         self.stack.agent("pve1").start();
         self.client = self.stack.operator("pve1");
         let end = match self.client.operation(&request_id).await {
@@ -174,6 +191,45 @@ impl Run {
             }
         }
         self.world.apply(step);
+    }
+
+    /// Makes a step while somebody changes a VM: both are done.
+    async fn beside(&mut self, step: &Step, vmid: u32, cores: u32) {
+        let request_id = self.request_id();
+        let pve = self.stack.pve("pve1");
+        let other = tokio::task::spawn_blocking(move || pve.task("POST", &format!("/qemu/{vmid}/config"), &format!("cores={cores}")));
+        succeeded(self.ask(&request_id, step).await);
+        assert_eq!(other.await.expect("PVE answers"), "TASK OK", "{step:?}");
+        self.world.apply(step);
+        self.world.apply(&Step::Cores { vmid, cores });
+    }
+
+    /// Starts the agent, which may end again while it goes on with what it was at.
+    async fn dies_again(&mut self, point: &str, request_id: &str) {
+        self.kills += 1;
+        if self.stack.agent("pve1").start_with(&[("PVELET_CRASH_AT", point)]).is_ok() {
+            let client = self.stack.operator("pve1");
+            let request = v1::WatchOperationsRequest { tenant: client.tenant.clone(), since_revision: 0 };
+            if let Ok(stream) = client.agent.operation().watch_operations(request).await
+                && Self::goes_on(&client, request_id).await
+            {
+                let mut stream = stream.into_inner();
+                while let Ok(Some(message)) = stream.message().await {
+                    if message.operation.is_some_and(|op| op.request_id == request_id && op.end_time.is_some()) {
+                        break;
+                    }
+                }
+            }
+            self.stack.agent("pve1").kill();
+        }
+        self.time_passes();
+    }
+
+    async fn goes_on(client: &Client, request_id: &str) -> bool {
+        let (tenant, request_id) = (client.tenant.clone(), request_id.to_owned());
+        let list = v1::ListOperationsRequest { tenant, request_id, ..v1::ListOperationsRequest::default() };
+        let known = client.agent.operation().list_operations(list).await;
+        known.is_ok_and(|found| found.into_inner().operations.iter().any(|op| op.end_time.is_none()))
     }
 
     async fn dies_at(&mut self, point: &str, request_id: &str, step: &Step) -> Option<v1::Operation> {
@@ -223,6 +279,24 @@ impl Run {
         }
     }
 
+    /// What others do the agent sees a moment later.
+    async fn seen_by_agent(&self) {
+        let end = Instant::now() + SOON;
+        loop {
+            let told = self.client.volumes().await;
+            let at = |id: &String| {
+                let there = told.iter().find(|v| v.id == *id).and_then(|v| v.attachment.as_ref());
+                there.map(|at| (at.vm.as_ref().map_or(0, |vm| vm.vmid), at.slot.starts_with("unused")))
+            };
+            let wanted = |v: &Volume| v.at.map(|(vmid, _)| (vmid, false)).or(v.aside.map(|vmid| (vmid, true)));
+            let stale = self.world.volumes.iter().find(|(id, volume)| at(id) != wanted(volume));
+            match stale {
+                None => return,
+                Some((id, _)) => assert!(Instant::now() < end, "the agent does not see what became of {id}: {told:?}"),
+            }
+        }
+    }
+
     /// What others do, behind the agent's back.
     fn by_others(&mut self, step: &Step) {
         let pve = self.stack.pve("pve1");
@@ -240,7 +314,12 @@ impl Run {
             Step::OwnDisk { vmid, slot } => config(vmid, &format!("scsi{slot}=rawdir:0.001953125")),
             Step::OwnDiskGone { vmid, slot } => {
                 config(vmid, &format!("delete=scsi{slot}"));
-                config(vmid, "delete=unused0");
+                let unused = Seen::unused_slot(&self.stack, *vmid, &self.world.vms[vmid].own[slot]);
+                config(vmid, &format!("delete={unused}"));
+            }
+            Step::TakenOut { id } => {
+                let (vmid, slot) = self.world.volume(id).at.expect("a slot");
+                config(&vmid, &format!("delete=scsi{slot}"));
             }
             Step::Cores { vmid, cores } => config(vmid, &format!("cores={cores}")),
             other => panic!("{other:?} is the agent's to do"),

@@ -12,7 +12,7 @@ const SNAPSHOTS: [&str; 3] = ["before", "middle", "after"];
 /// What steps are drawn from; names that stand twice are drawn more often.
 const LOTS: &str = "create create copy copy snapshot-copy attach attach attach attach detach detach detach grow grow limit \
     snapshot snapshot snapshot drop-snapshot drop-snapshot roll-back roll-back move move move hand-over hand-over hand-over \
-    delete delete start start stop stop write write write own-disk own-disk-gone cores";
+    delete delete start start stop stop hand-over write write write own-disk own-disk-gone cores taken-out taken-out";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
@@ -86,6 +86,10 @@ pub(super) enum Step {
         vmid: u32,
         slot: u32,
     },
+    /// Somebody takes the volume out of its VM, by PVE.
+    TakenOut {
+        id: String,
+    },
     /// Somebody changes the VM.
     Cores {
         vmid: u32,
@@ -108,6 +112,7 @@ impl Step {
             | Self::Move { id, .. }
             | Self::HandOver { id, .. }
             | Self::Delete { id }
+            | Self::TakenOut { id }
             | Self::Write { id, .. } => Some(id),
             _ => None,
         }
@@ -128,7 +133,9 @@ impl Step {
             Self::HandOver { .. } => &["hand_over_volume."],
             Self::Delete { .. } => &["delete_volume."],
             Self::Start { .. } | Self::Stop { .. } => &["power.", "task.upid_written"],
-            Self::Write { .. } | Self::OwnDisk { .. } | Self::OwnDiskGone { .. } | Self::Cores { .. } => return None,
+            Self::Write { .. } | Self::OwnDisk { .. } | Self::OwnDiskGone { .. } | Self::Cores { .. } | Self::TakenOut { .. } => {
+                return None;
+            }
         })
     }
 
@@ -161,7 +168,7 @@ impl Step {
             _ => rng.pick(&ids),
         };
         let known = world.volumes.get(&id);
-        let here = known.and_then(|v| v.at).map(|(vmid, _)| vmid);
+        let here = known.and_then(|v| v.at.map(|(vmid, _)| vmid).or(v.aside));
         let vmid = here.filter(|_| !rng.chance(15)).unwrap_or_else(|| rng.pick(&VMS));
         let (storage, format) = (rng.pick(&STORAGES).0, rng.pick(&FORMATS));
         let mib = rng.between(1, 3);
@@ -208,6 +215,7 @@ impl Step {
                 let mut slots = world.vms[&vmid].own.keys().copied();
                 slots.find(|slot| (vmid, *slot) != super::PLANTED_DISK).map(|slot| Self::OwnDiskGone { vmid, slot })?
             }
+            "taken-out" => known?.at.map(|_| Self::TakenOut { id })?,
             _ => Self::Cores { vmid, cores: u32::try_from(rng.between(1, 4)).expect("few") },
         })
     }
@@ -224,7 +232,7 @@ impl Step {
         }
         for (id, volume) in &world.volumes {
             steps.extend(volume.snapshots.iter().map(|(name, _)| Self::DropSnapshot { id: id.clone(), name: name.clone() }));
-            steps.extend(volume.at.map(|(vmid, _)| Self::Detach { id: id.clone(), vmid }));
+            steps.extend(volume.at.map(|(vmid, _)| vmid).or(volume.aside).map(|vmid| Self::Detach { id: id.clone(), vmid }));
             steps.push(Self::Delete { id: id.clone() });
         }
         steps

@@ -41,6 +41,8 @@ pub(super) struct Volume {
     pub(super) snapshots: Vec<(String, Blocks)>,
     /// VMID and number of the SCSI slot.
     pub(super) at: Option<(u32, u32)>,
+    /// The VM that names it as an unused disk: PVE puts a VM's own disk there when somebody detaches it.
+    pub(super) aside: Option<u32>,
     pub(super) name: Name,
     /// Writes a second and MiB read a second; 0: no limit.
     pub(super) limits: (u32, u32),
@@ -140,7 +142,8 @@ impl World {
         };
         let snapshots = !volume.snapshots.is_empty();
         let has = |name: &String| volume.snapshots.iter().any(|(n, _)| n == name);
-        let elsewhere = |vmid: u32| volume.at.is_some_and(|(at, _)| at != vmid);
+        let elsewhere = |vmid: u32| volume.at.map(|(at, _)| at).or(volume.aside).is_some_and(|at| at != vmid);
+        let aside = volume.aside.is_some();
         match step {
             Step::Attach { vmid, .. } => {
                 verdict.refuse(elsewhere(*vmid), "VOLUME_IN_USE");
@@ -152,7 +155,7 @@ impl World {
             }
             Step::Detach { vmid, .. } => {
                 verdict.refuse(elsewhere(*vmid), "VOLUME_IN_USE");
-                verdict.already = volume.at.is_none();
+                verdict.already = volume.at.is_none() && !aside;
             }
             Step::Grow { mib, .. } => {
                 verdict.refuse(*mib < volume.mib, "DISK_SHRINK");
@@ -176,10 +179,11 @@ impl World {
             Step::Move { storage, format, .. } => {
                 verdict.already = *storage == volume.storage && *format == volume.format;
                 verdict.refuse(!verdict.already && snapshots, "VOLUME_HAS_SNAPSHOTS");
+                verdict.refuse(!verdict.already && aside, "VOLUME_IN_USE");
             }
             Step::HandOver { vmid, to_vm, .. } => {
                 verdict.refuse(volume.at.is_none(), "VOLUME_NOT_ATTACHED");
-                verdict.refuse(elsewhere(*vmid), "VOLUME_IN_USE");
+                verdict.refuse(elsewhere(*vmid) || aside, "VOLUME_IN_USE");
                 let there = volume.at.is_some_and(|(at, _)| at == *vmid);
                 verdict.already = there && volume.name == Name::Pvc(if *to_vm { *vmid } else { RESERVED });
                 let changes = there && !verdict.already;
@@ -187,7 +191,7 @@ impl World {
                 verdict.refuse(changes && snapshots, "VOLUME_HAS_SNAPSHOTS");
             }
             Step::Delete { .. } => {
-                verdict.refuse(volume.at.is_some(), "VOLUME_IN_USE");
+                verdict.refuse(volume.at.is_some() || aside, "VOLUME_IN_USE");
                 verdict.refuse(snapshots, "VOLUME_HAS_SNAPSHOTS");
             }
             _ => {}
@@ -209,15 +213,31 @@ impl World {
                 });
                 let (least, blocks) = source.unwrap_or_default();
                 let name = Name::Pvc(RESERVED);
-                let volume =
-                    Volume { storage, format, mib: least.max(*mib), blocks, snapshots: Vec::new(), at: None, name, limits: (0, 0) };
+                let volume = Volume {
+                    storage,
+                    format,
+                    mib: least.max(*mib),
+                    blocks,
+                    snapshots: Vec::new(),
+                    at: None,
+                    aside: None,
+                    name,
+                    limits: (0, 0),
+                };
                 self.volumes.insert(id.clone(), volume);
             }
             Step::Attach { id, vmid } => {
                 let slot = self.first_free(*vmid);
-                self.change(id, |v| v.at = Some((*vmid, slot)));
+                self.change(id, |v| (v.at, v.aside) = (Some((*vmid, slot)), None));
             }
-            Step::Detach { id, .. } => self.change(id, |v| (v.at, v.name, v.limits) = (None, Name::Pvc(RESERVED), (0, 0))),
+            Step::Detach { id, .. } => self.change(id, |v| {
+                (v.at, v.aside, v.name, v.limits) = (None, None, Name::Pvc(RESERVED), (0, 0));
+            }),
+            Step::TakenOut { id } => self.change(id, |v| {
+                let vmid = v.at.map(|(vmid, _)| vmid);
+                // PVE notes as unused only what carries the VM's own number.
+                (v.at, v.aside, v.limits) = (None, vmid.filter(|vmid| *vmid == v.name.vmid()), (0, 0));
+            }),
             Step::Grow { id, mib } => self.change(id, |v| v.mib = *mib),
             Step::Limit { id, limits } => self.change(id, |v| v.limits = *limits),
             Step::Snapshot { id, name } => self.change(id, |v| v.snapshots.push((name.clone(), v.blocks.clone()))),
