@@ -21,6 +21,7 @@ mkdir -p "$cache"
 # Whoever comes second waits here, and then finds the image made.
 exec 9>"$cache/lock"
 flock 9
+rm -rf "$cache"/building.*
 if [ -f "$image/base.qcow2" ]; then
   echo "$image"
   exit 0
@@ -28,7 +29,7 @@ fi
 
 # Debian's own archive as this machine's apt knows it: a mirror, a proxy or the default.
 mirror() {
-  apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 'Component: main' | head -n1
+  apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 'Component: main' | sed -n 1p
 }
 site=${PVELET_GUEST_MIRROR:-$(mirror)}
 if [ -z "$site" ]; then
