@@ -41,6 +41,11 @@ impl Handle {
         self.operations.written(&self.name).await
     }
 
+    /// Whether a task of PVE is one of this operation's, or of any other that is still known.
+    pub fn is_known_task(&self, upid: &str) -> bool {
+        self.operations.lock().entries.values().any(|e| e.state.tasks.iter().any(|t| t.upid == upid))
+    }
+
     /// When it was accepted, seconds since the Unix epoch.
     pub fn accepted_at(&self) -> u64 {
         self.operations.get(&self.name).ok().and_then(|op| op.create_time).map_or(0, |t| u64::try_from(t.seconds).unwrap_or(0))

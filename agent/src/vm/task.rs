@@ -215,10 +215,10 @@ impl Inner {
             // Calls are taken in turn: once a later one is answered, the lost one was taken or never will be.
             let answered =
                 !matches!(self.pve.storages().await, Err(Error::PveDown { .. } | Error::PveAnswerLost { .. } | Error::PveFsHung { .. }));
-            let known = h.state().tasks;
             for kind in kinds {
                 for upid in self.pve.find_tasks(kind, id, since).await? {
-                    if !known.iter().any(|t| t.upid == upid.text) && self.says(&upid, says).await {
+                    // `since` is in whole seconds: an operation before this one may have started the same kind of task within them.
+                    if !h.is_known_task(&upid.text) && self.says(&upid, says).await {
                         return Ok(Some(upid));
                     }
                 }
