@@ -80,7 +80,9 @@ pub struct VolumeState {
     pub label: String,
     /// The slot in which it was attached when it was moved.
     pub slot: String,
-    /// The copy is whole: from here on it is the volume, and what it was copied from is removed.
+    /// PVE was about to be asked for the new volume: what has its name and no label is this operation's own from here on.
+    pub asked: bool,
+    /// The copy is whole: from here on it is the volume, and what it was copied from is removed. Of a roll-back: it is done.
     pub copied: bool,
     /// Volumes to be reclaimed: storage and id.
     pub list: Vec<(String, String)>,

@@ -262,6 +262,7 @@ impl Inner {
         if self.pve.read_vm(vmid).await?.is_some() || self.writable()?.vmids.contains_key(&vmid) {
             return Err(Error::VmidInUse { vmid, node: None });
         }
+        self.not_a_volume(volume).await?;
         let Some(upid) = self.pve.free_volume(volume).await? else { return Ok(()) };
         let mut updates = self.pve.follow_task(&upid);
         let mut end = None;
@@ -292,6 +293,7 @@ impl Inner {
         if view::bound_mark(&vm).is_some() || vm.config.lock().is_some() || vm.run != RunState::Stopped {
             return Err(Error::NotOurs { what: format!("VM {vmid}, whose clone failed,") });
         }
+        self.no_volume_retained(&vm).await?;
         tracing::warn!(vmid, %operation, "removing the VM of a failed clone");
         let upid = self.pve.destroy_vm(vmid, &DestroyCall::default()).await?;
         let mut updates = self.pve.follow_task(&upid);

@@ -6,7 +6,7 @@ use pvelet_proto::{reason, v1};
 
 use super::{
     Plan, begin,
-    create::check_size,
+    create::{MIB, check_size},
     find::{self, Volume},
     options, tenant_of,
     uses::{self, How, Use},
@@ -18,6 +18,9 @@ use crate::{
     operation::{Handle, Lane},
     vm::{Call, Inner, Limit, configure::Growing, task::Backoff, validate},
 };
+
+/// LVM's extents, unless an administrator chose others: sizes are rounded up to them.
+const LVM_EXTENT: u64 = 4 * MIB;
 
 /// The reference to the VM that has a volume in a slot now.
 fn attached(uses: &[Use]) -> Option<&Use> {
@@ -66,11 +69,13 @@ impl Inner {
     async fn is_grown(&self, volume: &Volume, bytes: u64) -> Result<bool, Error> {
         let not_found = || Error::VolumeNotFound { id: volume.id.to_string(), storage: volume.at.storage.id.clone() };
         let size = self.pve.volume(&volume.volid()).await?.ok_or_else(not_found)?.size;
-        if size > bytes {
+        // Storages round up: what was asked for before is still so when it is asked for again.
+        let rounding = if volume.at.storage.kind.starts_with("lvm") { LVM_EXTENT } else { MIB };
+        if size >= bytes.saturating_add(rounding) {
             let text = format!("{bytes} is less than the {size} bytes that volume {} has; a volume can only grow", volume.id);
             return Err(Error::invalid("size_bytes", reason::DISK_SHRINK, text));
         }
-        Ok(size == bytes)
+        Ok(size >= bytes)
     }
 
     /// Grows it, or goes on with that: the size is absolute.
@@ -97,7 +102,8 @@ impl Inner {
             }
         }
         crash_point!("grow_volume.grown");
-        if self.is_grown(&held.volume, bytes).await? {
+        // With larger extents it may have more than it was rounded up to above.
+        if self.pve.volume(&volid).await?.is_some_and(|v| v.size >= bytes) {
             return Ok(());
         }
         let message = format!("{volid} was grown, yet has fewer than {bytes} bytes");

@@ -8,7 +8,7 @@ use pvelet_proto::{id, reason, v1, volume::VolumeId};
 use super::{
     Plan, begin,
     find::{self, Volume},
-    hold::{in_use, runs},
+    hold::in_use,
     image,
     label::Label,
     snapshot, tenant_of,
@@ -204,7 +204,7 @@ impl Inner {
     /// Errors: `VolumeInUse` when a running VM writes to it.
     fn may_be_copied(&self, volume: &Volume, snapshot: bool) -> Result<(), Error> {
         let live = snapshot && self.store.abilities(&volume.at.storage).live_snapshots.contains(&volume.at.format.as_str());
-        match self.uses(volume).iter().find(|u| matches!(u.how, How::Attached) && runs(u)) {
+        match self.uses(volume).iter().find(|u| matches!(u.how, How::Attached) && self.may_run(u)) {
             Some(vm_use) if !live => Err(in_use(volume.id, vm_use, "stop the VM, detach the volume, or copy a snapshot of it")),
             _ => Ok(()),
         }
@@ -226,23 +226,34 @@ impl Inner {
         let (_, name) = find::names(&storage.kind, self.settings.volumes.owner_vmid, id, &format);
         let at = find::at(&storage, &name);
         if !fresh {
-            // Labelled last: with its label it is whole. Otherwise what is there is this operation's own, and not whole.
+            // Labelled last: with its label it is whole. Otherwise what is there, once PVE was asked for it, is this operation's own, and
+            // not whole.
             if self.store.labels(&storage).await?.get(&name) == Some(&state.label) {
                 return Ok(());
             }
-            self.end_writers(h, &at).await?;
-            self.free_proven(h, &at, limit).await?;
+            if state.asked {
+                self.free_unlabelled(h, &at, limit).await?;
+            }
             return Err(Error::AgentRestarted);
         }
         let result = Box::pin(self.create(h, request, (&storage, id, &format), &state.label, limit)).await;
-        // Somebody else's volume of that name is not this operation's to remove.
-        if let Err(error) = &result
-            && !matches!(error, Error::VolumeExists { .. })
-        {
-            h.undo(error).await?;
-            self.take_back(h, &at, limit).await;
+        match result {
+            // Another host was faster with the very same.
+            Err(error @ Error::VolumeExists { .. }) => match self.labelled_on(&storage, id).await? {
+                Some(found) if found.label.as_ref().is_some_and(|l| l.to_string() == state.label) => {
+                    let wanted = label(id, request, &request.meta.clone().unwrap_or_default().tenant);
+                    self.exists_already(found, request, &wanted).await.map(drop)
+                }
+                _ => Err(error),
+            },
+            // Before PVE was asked, what may have that name is not this operation's to remove.
+            Err(error) if h.state().volume.asked => {
+                h.undo(&error).await?;
+                self.take_back(h, &at).await;
+                Err(error)
+            }
+            other => other,
         }
-        result
     }
 
     async fn create(
@@ -268,11 +279,13 @@ impl Inner {
                 let (source, place) = find::reference(reference, "volume")?;
                 let tenant = request.meta.as_ref().map(|m| m.tenant.as_str()).unwrap_or_default();
                 let volume = self.own_volume(source, &place, tenant).await?;
-                held = Some(self.lock_volume(h, &volume.at.storage, source, limit).await?);
+                let lock = self.lock_volume(h, &volume.at.storage, source, limit).await?;
                 self.pve.refresh().await?;
                 self.may_be_copied(&volume, snapshot.is_some())?;
                 let size = self.pve.volume(&volume.volid()).await?.map_or(0, |v| v.size);
-                Some((Source::Volume { at: volume.at, snapshot }, size))
+                let (at, of_snapshot) = (volume.at.clone(), snapshot.is_some());
+                held = Some((volume, of_snapshot, lock));
+                Some((Source::Volume { at, snapshot }, size))
             }
         };
         let least = from.as_ref().map_or(0, |(_, size)| size.next_multiple_of(MIB));
@@ -286,6 +299,16 @@ impl Inner {
         if let Some((from, _)) = &from {
             self.copy_volume(h, from, &at, limit).await?;
             crash_point!("create_volume.copied");
+        } else if self.store.abilities(storage).stale {
+            self.blank_volume(h, &at, limit).await?;
+        }
+        // A VM that was started meanwhile has written to what was read: such a copy is none.
+        if let Some((volume, snapshot, lock)) = &held {
+            if lock.is_lost() {
+                return Err(Error::LockTimeout { what: format!("volume {}", volume.id) });
+            }
+            self.pve.refresh().await?;
+            self.may_be_copied(volume, *snapshot)?;
         }
         drop(held);
         let volid = format!("{}:{}", storage.id, at.name);

@@ -10,7 +10,7 @@ use super::{
     find::Volume,
     hold::in_use,
     tenant_of,
-    uses::{self, How},
+    uses::{self, How, Use},
 };
 use crate::{
     crash_point,
@@ -49,7 +49,32 @@ impl Inner {
             (None, Some(other)) => return Err(in_use(id, other, "name that VM to detach it")),
             (None, None) => plan.done = volume.name_vmid() == this.settings.volumes.owner_vmid,
         }
+        if !plan.done {
+            this.may_be_renamed(&volume, &uses).await?;
+        }
         begin(this, call, plan)
+    }
+
+    /// Whether a volume that stands under its VM's name may get back its own. Errors: `VolumeInUse` when a snapshot of the VM knows it by
+    /// that name, `VolumeHasSnapshots` when its own would be lost.
+    async fn may_be_renamed(&self, volume: &Volume, uses: &[Use]) -> Result<(), Error> {
+        if volume.name_vmid() == self.settings.volumes.owner_vmid {
+            return Ok(());
+        }
+        if let Some(there) = uses.iter().find(|u| matches!(u.how, How::Snapshot(_))) {
+            return Err(in_use(volume.id, there, "delete that snapshot first: detaching gives the volume another name"));
+        }
+        let bound = match volume.at.storage.kind.as_str() {
+            "lvmthin" => true,
+            "btrfs" => volume.at.format == "raw",
+            _ => false,
+        };
+        let snapshots = if bound { self.snapshot_names(volume).await? } else { Vec::new() };
+        if snapshots.is_empty() {
+            return Ok(());
+        }
+        let why = "whose names are bound to the volume's, which detaching changes";
+        Err(Error::VolumeHasSnapshots { id: volume.id.to_string(), snapshots, why })
     }
 
     /// Detaches it, or goes on with that.
@@ -58,6 +83,7 @@ impl Inner {
             self.follow_last(h, "detach", &["qmconfig"], limit).await?;
         }
         let held = self.hold_existing(h, limit).await?;
+        self.may_be_renamed(&held.volume, &held.uses).await?;
         let state = h.state();
         let volid = held.volume.volid();
         let mut backoff = Backoff::new(self.settings.lock_pause);

@@ -193,7 +193,7 @@ impl Inner {
 
     /// Which VMs refer to a volume, as is known now.
     pub(super) fn uses(&self, volume: &Volume) -> Vec<Use> {
-        uses::all(&self.pve.inventory(), &volume.volid(), volume.at.storage.shared)
+        uses::by_name(&self.pve.inventory(), &volume.volid(), volume.at.storage.shared)
     }
 }
 

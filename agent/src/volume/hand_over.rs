@@ -13,7 +13,10 @@ use super::{
 use crate::{
     crash_point,
     error::Error,
-    host::pve::{ConfigCall, RunState},
+    host::{
+        pve::{ConfigCall, RunState},
+        storage::At,
+    },
     operation::Handle,
     vm::{Call, Inner, Limit, task::Backoff},
 };
@@ -65,31 +68,21 @@ impl Inner {
         if vm.run != RunState::Stopped {
             return Err(Error::VmRunning { vmid: vm.vmid });
         }
+        // Renamed already by the last run: then the VM still knows it by the old name.
+        if held.volume.at.name == state.volume.name {
+            if let Some(other) = held.uses.iter().find(|u| u.vm.vmid != vm.vmid || u.how != How::Attached) {
+                return Err(in_use(held.volume.id, other, "it was used otherwise meanwhile; try again"));
+            }
+            if held.uses.is_empty() {
+                return Err(Error::VolumeNotAttached { id: state.volume.id });
+            }
+        }
         held.still()?;
         h.step("renaming");
         self.store.rename(&find::at(&storage, &state.volume.name), &state.volume.target_name).await?;
         crash_point!("hand_over_volume.renamed");
-        let mut backoff = Backoff::new(self.settings.lock_pause);
-        loop {
-            let vm = self.same_vm(h, state.vmid, &state.uuid, limit).await?;
-            let found = uses::of_vm(&vm, &old);
-            let Some(there) = found.iter().find(|u| u.how == How::Attached) else { break };
-            let set = [(there.slot.clone(), options::with_volume(&there.value, &new))].into();
-            let call = ConfigCall { set, digest: Some(vm.config.digest.clone()), ..ConfigCall::default() };
-            let error = match self.pve.set_config_now(vm.vmid, &call).await {
-                Ok(()) => continue,
-                Err(Error::ConfigChanged { .. } | Error::PveAnswerLost { .. }) if !limit.over() => {
-                    tokio::time::sleep(backoff.next()).await;
-                    continue;
-                }
-                Err(Error::LockTimeout { what }) => match self.wait_for_lock(h, &what, &mut backoff, limit).await {
-                    Ok(()) => continue,
-                    Err(error) => error,
-                },
-                Err(error) => error,
-            };
-            // The VM keeps the old name, so the volume must have it.
-            self.store.rename(&find::at(&storage, &state.volume.target_name), &state.volume.name).await?;
+        if let Err(error) = self.tell_vm(h, &old, &new, limit).await {
+            self.name_back(h, (&find::at(&storage, &state.volume.target_name), &state.volume.name), &old).await;
             return Err(error);
         }
         crash_point!("hand_over_volume.configured");
@@ -99,5 +92,43 @@ impl Inner {
             return Err(Error::PveFailed { message, upid: None });
         }
         self.forget_unused_name(h, &old, limit).await
+    }
+
+    /// Has the VM call a volume by its new name.
+    async fn tell_vm(&self, h: &Handle, old: &str, new: &str, limit: Limit) -> Result<(), Error> {
+        let state = h.state();
+        let mut backoff = Backoff::new(self.settings.lock_pause);
+        loop {
+            let vm = self.same_vm(h, state.vmid, &state.uuid, limit).await?;
+            let found = uses::of_vm(&vm, old);
+            let Some(there) = found.iter().find(|u| u.how == How::Attached) else { return Ok(()) };
+            let set = [(there.slot.clone(), options::with_volume(&there.value, new))].into();
+            let call = ConfigCall { set, digest: Some(vm.config.digest.clone()), ..ConfigCall::default() };
+            match self.pve.set_config_now(vm.vmid, &call).await {
+                Ok(()) if !limit.over() => {}
+                Err(Error::ConfigChanged { .. } | Error::PveAnswerLost { .. }) if !limit.over() => {
+                    tokio::time::sleep(backoff.next()).await;
+                }
+                Err(Error::LockTimeout { what }) => self.wait_for_lock(h, &what, &mut backoff, limit).await?,
+                Ok(()) => return Err(limit.timeout("PVE did not take the volume's new name")),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Gives a volume back the name by which its VM still knows it; as long as that cannot be told it is tried for a while.
+    async fn name_back(&self, h: &Handle, (volume, name): (&At, &str), old: &str) {
+        let (state, limit) = (h.state(), Self::deadline(self.ops.settings().deadlines.configure));
+        match self.same_vm(h, state.vmid, &state.uuid, limit).await {
+            Ok(vm) if uses::of_vm(&vm, old).is_empty() => {}
+            Ok(_) => {
+                if let Err(error) = self.store.rename(volume, name).await {
+                    h.warn(format!("VM {} names {old}, and the volume did not get that name back: {error}", state.vmid));
+                }
+            }
+            Err(error) => {
+                h.warn(format!("whether VM {} names {old} could not be told, so the volume is {}: {error}", state.vmid, volume.name))
+            }
+        }
     }
 }

@@ -6,7 +6,10 @@ use std::time::Duration;
 use pvelet_proto::volume::VolumeId;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{find::Volume, uses::Use};
+use super::{
+    find::Volume,
+    uses::{self, Use},
+};
 use crate::{
     error::Error,
     host::{
@@ -44,24 +47,21 @@ impl Held {
     }
 }
 
-/// Whether the VM of a reference runs, as far as this node can tell.
-pub(super) fn runs(vm_use: &Use) -> bool {
-    vm_use.vm.run != RunState::Stopped
-}
-
 /// The error that names the first reference.
 pub(super) fn in_use(id: VolumeId, vm_use: &Use, remedy: &'static str) -> Error {
-    Error::VolumeInUse {
-        id: id.to_string(),
-        vmid: vm_use.vm.vmid,
-        node: vm_use.vm.node.clone(),
-        slot: vm_use.slot.clone(),
-        how: vm_use.words(),
-        remedy,
-    }
+    in_use_by(id.to_string(), vm_use, remedy)
+}
+
+fn in_use_by(id: String, vm_use: &Use, remedy: &'static str) -> Error {
+    Error::VolumeInUse { id, vmid: vm_use.vm.vmid, node: vm_use.vm.node.clone(), slot: vm_use.slot.clone(), how: vm_use.words(), remedy }
 }
 
 impl Inner {
+    /// Whether the VM of a reference may run: of one on another node this node cannot tell.
+    pub(super) fn may_run(&self, vm_use: &Use) -> bool {
+        vm_use.vm.node != self.settings.node || vm_use.vm.run != RunState::Stopped
+    }
+
     /// The id of the volume that an operation works on.
     pub(super) fn volume_id(state: &VolumeState) -> Result<VolumeId, Error> {
         state.id.parse().map_err(|_| Error::Internal(format!("the journal names '{}', which is no volume", state.id)))
@@ -96,11 +96,16 @@ impl Inner {
         Ok(Some(Held { volume, uses, lock }))
     }
 
-    /// Holds the operation's volume, which must be there.
+    /// Holds the operation's volume, which must be there, and its owner's as when the call was accepted. Errors: `VolumeNotFound`,
+    /// `NotOurs`.
     pub(super) async fn hold_existing(&self, h: &Handle, limit: Limit) -> Result<Held, Error> {
         let state = h.state().volume;
         let not_found = || Error::VolumeNotFound { id: state.id.clone(), storage: state.storage.clone() };
-        self.hold(h, limit).await?.ok_or_else(not_found)
+        let held = self.hold(h, limit).await?.ok_or_else(not_found)?;
+        if held.volume.label.as_ref().is_some_and(|label| label.to_string() == state.label) {
+            return Ok(held);
+        }
+        Err(Error::NotOurs { what: format!("volume {} has changed hands meanwhile: it", held.volume.id) })
     }
 
     /// Ends a copy into a volume that the agent's last run left behind. Errors: `Internal` when it cannot be ended.
@@ -112,12 +117,28 @@ impl Inner {
         Ok(())
     }
 
-    /// Frees a volume by PVE and proves that it is gone; gone already is as good. A lock is waited for. Errors: `StorageFailed`,
-    /// `PveFailed`, `StorageOffline`, `LockTimeout`.
+    /// Removes what this operation has made and not labelled. What has a label is somebody's: another host may have made the same volume
+    /// meanwhile. Errors: `NotOurs`, those of [`Inner::free_proven`].
+    pub(super) async fn free_unlabelled(&self, h: &Handle, at: &At, limit: Limit) -> Result<(), Error> {
+        self.end_writers(h, at).await?;
+        if self.store.labels(&at.storage).await?.contains_key(&at.name) {
+            return Err(Error::NotOurs { what: format!("volume {}:{} has an owner by now: it", at.storage.id, at.name) });
+        }
+        self.free_proven(h, at, limit).await
+    }
+
+    /// Frees a volume by PVE and proves that it is gone; gone already is as good. A lock is waited for. PVE itself frees what a running VM
+    /// has: each time it is asked, no VM may refer to the volume. Errors: `VolumeInUse`, `StorageFailed`, `PveFailed`, `StorageOffline`,
+    /// `LockTimeout`.
     pub(super) async fn free_proven(&self, h: &Handle, at: &At, limit: Limit) -> Result<(), Error> {
         let volid = format!("{}:{}", at.storage.id, at.name);
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
+            let inventory = self.pve.refresh().await?;
+            if let Some(first) = uses::all(&inventory, &volid, at.storage.shared).first() {
+                let id = pvelet_proto::volume::VolumeId::of_name(&at.name).map_or(h.state().volume.id, |(_, id)| id.to_string());
+                return Err(in_use_by(id, first, "detach it first"));
+            }
             h.step(format!("removing {volid}"));
             let called = Instant::now();
             let upid = match self.pve.free_volume(&volid).await {
@@ -127,6 +148,7 @@ impl Inner {
                     if self.pve.volume(&volid).await?.is_none() {
                         return Ok(());
                     }
+                    self.wait_for_lock(h, &volid, &mut backoff, limit).await?;
                     continue;
                 }
                 Err(error @ (Error::PveAnswerLost { .. } | Error::LockTimeout { .. })) => {
@@ -171,6 +193,7 @@ impl Inner {
         let volid = format!("{}:{name}", storage.id);
         let _place = h.enter(&storage.id, Lane::Short, limit.at, limit.after).await?;
         let call = crate::host::pve::AllocateCall { storage: storage.id.clone(), vmid, name: file, bytes, format: format.to_owned() };
+        h.save(|state| state.volume.asked = true).await?;
         let mut backoff = Backoff::new(self.settings.lock_pause);
         let mut lost = false;
         loop {
@@ -195,6 +218,10 @@ impl Inner {
                 }
                 // The lost call was carried out after all.
                 Err(Error::VolumeExists { .. }) if lost => return Ok(at),
+                Err(error @ Error::VolumeExists { .. }) => {
+                    h.save(|state| state.volume.asked = false).await?;
+                    return Err(error);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -216,6 +243,17 @@ impl Inner {
         }
     }
 
+    /// Takes out of a new volume what others left there; a cancellation ends it.
+    pub(super) async fn blank_volume(&self, h: &Handle, at: &At, limit: Limit) -> Result<(), Error> {
+        let _place = h.enter(&at.storage.id, Lane::Long, limit.at, limit.after).await?;
+        h.step(format!("writing zeros over {}:{}", at.storage.id, at.name));
+        tokio::select! {
+            result = self.store.blank(at) => result,
+            () = h.cancelled() => h.check_cancelled(),
+            () = tokio::time::sleep_until(limit.at) => Err(limit.timeout("the new volume was not overwritten with zeros")),
+        }
+    }
+
     /// Writes a volume's label and reads it back.
     pub(super) async fn write_label(&self, at: &At, label: &str) -> Result<(), Error> {
         self.store.set_label(at, Some(label)).await?;
@@ -227,21 +265,20 @@ impl Inner {
     }
 
     /// Removes what a failed operation has made, however long that takes; what is left is told.
-    pub(super) async fn take_back(&self, h: &Handle, at: &At, limit: Limit) {
+    pub(super) async fn take_back(&self, h: &Handle, at: &At) {
+        // A time of its own: what failed may have used up the operation's.
+        let limit = Self::deadline(self.ops.settings().deadlines.delete);
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
-            let freed = match self.end_writers(h, at).await {
-                Ok(()) => self.free_proven(h, at, limit).await,
-                Err(error) => Err(error),
-            };
-            match freed {
+            match self.free_unlabelled(h, at, limit).await {
                 Ok(()) => return,
-                Err(error) if transient(&error) && !limit.over() => {
+                // What a cancelled operation has made is removed all the same.
+                Err(error) if (transient(&error) || matches!(error, Error::Cancelled { .. })) && !limit.over() => {
                     h.step(format!("undoing: waiting, for {error}"));
                     tokio::time::sleep(backoff.next()).await;
                 }
                 Err(error) => {
-                    h.warn(format!("volume {}:{} is left, without an owner: {error}", at.storage.id, at.name));
+                    h.warn(format!("volume {}:{} is left: {error}", at.storage.id, at.name));
                     return;
                 }
             }

@@ -17,7 +17,7 @@ use crate::{
     crash_point,
     error::Error,
     host::{
-        pve::{ConfigCall, MoveCall, TaskEnd},
+        pve::{ClusterLock, ConfigCall, MoveCall, TaskEnd},
         storage::{At, Source, StorageConfig},
     },
     operation::{Handle, Lane, VolumeState},
@@ -35,6 +35,7 @@ struct Move {
     target: StorageConfig,
     format: String,
     label: String,
+    lock: ClusterLock,
 }
 
 impl Inner {
@@ -95,13 +96,13 @@ impl Inner {
         let source = self.volume_storage(&state.storage).await?;
         let target = self.volume_storage(&state.target_storage).await?;
         let shared = if source.shared { &source } else { &target };
-        let _lock = self.lock_volume(h, shared, id, limit).await?;
+        let lock = self.lock_volume(h, shared, id, limit).await?;
         self.pve.refresh().await?;
         self.writable()?;
         let from = find::at(&source, &state.name);
         let volume = Volume { id, at: from.clone(), label: None };
         let format = self.moved_format(&volume, &target, &request.format)?;
-        let a_move = Move { id, from, target, format, label: state.label.clone() };
+        let a_move = Move { id, from, target, format, label: state.label.clone(), lock };
         if state.slot.is_empty() {
             Box::pin(self.move_detached(h, &a_move, &state, limit, fresh)).await
         } else {
@@ -114,25 +115,56 @@ impl Inner {
         if !state.copied {
             if !fresh {
                 // Not whole, and without a label: this operation's own, of which nothing is lost.
-                self.end_writers(h, &to).await?;
-                self.free_proven(h, &to, limit).await?;
+                if state.asked {
+                    self.free_unlabelled(h, &to, limit).await?;
+                }
                 return Err(Error::AgentRestarted);
             }
-            let result = Box::pin(self.copy_over(h, m, &to, limit)).await;
-            if let Err(error) = &result {
-                if !matches!(error, Error::VolumeExists { .. }) {
-                    h.undo(error).await?;
-                    self.take_back(h, &to, limit).await;
+            if let Err(error) = Box::pin(self.copy_over(h, m, &to, limit)).await {
+                // Before PVE was asked, what may have that name is not this operation's to remove.
+                if h.state().volume.asked {
+                    h.undo(&error).await?;
+                    self.take_back(h, &to).await;
                 }
-                return result;
+                return Err(error);
             }
             crash_point!("move_volume.copied");
             h.save(|state| state.volume.copied = true).await?;
         }
+        // Whoever got it meanwhile, by whichever way, writes to it: then it stays the volume, and the copy is none.
+        if let Err(error) = self.nobody_has(m).await {
+            // After a restart it may be removed where it was already: only what is proven is undone.
+            if fresh || matches!(error, Error::VolumeInUse { .. }) {
+                h.undo(&error).await?;
+                self.take_back(h, &to).await;
+            }
+            return Err(error);
+        }
         self.write_label(&to, &m.label).await?;
         crash_point!("move_volume.labelled");
+        self.take_label_off(&m.from).await?;
         self.free_proven(h, &m.from, limit).await?;
         crash_point!("move_volume.source_freed");
+        Ok(())
+    }
+
+    /// Errors: `VolumeInUse`; `LockTimeout` when another host may have it.
+    async fn nobody_has(&self, m: &Move) -> Result<(), Error> {
+        if m.lock.is_lost() {
+            return Err(Error::LockTimeout { what: format!("volume {}", m.id) });
+        }
+        self.pve.refresh().await?;
+        match self.uses(&Volume { id: m.id, at: m.from.clone(), label: None }).first() {
+            Some(first) => Err(in_use(m.id, first, "detach it first")),
+            None => Ok(()),
+        }
+    }
+
+    /// What a volume was moved from is nobody's from now on, whatever hinders its removal: two with one label are none.
+    async fn take_label_off(&self, from: &At) -> Result<(), Error> {
+        if self.store.labels(&from.storage).await?.contains_key(&from.name) {
+            self.store.set_label(from, None).await?;
+        }
         Ok(())
     }
 
@@ -229,6 +261,7 @@ impl Inner {
         };
         self.write_label(&find::at(&m.target, name), &m.label).await?;
         crash_point!("move_volume.new_labelled");
+        self.take_label_off(&m.from).await?;
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
             let vm = self.same_vm(h, state.vmid, &state.uuid, limit).await?;

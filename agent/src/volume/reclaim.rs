@@ -50,12 +50,12 @@ impl Inner {
     }
 
     /// Removes them, or goes on with that. One that cannot be removed any more is told and kept.
-    pub(super) async fn run_reclaim_volumes(&self, h: &Handle, tenant: &str, limit: Limit) -> Result<(), Error> {
+    pub(super) async fn run_reclaim_volumes(&self, h: &Handle, request: &v1::ReclaimVolumesRequest, limit: Limit) -> Result<(), Error> {
         let list = h.state().volume.list;
         let total = list.len() as u64;
         for (done, (storage, id)) in (0_u64..).zip(&list) {
             h.progress(u8::try_from(done * 100 / total.max(1)).unwrap_or(100), 0, 0);
-            match self.reclaim_one(h, storage, id, tenant, limit).await {
+            match self.reclaim_one(h, (storage, id), request, limit).await {
                 Ok(()) => {}
                 Err(error) => h.warn(format!("volume {id} on {storage} was kept: {error}")),
             }
@@ -63,7 +63,14 @@ impl Inner {
         Ok(())
     }
 
-    async fn reclaim_one(&self, h: &Handle, storage: &str, id: &str, tenant: &str, limit: Limit) -> Result<(), Error> {
+    async fn reclaim_one(
+        &self,
+        h: &Handle,
+        (storage, id): (&str, &str),
+        request: &v1::ReclaimVolumesRequest,
+        limit: Limit,
+    ) -> Result<(), Error> {
+        let tenant = request.meta.as_ref().map(|m| m.tenant.as_str()).unwrap_or_default();
         let reference = v1::VolumeRef { id: id.to_owned(), storage: storage.to_owned() };
         let (id, storage) = find::reference(Some(&reference), "volume")?;
         let config = self.volume_storage(&storage).await?;
@@ -71,7 +78,7 @@ impl Inner {
         self.pve.refresh().await?;
         self.writable()?;
         let Some(volume) = self.on_storage(&config, id).await? else { return Ok(()) };
-        if volume.label.as_ref().is_none_or(|label| label.tenant != tenant) {
+        if !meant(&volume, request, tenant) {
             return Err(Error::NotOurs { what: format!("volume {id} has changed hands meanwhile: it") });
         }
         self.may_be_deleted(&volume, &self.uses(&volume)).await?;

@@ -109,10 +109,7 @@ impl Inner {
                     Err(error) => Err(error),
                 },
                 Kind::ReclaimVolumes => match decode::<v1::ReclaimVolumesRequest>(request) {
-                    Ok(request) => {
-                        let tenant = request.meta.map(|m| m.tenant).unwrap_or_default();
-                        Box::pin(self.run_reclaim_volumes(h, &tenant, limit)).await
-                    }
+                    Ok(request) => Box::pin(self.run_reclaim_volumes(h, &request, limit)).await,
                     Err(error) => Err(error),
                 },
                 _ => Err(Error::Internal("no operation on a volume".to_owned())),

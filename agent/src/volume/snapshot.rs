@@ -7,7 +7,7 @@ use pvelet_proto::{reason, v1};
 use super::{
     Plan, begin,
     find::{self, Volume},
-    hold::{Held, in_use, runs},
+    hold::{Held, in_use},
     tenant_of,
     uses::{How, Use},
 };
@@ -62,7 +62,7 @@ impl Inner {
     /// Errors: `VolumeInUse` when a running VM stands in the way. `live`: the storage can do it all the same.
     fn not_running(&self, volume: &Volume, uses: &[Use], live: bool) -> Result<(), Error> {
         let able = live && self.store.abilities(&volume.at.storage).live_snapshots.contains(&volume.at.format.as_str());
-        match uses.iter().find(|u| u.how == How::Attached && runs(u)) {
+        match uses.iter().find(|u| u.how == How::Attached && self.may_run(u)) {
             Some(there) if !able => Err(in_use(volume.id, there, "stop the VM, or detach the volume")),
             _ => Ok(()),
         }
@@ -90,10 +90,21 @@ impl Inner {
 
     /// Holds the volume for a change of its snapshots.
     async fn hold_for_snapshot(&self, h: &Handle, limit: Limit, live: bool) -> Result<Held, Error> {
-        let held = self.hold_existing(h, limit).await?;
+        let held = if live { self.hold_existing(h, limit).await? } else { self.hold_rolled_back(h, limit).await? };
         self.not_running(&held.volume, &held.uses, live)?;
         held.still()?;
         Ok(held)
+    }
+
+    /// Holds a volume that the last run may have rolled back: its label may be gone, but not another's.
+    async fn hold_rolled_back(&self, h: &Handle, limit: Limit) -> Result<Held, Error> {
+        let state = h.state().volume;
+        let not_found = || Error::VolumeNotFound { id: state.id.clone(), storage: state.storage.clone() };
+        let held = self.hold(h, limit).await?.ok_or_else(not_found)?;
+        if held.volume.label.as_ref().is_none_or(|label| label.to_string() == state.label) {
+            return Ok(held);
+        }
+        Err(Error::NotOurs { what: format!("volume {} has changed hands meanwhile: it", held.volume.id) })
     }
 
     /// Checks the request and begins the operation; returns its name.
@@ -156,10 +167,17 @@ impl Inner {
 
     /// Brings it back, or does that again: it is the same whoever does it how often.
     pub(super) async fn run_roll_back_volume(&self, h: &Handle, request: &v1::RollBackVolumeRequest, limit: Limit) -> Result<(), Error> {
+        // Done before a crash: whoever has started the VM since keeps what it wrote.
+        if h.state().volume.copied {
+            let held = self.hold_rolled_back(h, limit).await?;
+            return self.write_label(&held.volume.at, &h.state().volume.label).await;
+        }
         let held = self.hold_for_snapshot(h, limit, false).await?;
         let _place = h.enter(&held.volume.at.storage.id, Lane::Short, limit.at, limit.after).await?;
         h.step(format!("rolling back to {}", request.name));
+        held.still()?;
         self.store.roll_back(&held.volume.at, &request.name).await?;
+        h.save(|state| state.volume.copied = true).await?;
         crash_point!("roll_back_volume.done");
         // On some storages the snapshot's own label, or none, stands on what came back.
         self.write_label(&held.volume.at, &h.state().volume.label).await

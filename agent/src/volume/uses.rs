@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pvelet_proto::v1;
+use pvelet_proto::{v1, volume::VolumeId};
 
 use super::options;
 use crate::host::pve::{Inventory, VmRecord, config_file::ConfigFile};
@@ -50,6 +50,10 @@ pub(super) fn waits_for_removal(config: &ConfigFile, slot: &str) -> bool {
 
 /// All references of one VM to a volume, those in slots first.
 pub(super) fn of_vm(vm: &Arc<VmRecord>, volid: &str) -> Vec<Use> {
+    of_vm_if(vm, |found| found == volid)
+}
+
+fn of_vm_if(vm: &Arc<VmRecord>, is: impl Fn(&str) -> bool) -> Vec<Use> {
     let config = &vm.config;
     let found = |slot: &str, value: &str, how: How| Use {
         vm: Arc::clone(vm),
@@ -59,17 +63,17 @@ pub(super) fn of_vm(vm: &Arc<VmRecord>, volid: &str) -> Vec<Use> {
         how,
     };
     let mut uses = Vec::new();
-    for (slot, value) in config.drives().filter(|(_, value)| volume_of(value) == volid) {
+    for (slot, value) in config.drives().filter(|(_, value)| is(volume_of(value))) {
         let how = if slot.starts_with("unused") { How::Unused } else { How::Attached };
         uses.push(found(slot, value, how));
     }
-    for (slot, value) in config.pending.iter().filter(|(_, value)| volume_of(value) == volid) {
+    for (slot, value) in config.pending.iter().filter(|(_, value)| is(volume_of(value))) {
         // A pending line for a slot that holds the same volume only changes its options.
         if !uses.iter().any(|u| u.slot == *slot) {
             uses.push(found(slot, value, How::Pending));
         }
     }
-    for (snapshot, slot, value) in config.snapshot_drives.iter().filter(|(_, _, value)| volume_of(value) == volid) {
+    for (snapshot, slot, value) in config.snapshot_drives.iter().filter(|(_, _, value)| is(volume_of(value))) {
         uses.push(found(slot, value, How::Snapshot(snapshot.clone())));
     }
     uses.sort_by(|a, b| a.how.cmp(&b.how));
@@ -81,6 +85,16 @@ pub(super) fn of_vm(vm: &Arc<VmRecord>, volid: &str) -> Vec<Use> {
 pub(super) fn all(inventory: &Inventory, volid: &str, shared: bool) -> Vec<Use> {
     let here = inventory.vms.values().filter(|vm| shared || vm.node == inventory.node);
     let mut uses: Vec<Use> = here.flat_map(|vm| of_vm(vm, volid)).collect();
+    uses.sort_by(|a, b| a.how.cmp(&b.how));
+    uses
+}
+
+/// All references to a volume, also by way of another storage of PVE that shows the same place: its id in the name is enough.
+pub(super) fn by_name(inventory: &Inventory, volid: &str, shared: bool) -> Vec<Use> {
+    let name = volid.split_once(':').map(|(_, name)| name).filter(|name| VolumeId::of_name(name).is_some());
+    let is = |found: &str| found == volid || name.is_some_and(|name| found.split_once(':').is_some_and(|(_, other)| other == name));
+    let here = inventory.vms.values().filter(|vm| shared || vm.node == inventory.node);
+    let mut uses: Vec<Use> = here.flat_map(|vm| of_vm_if(vm, is)).collect();
     uses.sort_by(|a, b| a.how.cmp(&b.how));
     uses
 }
@@ -152,6 +166,17 @@ mod tests {
             assert_eq!((uses.len(), &uses[0].how, uses[0].slot.as_str()), (1, &how, slot), "{text}");
         }
         assert!(of_vm(&vm(100, "pve1", "scsi1: VOLUME2\nscsi2: other:VOLUME\nscsi3: none,media=cdrom\n"), VOLUME).is_empty());
+    }
+
+    #[test]
+    fn a_reference_by_way_of_another_storage_of_the_same_place_counts() {
+        let alias = VOLUME.replace("local:", "alias:");
+        let vms = [(100, vm(100, "pve1", &format!("scsi1: {alias}\nscsi2: alias:100/vm-100-disk-1.raw\n")))];
+        let inventory = Inventory { node: "pve1".into(), vms: vms.into(), ..Inventory::default() };
+        assert_eq!(by_name(&inventory, VOLUME, false).len(), 1);
+        assert!(all(&inventory, VOLUME, false).is_empty());
+        // PVE's own names are not unique among storages.
+        assert!(by_name(&inventory, "local:100/vm-100-disk-1.raw", false).is_empty());
     }
 
     #[test]

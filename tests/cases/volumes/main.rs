@@ -6,6 +6,7 @@ mod bad_input;
 mod bytes;
 mod crash;
 mod images;
+mod loss;
 mod model;
 mod ownership;
 mod shared;

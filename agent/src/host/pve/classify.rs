@@ -134,7 +134,8 @@ fn cluster(about: Subject<'_>, text: &str) -> Option<Error> {
 /// Storages: unknown, offline, full.
 fn storage(about: Subject<'_>, text: &str) -> Option<Error> {
     if let Some(id) = text.split(['/', '\'', '"', ' ']).find_map(VolumeId::of_name).map(|(_, id)| id)
-        && text.contains("already exists")
+        // Ceph's tool says it in the system's words.
+        && (text.contains("already exists") || text.contains("File exists"))
     {
         return Some(Error::VolumeExists { id: id.to_string(), detail: text.to_owned(), volid: None });
     }

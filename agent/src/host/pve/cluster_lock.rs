@@ -5,6 +5,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -22,6 +23,8 @@ use crate::error::Error;
 
 /// How often a held lock is renewed: four chances before pmxcfs lets it go.
 const RENEW: Duration = Duration::from_secs(25);
+/// How long a lock is surely kept after it was renewed; pmxcfs lets it go after 120 s.
+const KEPT: Duration = Duration::from_secs(100);
 /// Between two attempts to take a lock that another node holds. PVE's own code waits a second; nobody tells when it is free.
 const RETRY: Duration = Duration::from_millis(200);
 /// How long one call below `/etc/pve` may take.
@@ -34,23 +37,28 @@ pub struct ClusterLock {
     /// Ends the renewing.
     _ended: tokio_util::sync::DropGuard,
     lost: CancellationToken,
+    /// When it was last had for certain.
+    renewed: Arc<Mutex<Instant>>,
 }
 
 impl ClusterLock {
     /// A lock on nothing, for storages that only this node sees, and for tests.
     pub fn none() -> Self {
-        Self { path: None, _ended: CancellationToken::new().drop_guard(), lost: CancellationToken::new() }
+        let renewed = Arc::new(Mutex::new(Instant::now()));
+        Self { path: None, _ended: CancellationToken::new().drop_guard(), lost: CancellationToken::new(), renewed }
     }
 
     /// Whether it could not be renewed in time, so that another node may have it by now.
     pub fn is_lost(&self) -> bool {
-        self.lost.is_cancelled()
+        // A process that was stopped for minutes cannot have renewed it, and nobody has told it so yet.
+        let old = self.path.is_some() && self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= KEPT;
+        old || self.lost.is_cancelled()
     }
 }
 
 impl Drop for ClusterLock {
     fn drop(&mut self) {
-        if let Some(path) = self.path.take().filter(|_| !self.lost.is_cancelled()) {
+        if let Some(path) = self.path.clone().filter(|_| !self.is_lost()) {
             // Off the runtime's threads: the file system may hang. What is not removed expires.
             std::thread::spawn(move || {
                 if let Err(error) = fs::remove_dir(&path) {
@@ -88,11 +96,13 @@ pub(super) async fn take(etc_pve: &Path, name: &str, patience: Duration, quorate
     let path = etc_pve.join("priv/lock").join(name);
     let node = || fs::read_link(etc_pve.join("local")).ok().and_then(|l| Some(l.file_name()?.to_string_lossy().into_owned()));
     let end = Instant::now() + patience;
+    let mut began;
     loop {
         if !quorate() {
             return Err(Error::NoQuorum { node: node().unwrap_or_else(|| "this".to_owned()) });
         }
         let at = path.clone();
+        began = Instant::now();
         let made = call(move || {
             if let Some(folder) = at.parent() {
                 match fs::create_dir(folder) {
@@ -114,21 +124,24 @@ pub(super) async fn take(etc_pve: &Path, name: &str, patience: Duration, quorate
         }
     }
     let (ended, lost) = (CancellationToken::new(), CancellationToken::new());
-    tokio::spawn(keep(path.clone(), ended.clone(), lost.clone()));
-    Ok(ClusterLock { path: Some(path), _ended: ended.drop_guard(), lost })
+    let renewed = Arc::new(Mutex::new(began));
+    tokio::spawn(keep(path.clone(), ended.clone(), lost.clone(), Arc::clone(&renewed)));
+    Ok(ClusterLock { path: Some(path), _ended: ended.drop_guard(), lost, renewed })
 }
 
-async fn keep(path: PathBuf, ended: CancellationToken, lost: CancellationToken) {
+async fn keep(path: PathBuf, ended: CancellationToken, lost: CancellationToken, renewed: Arc<Mutex<Instant>>) {
     loop {
         tokio::select! {
             () = ended.cancelled() => return,
             () = tokio::time::sleep(RENEW) => {}
         }
-        let at = path.clone();
-        if !matches!(call(move || renew(&at)).await, Ok(Ok(()))) {
+        let (at, asked) = (path.clone(), Instant::now());
+        let late = renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= KEPT;
+        if late || !matches!(call(move || renew(&at)).await, Ok(Ok(()))) {
             tracing::error!(lock = %path.display(), "a cluster lock cannot be renewed");
             lost.cancel();
             return;
         }
+        *renewed.lock().unwrap_or_else(PoisonError::into_inner) = asked;
     }
 }

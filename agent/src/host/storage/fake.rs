@@ -47,6 +47,9 @@ impl VolumeStore for EmptyStore {
     async fn copy(&self, _: &Source, to: &At, _: mpsc::UnboundedSender<Copied>) -> Result<(), Error> {
         nothing(&to.storage)
     }
+    async fn blank(&self, volume: &At) -> Result<(), Error> {
+        nothing(&volume.storage)
+    }
     async fn writers(&self, _: &At) -> Result<Vec<ProcessRef>, Error> {
         Ok(Vec::new())
     }

@@ -189,7 +189,7 @@ pub(super) fn walk(files: &Files, mut each: impl FnMut(&str, &str, &Path)) -> Re
     Ok(())
 }
 
-/// The label of an image file; none when it cannot be read or is not there.
+/// The label of an image file; none when it is not there.
 pub(super) fn label_of(files: &Files, path: &Path) -> Option<String> {
     let gone = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
     match label::read(path) {
@@ -197,7 +197,7 @@ pub(super) fn label_of(files: &Files, path: &Path) -> Option<String> {
         Err(error) if gone(&error) => None,
         Err(error) => {
             tracing::warn!(storage = files.id, path = %path.display(), %error, "its label cannot be read");
-            None
+            Some(label::UNREADABLE.to_owned())
         }
     }
 }
@@ -230,7 +230,7 @@ fn custom(flags: OFlags) -> i32 {
 impl Kind for Files {
     fn abilities(&self) -> Abilities {
         let formats = if self.default_qcow2 { QCOW2_FIRST } else { RAW_FIRST };
-        Abilities { formats, snapshots: &["qcow2"], live_snapshots: &[], labels: true }
+        Abilities { formats, snapshots: &["qcow2"], live_snapshots: &[], labels: true, stale: false }
     }
 
     async fn labels(&self) -> Result<BTreeMap<String, String>, Error> {

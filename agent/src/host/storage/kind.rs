@@ -32,6 +32,11 @@ pub(super) trait Kind: Send + Sync {
     /// Makes what lies beyond `from` bytes of a target read as zeros. `true`: all of the target does, so that zeros need not be written.
     async fn clear(&self, volume: &At, place: &Place, from: u64) -> Result<bool, Error>;
 
+    /// Makes a fresh volume read as zeros, where it does not by itself.
+    async fn blank(&self, _: &At) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// A reason why writes fail that the writer was not told, such as a thin pool that ran out of space.
     async fn full(&self) -> Option<String> {
         None

@@ -12,6 +12,9 @@ use crate::error::Error;
 
 /// What all labels begin with: other tags of a logical volume are not ours.
 pub(super) const PREFIX: &str = "pvelet:";
+/// What stands for a label that is there for all that is known and cannot be read: it names no owner, and yet keeps a volume from being taken
+/// for one without a label.
+pub(super) const UNREADABLE: &str = "pvelet:unreadable";
 /// The extended attribute of an image file.
 const ATTRIBUTE: &str = "user.pvelet.volume";
 /// Longest label. Tags of LVM end at 1024 characters.

@@ -124,6 +124,10 @@ impl VolumeStore for LocalStore {
         copy::run(from, source.as_deref(), to, target.as_ref(), progress).await
     }
 
+    async fn blank(&self, volume: &At) -> Result<(), Error> {
+        self.of(volume)?.blank(volume).await
+    }
+
     async fn writers(&self, volume: &At) -> Result<Vec<ProcessRef>, Error> {
         let (targets, proc) = (self.of(volume)?.written_as(volume), self.proc.clone());
         let id = volume.storage.id.clone();

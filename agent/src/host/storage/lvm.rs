@@ -115,6 +115,17 @@ fn is_volume(name: &str) -> bool {
     name.starts_with("vm-") || name.starts_with("base-")
 }
 
+/// Labels by name. What a roll-back made whose volume is gone is that volume: a crash came before it got the name, and without being found
+/// the roll-back could not be ended.
+fn labels_of(all: &[&Lv]) -> BTreeMap<String, String> {
+    let name_of = |lv: &Lv| match lv.name.strip_prefix(ROLL_BACK) {
+        Some(name) => (!all.iter().any(|other| other.name == name)).then(|| name.to_owned()),
+        None => Some(lv.name.clone()),
+    };
+    let label = |lv: &&&Lv| lv.tags.iter().find(|t| t.starts_with(label::PREFIX)).cloned();
+    all.iter().filter_map(|lv| Some((name_of(lv).filter(|n| is_volume(n))?, label(&lv)?))).collect()
+}
+
 /// Snapshots of a volume, oldest first. A snapshot's name does not tell for certain where the volume's name ends: its origin does, and
 /// where that was rolled back or removed, the longest name of a volume that fits.
 fn snapshots_of(all: &[&Lv], volume: &str) -> Vec<Snapshot> {
@@ -138,13 +149,12 @@ fn snapshots_of(all: &[&Lv], volume: &str) -> Vec<Snapshot> {
 impl Kind for Lvm {
     fn abilities(&self) -> Abilities {
         let snapshots: &[&str] = if self.pool.is_some() { &["raw"] } else { &[] };
-        Abilities { formats: &["raw"], snapshots, live_snapshots: snapshots, labels: true }
+        Abilities { formats: &["raw"], snapshots, live_snapshots: snapshots, labels: true, stale: self.pool.is_none() }
     }
 
     async fn labels(&self) -> Result<BTreeMap<String, String>, Error> {
         let all = self.all().await?;
-        let ours = all.into_iter().filter(|lv| is_volume(&lv.name) && self.ours(lv));
-        Ok(ours.filter_map(|lv| Some((lv.name, lv.tags.into_iter().find(|t| t.starts_with(label::PREFIX))?))).collect())
+        Ok(labels_of(&all.iter().filter(|lv| self.ours(lv)).collect::<Vec<_>>()))
     }
 
     async fn set_label(&self, volume: &At, label: Option<&str>) -> Result<(), Error> {
@@ -309,6 +319,15 @@ impl Kind for Lvm {
         Ok(false)
     }
 
+    async fn blank(&self, volume: &At) -> Result<(), Error> {
+        if self.pool.is_some() {
+            return Ok(());
+        }
+        let (name, all) = (self.raw(volume)?, self.all().await?);
+        let lv = self.found(&all, name)?;
+        self.zero(lv, 0, lv.size).await
+    }
+
     async fn full(&self) -> Option<String> {
         let pool = self.pool.as_ref()?;
         let all = self.all().await.ok()?;
@@ -341,6 +360,15 @@ mod tests {
 
     fn lv(name: &str, origin: &str) -> Lv {
         Lv { name: name.into(), origin: (!origin.is_empty()).then(|| origin.into()), ..Lv::default() }
+    }
+
+    #[test]
+    fn a_volume_of_which_only_the_roll_back_is_left_is_found_by_its_label() {
+        let labelled = |name: &str| Lv { tags: vec!["x".into(), "pvelet:v1:a".into()], ..lv(name, "") };
+        let (whole, back, half) = (labelled("vm-1-a"), labelled("pvelet-roll-back-vm-1-a"), labelled("pvelet-roll-back-vm-1-b"));
+        let names = |all: &[&Lv]| labels_of(all).into_keys().collect::<Vec<_>>();
+        assert_eq!(names(&[&whole, &back, &half, &labelled("other"), &lv("vm-1-c", "")]), ["vm-1-a", "vm-1-b"]);
+        assert_eq!(names(&[&back]), ["vm-1-a"]);
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct Abilities {
     pub live_snapshots: &'static [&'static str],
     /// Whether owners can be written beside the data.
     pub labels: bool,
+    /// Whether a new volume holds what others left there.
+    pub stale: bool,
 }
 
 /// A snapshot of one volume.
@@ -134,6 +136,10 @@ pub trait VolumeStore: Send + Sync + 'static {
     /// Copies into a volume that PVE has allocated, at least as large as the source; what lies beyond the source reads as zeros afterwards.
     /// Dropping the future ends the copying process. Errors: `StorageFull`, `SnapshotNotFound`.
     async fn copy(&self, from: &Source, to: &At, progress: mpsc::UnboundedSender<Copied>) -> Result<(), Error>;
+
+    /// Makes a volume that PVE has just allocated read as zeros. Only where [`Abilities::stale`] says that it would not.
+    /// Dropping the future ends the writing process.
+    async fn blank(&self, volume: &At) -> Result<(), Error>;
 
     /// Processes of this host that still write to a volume though nobody waits for them: a copy whose agent was killed.
     async fn writers(&self, volume: &At) -> Result<Vec<ProcessRef>, Error>;

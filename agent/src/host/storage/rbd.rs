@@ -174,7 +174,7 @@ impl Kind for Rbd {
     fn abilities(&self) -> Abilities {
         // Mapped by the kernel, the storage takes snapshots of running guests; otherwise QEMU does.
         let live: &[&str] = if self.kernel { &["raw"] } else { &[] };
-        Abilities { formats: &["raw"], snapshots: &["raw"], live_snapshots: live, labels: true }
+        Abilities { formats: &["raw"], snapshots: &["raw"], live_snapshots: live, labels: true, stale: false }
     }
 
     async fn labels(&self) -> Result<BTreeMap<String, String>, Error> {
@@ -189,7 +189,11 @@ impl Kind for Rbd {
                 Ok(Some(label)) => drop(found.insert(name, label)),
                 Ok(None) => {}
                 Err(error @ Error::StorageOffline { .. }) => return Err(error),
-                Err(error) => tracing::warn!(storage = self.id, image = name, %error, "its label cannot be read"),
+                // Removed meanwhile, or not to be read now.
+                Err(error) => {
+                    tracing::warn!(storage = self.id, image = name, %error, "its label cannot be read");
+                    found.insert(name, label::UNREADABLE.to_owned());
+                }
             }
         }
         Ok(found)

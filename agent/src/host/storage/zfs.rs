@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -17,6 +18,8 @@ use crate::error::Error;
 const PROPERTY: &str = "pvelet:volume";
 /// What stands before the name of the clone through which a snapshot is read. PVE lists no volume of such a name.
 const READING: &str = "pvelet-reading-";
+/// Numbers the copies that read snapshots.
+static COPIES: AtomicU64 = AtomicU64::new(0);
 /// PVE rounds sizes of zvols to this, since they must be multiples of the zvol's blocks.
 const ROUNDING: u64 = 1 << 20;
 
@@ -80,17 +83,32 @@ impl Zfs {
         Ok(table(&text).filter_map(snapshot).collect())
     }
 
-    /// The clone through which a snapshot is read: the same name each time, so that what a crash left is found.
+    /// The clone through which a snapshot is read: of this process and one copy, since a snapshot may be copied more than once at a time.
     fn reading(&self, dataset: &str, snapshot: &str) -> String {
-        self.full_name(&format!("{READING}{}-{snapshot}", dataset.rsplit('/').next().unwrap_or_default()))
+        let copy = COPIES.fetch_add(1, Ordering::Relaxed);
+        let name = dataset.rsplit('/').next().unwrap_or_default();
+        self.full_name(&format!("{READING}{}-{copy}-{name}-{snapshot}", std::process::id()))
     }
 
-    async fn remove_clone(&self, clone: &str) -> Result<(), Error> {
-        if self.all().await?.contains_key(clone) {
-            self.tool("destroy").arg("--").arg(clone).change().await?;
+    /// Removes the clones of a snapshot that a crash left; `all`: those of this process too, which nobody reads then.
+    async fn remove_clones(&self, dataset: &str, snapshot: &str, all: bool) -> Result<(), Error> {
+        let name = format!("{}-{snapshot}", dataset.rsplit('/').next().unwrap_or_default());
+        for clone in self.all().await?.keys() {
+            let reader = clone.strip_prefix(&self.full_name(READING)).and_then(|rest| left_by(rest, &name));
+            if reader.is_some_and(|pid| all || pid != std::process::id()) {
+                self.tool("destroy").arg("--").arg(clone).change().await?;
+            }
         }
         Ok(())
     }
+}
+
+/// The process that made a clone, by what stands behind [`READING`] in its name, if it is one of `<volume>-<snapshot>`.
+fn left_by(rest: &str, name: &str) -> Option<u32> {
+    let (pid, rest) = rest.split_once('-')?;
+    let (copy, of) = rest.split_once('-')?;
+    copy.parse::<u64>().ok()?;
+    pid.parse().ok().filter(|_| of == name)
 }
 
 fn table(text: &str) -> impl Iterator<Item = (&str, &str)> {
@@ -100,7 +118,7 @@ fn table(text: &str) -> impl Iterator<Item = (&str, &str)> {
 #[tonic::async_trait]
 impl Kind for Zfs {
     fn abilities(&self) -> Abilities {
-        Abilities { formats: &["raw"], snapshots: &["raw"], live_snapshots: &["raw"], labels: true }
+        Abilities { formats: &["raw"], snapshots: &["raw"], live_snapshots: &["raw"], labels: true, stale: false }
     }
 
     async fn labels(&self) -> Result<BTreeMap<String, String>, Error> {
@@ -167,7 +185,7 @@ impl Kind for Zfs {
         if !self.has_snapshot(&dataset, name).await? {
             return Ok(());
         }
-        self.remove_clone(&self.reading(&dataset, name)).await?;
+        self.remove_clones(&dataset, name, true).await?;
         self.tool("destroy").arg("--").arg(format!("{dataset}@{name}")).change().await?;
         let left = self.has_snapshot(&dataset, name).await?;
         if left { Err(failed(&self.id, format!("snapshot {dataset}@{name} is still there after it was destroyed"))) } else { Ok(()) }
@@ -190,7 +208,7 @@ impl Kind for Zfs {
         let mut after = None;
         if let Some(name) = snapshot {
             let clone = self.reading(&dataset, name);
-            self.remove_clone(&clone).await?;
+            self.remove_clones(&dataset, name, false).await?;
             self.tool("clone").args(["-o", "readonly=on", "--"]).arg(format!("{dataset}@{name}")).arg(&clone).change().await?;
             after = Some(After::new(self.tool("destroy").arg("--").arg(&clone)));
             size = self.size(&clone).await?;
@@ -213,5 +231,18 @@ impl Kind for Zfs {
 
     fn written_as(&self, volume: &At) -> Vec<String> {
         self.dataset(volume).map(|d| vec![format!("/dev/zvol/{d}"), d]).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_says_who_made_it_and_of_what() {
+        assert_eq!(left_by("12-0-vm-1-a-snap", "vm-1-a-snap"), Some(12));
+        for other in ["12-0-vm-1-a-snap2", "12-0-vm-1-ab-snap", "12-x-vm-1-a-snap", "x-0-vm-1-a-snap", "vm-1-a-snap", ""] {
+            assert_eq!(left_by(other, "vm-1-a-snap"), None, "{other}");
+        }
     }
 }
