@@ -8,7 +8,7 @@ CARGO ?= cargo
 TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/crash-points
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-full check fmt clippy deny docs lint bench clean
+.PHONY: help setup build demo test test-quick test-volumes test-full check fmt clippy deny docs lint bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,11 @@ test-quick: build ## Unit tests only: the daily loop
 test: build ## All tests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
 
+test-volumes: build ## The volumes' tests, with 200 random sequences against the model
+	@PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --package pvelet-tests --features $(TEST_FEATURES) --test volumes -- --nocapture
+
 test-full: build ## All tests, with many more random cases
-	@PROPTEST_CASES=20000 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
 
 check: setup fmt clippy deny docs lint ## Format, clippy, licences, docs, house rules
 
