@@ -153,6 +153,7 @@ async fn sequence(run: &mut Run, seed: u64, next: &AtomicU64) {
 }
 
 #[test]
+#[allow(clippy::print_stdout, reason = "which seeds were run, and how much that was, is the result")]
 fn random_sequences_with_kills_leave_what_the_model_says() {
     let begun = Instant::now();
     let fresh = rand::random::<u64>() | 1 << 63;
