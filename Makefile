@@ -43,7 +43,8 @@ guest-image: ## Build the Debian 13 image of the test guests, where it is missin
 	@tests/guest/build-image.sh >/dev/null
 
 test-full: build ## All tests, with many more random cases
-	@PROPTEST_CASES=20000 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+	@$(MAKE) --no-print-directory test-guests
 
 check: setup fmt clippy deny docs lint ## Format, clippy, licences, docs, house rules
 

@@ -189,6 +189,8 @@ pub enum Error {
     StorageFailed { storage: String, message: String },
     #[error("journal {path}: {detail}")]
     Journal { path: String, detail: String },
+    #[error("journal {path}: another pvelet-agent uses it; two agents on one state would clone twice")]
+    JournalInUse { path: String },
     #[error("{file} {why}")]
     Credentials { file: String, why: String },
     #[error("{0}")]
@@ -289,7 +291,7 @@ impl Error {
             Self::Cancelled { .. } => (C::Cancelled, reason::CANCELLED),
             Self::PveFailed { .. } => (C::Unknown, reason::PVE_FAILED),
             Self::StorageFailed { .. } => (C::Unknown, reason::STORAGE_FAILED),
-            Self::Journal { .. } => (C::Internal, reason::INTERNAL),
+            Self::Journal { .. } | Self::JournalInUse { .. } => (C::Internal, reason::INTERNAL),
             Self::Credentials { .. } | Self::Start(_) | Self::Internal(_) => (C::Internal, reason::INTERNAL),
         }
     }

@@ -45,6 +45,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const CALLS_PER_CONNECTION: u32 = 256;
 /// After the last operation has ended, clients get so long to take their last answers.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a journal may be in use by somebody who is about to end, and how often it is tried meanwhile: nobody tells when a lock is free.
+const JOURNAL_RELEASED: Duration = Duration::from_secs(5);
+const JOURNAL_RETRY: Duration = Duration::from_millis(50);
 /// A range for an agent that gives out no VMIDs: empty.
 const NO_RANGE: (u32, u32) = (1, 0);
 
@@ -101,9 +104,16 @@ fn operation_settings(config: &Config) -> OperationSettings {
 /// # Errors
 /// `Journal`.
 pub async fn open_operations(config: &Config) -> Result<Arc<Operations>, Error> {
-    let settings = operation_settings(config);
-    let opened = tokio::task::spawn_blocking(move || Operations::open(settings, Arc::new(SystemClock))).await;
-    opened.map_err(|e| Error::Start(format!("opening the journal failed: {e}")))?
+    let end = tokio::time::Instant::now() + JOURNAL_RELEASED;
+    loop {
+        let settings = operation_settings(config);
+        let opened = tokio::task::spawn_blocking(move || Operations::open(settings, Arc::new(SystemClock))).await;
+        match opened.map_err(|e| Error::Start(format!("opening the journal failed: {e}")))? {
+            // An agent that was killed while it started a program lives on in that child for a moment, with the journal's lock.
+            Err(Error::JournalInUse { .. }) if tokio::time::Instant::now() < end => tokio::time::sleep(JOURNAL_RETRY).await,
+            other => return other,
+        }
+    }
 }
 
 impl Agent {

@@ -114,8 +114,12 @@ impl Journal {
             .open(&path)
             .map_err(|e| fail(e.to_string()))?;
         file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(|e| fail(e.to_string()))?;
-        let backend = FileBackend::new(file).map_err(|e| fail(opening(e)))?;
-        let db = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(|e| fail(opening(e)))?;
+        let opening = |error| match error {
+            DatabaseError::DatabaseAlreadyOpen => Error::JournalInUse { path: path.display().to_string() },
+            error => fail(opening(error)),
+        };
+        let backend = FileBackend::new(file).map_err(opening)?;
+        let db = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(opening)?;
         let content = Self::read(&db).map_err(|e| match e {
             Read::Newer(found) => {
                 fail(format!("it has format {found}, this version knows up to {FORMAT}; install the newer version again"))
@@ -264,7 +268,6 @@ impl Journal {
 /// Why a journal cannot be opened, for an administrator.
 fn opening(error: DatabaseError) -> String {
     match error {
-        DatabaseError::DatabaseAlreadyOpen => "another pvelet-agent uses it; two agents on one state would clone twice".to_owned(),
         DatabaseError::UpgradeRequired(v) => format!("its file format ({v}) is none of this version; install the version that wrote it"),
         DatabaseError::Storage(StorageError::Io(e)) if e.kind() != std::io::ErrorKind::InvalidData => e.to_string(),
         e => format!("it is damaged ({e}); {DAMAGED}"),

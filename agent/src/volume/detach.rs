@@ -44,7 +44,8 @@ impl Inner {
         let mut plan = Plan::of(&volume);
         plan.target = v1::VmRef { vmid: vm.vmid, uuid: call.target.uuid.to_ascii_lowercase() };
         let here = uses.iter().find(|u| u.vm.vmid == vm.vmid && !matches!(u.how, How::Snapshot(_)));
-        match (here, uses.iter().find(|u| u.vm.vmid != vm.vmid && matches!(u.how, How::Attached | How::Pending))) {
+        // One that another VM has put aside is that VM's too: there its name has to go out of the config.
+        match (here, uses.iter().find(|u| u.vm.vmid != vm.vmid && !matches!(u.how, How::Snapshot(_)))) {
             (Some(there), _) => detachable(&vm, &there.slot)?,
             (None, Some(other)) => return Err(in_use(id, other, "name that VM to detach it")),
             (None, None) => plan.done = volume.name_vmid() == this.settings.volumes.owner_vmid,

@@ -164,6 +164,25 @@ async fn a_detached_volume_is_left_neither_under_the_vm_s_name_nor_as_unused() {
 }
 
 #[tokio::test]
+async fn a_volume_that_a_vm_has_put_aside_is_detached_from_that_vm_alone() {
+    let stack = one_node();
+    let client = stack.operator("pve1");
+    let (vm, other) = (seeded(&client, 101).await, seeded(&client, 102).await);
+    let id = client.made_volume("c", "local", 4 * MIB, "raw").await;
+    succeeded(client.attach_volume("a", &id, &vm).await);
+    succeeded(client.hand_over_volume("h", &id, &vm, v1::VolumeName::Vm).await);
+    // Somebody detaches it by PVE, which keeps it as unused0.
+    assert_eq!(stack.pve("pve1").task("POST", "/qemu/101/config", "delete=scsi1"), "TASK OK");
+    while client.volume(&id).await.unwrap().attachment.unwrap().slot != "unused0" {}
+    Refusal::of(client.detach_volume("d", &id, &other).await).is(Code::FailedPrecondition, "VOLUME_IN_USE", "101 has it");
+    assert_eq!(client.volume(&id).await.unwrap().name_vmid, 101);
+    succeeded(client.detach_volume("d2", &id, &vm).await);
+    let back = client.volume(&id).await.unwrap();
+    assert!(back.attachment.is_none() && back.name_vmid == 999_999_999, "{back:?}");
+    assert!(client.vm(101).await.unwrap().disks.iter().all(|d| !d.slot.starts_with("unused")));
+}
+
+#[tokio::test]
 async fn the_serial_stays_in_every_slot_vm_and_storage() {
     let stack = one_node();
     let client = stack.operator("pve1");

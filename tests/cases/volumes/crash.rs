@@ -234,3 +234,32 @@ async fn snapshots_survive_a_kill_between_any_two_steps() {
         }
     }
 }
+
+#[tokio::test]
+async fn what_is_so_already_stays_a_success_when_the_agent_is_killed() {
+    let mut stack = one_node();
+    let client = stack.operator("pve1");
+    let vm = seeded(&client, 101).await;
+    let id = client.made_volume("c", "local", MIB, "raw").await;
+    succeeded(client.attach_volume("a", &id, &vm).await);
+    let gone = client.made_volume("gone", "local", MIB, "raw").await;
+    succeeded(client.delete_volume("x", &gone).await);
+    for what in ["move", "hand-over", "delete"] {
+        let (id, gone, vm) = (id.clone(), gone.clone(), vm.clone());
+        let call = |client: Client| async move {
+            match what {
+                "move" => client.move_volume(what, &id, "local", "raw").await,
+                "hand-over" => client.hand_over_volume(what, &id, &vm, v1::VolumeName::Reserved).await,
+                // Where it was has to be told: not every storage can be asked.
+                _ => {
+                    let volume = Some(v1::VolumeRef { id: gone, storage: "local".into() });
+                    let request = v1::DeleteVolumeRequest { meta: client.meta(what), volume };
+                    Ok(client.agent.volume().delete_volume(request).await?.into_inner().operation.unwrap())
+                }
+            }
+        };
+        let (client, died) = dies(&mut stack, "volume.intent_written", call).await;
+        assert!(died, "{what}");
+        succeeded(Ok(end(&client, what).await.unwrap()));
+    }
+}
