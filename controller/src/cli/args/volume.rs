@@ -133,7 +133,7 @@ pub(in crate::cli) struct CreateVolume {
     /// Its size, such as 512M or 10G; default: the source's
     #[arg(long, value_parser = parse::disk_bytes)]
     pub(in crate::cli) size: Option<u64>,
-    /// Its format; default: qcow2 on file storages, else raw
+    /// Its format; default: the storage's own (`format` in storage.cfg), else raw
     #[arg(long)]
     pub(in crate::cli) format: Option<DiskFormat>,
     /// Its id; default: the agent chooses. With an id that exists already nothing is made twice
