@@ -23,6 +23,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::broadcast;
 
+pub use super::process::ProcessRef;
 use super::storage::StorageConfig;
 use crate::error::Error;
 

@@ -363,14 +363,3 @@ pub enum TaskUpdate {
     /// It ended.
     End(TaskEnd),
 }
-
-/// A process, so that a pid used again is not mistaken for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProcessRef {
-    /// Pid.
-    pub pid: i32,
-    /// Start time in clock ticks since boot.
-    pub start: u64,
-    /// Its command line, for the log.
-    pub command: String,
-}
