@@ -199,8 +199,8 @@ pub struct MoveCall {
     pub slot: String,
     /// The target storage.
     pub storage: String,
-    /// The target format; PVE's choice where unset.
-    pub format: Option<String>,
+    /// The target format.
+    pub format: String,
     /// Compare-and-swap on the config's digest.
     pub digest: String,
 }
