@@ -10,6 +10,9 @@ pub const VMID_MIN: u32 = 100;
 /// The largest VMID that PVE accepts.
 pub const VMID_MAX: u32 = 999_999_999;
 
+/// The longest claim in the owner record of a volume.
+pub const CLAIM_MAX: usize = 253;
+
 /// What is wrong with an id: which kind, what was given, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("'{value}' is not {kind}: {rule}")]
@@ -78,6 +81,40 @@ pub fn storage(value: &str) -> Result<(), InvalidId> {
         "a storage id",
         value,
         "begin with a letter, go on with letters, digits, '-', '_', '.', end with a letter or digit",
+    )
+}
+
+/// A snapshot's name as PVE takes it: 2 to 40 of `[A-Za-z0-9_-]`, beginning with a letter; `current` and `pending` mean something else to PVE.
+pub fn snapshot(value: &str) -> Result<(), InvalidId> {
+    let b = value.as_bytes();
+    check(
+        (2..=40).contains(&b.len())
+            && b[0].is_ascii_alphabetic()
+            && b.iter().all(|c| c.is_ascii_alphanumeric() || b"_-".contains(c))
+            && !matches!(value, "current" | "pending"),
+        "a snapshot's name",
+        value,
+        "use 2 to 40 letters, digits, '_' and '-', beginning with a letter, but not 'current' or 'pending'",
+    )
+}
+
+/// A cluster in the owner record of a volume: 1 to 63 of `[a-z0-9.-]`.
+pub fn cluster(value: &str) -> Result<(), InvalidId> {
+    check(
+        (1..=63).contains(&value.len()) && value.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b".-".contains(&c)),
+        "a cluster's name",
+        value,
+        "use 1 to 63 lower-case letters, digits, '.' and '-'",
+    )
+}
+
+/// A claim in the owner record of a volume: 1 to 253 of `[A-Za-z0-9._/-]`.
+pub fn claim(value: &str) -> Result<(), InvalidId> {
+    check(
+        (1..=CLAIM_MAX).contains(&value.len()) && value.bytes().all(|c| c.is_ascii_alphanumeric() || b"._/-".contains(&c)),
+        "a claim",
+        value,
+        "use 1 to 253 letters, digits, '.', '_', '/' and '-'",
     )
 }
 
@@ -218,6 +255,9 @@ mod tests {
         assert!(storage("local-lvm").is_ok() && storage("1a").is_err() && storage("a/..").is_err());
         assert!(tenant("team-a").is_ok() && tenant("Team").is_err() && tenant("").is_err());
         assert!(request_id("m:1/2").is_err() && request_id("m:1-2").is_ok() && request_id("").is_err());
+        assert!(snapshot("a2").is_ok() && snapshot("a").is_err() && snapshot("2a").is_err() && snapshot("current").is_err());
+        assert!(cluster("prod.eu-1").is_ok() && cluster("Prod").is_err() && cluster("").is_err());
+        assert!(claim("ns/data_0.A").is_ok() && claim("a b").is_err() && claim(&"a".repeat(254)).is_err());
         assert!(pool("a/b/c").is_ok() && pool("a/b/c/d").is_err() && pool("a//b").is_err());
     }
 

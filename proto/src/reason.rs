@@ -50,7 +50,7 @@ reasons! {
     IMAGE_REFUSED;
     /// An image is damaged.
     IMAGE_CORRUPT;
-    /// An image has another SHA-256 than the one given; metadata `found`.
+    /// An image has another SHA-256 than the one given.
     CHECKSUM_MISMATCH;
 
     // NOT_FOUND

@@ -11,6 +11,17 @@ const INFIX: &str = "-pvc-";
 /// What udev puts before the serial number of a disk that QEMU shows on virtio-scsi.
 const BY_ID: &str = "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_";
 
+/// How the host may cache a volume that is attached.
+pub const CACHES: [&str; 5] = ["none", "directsync", "writethrough", "writeback", "unsafe"];
+/// How the host may read and write a volume that is attached.
+pub const AIOS: [&str; 3] = ["io_uring", "native", "threads"];
+/// The highest limit of reads or writes a second. PVE's own bound is higher; beyond this nobody has a disk.
+pub const IOPS_MAX: u32 = 10_000_000;
+/// The highest limit of MiB a second.
+pub const MBPS_MAX: u32 = 100_000;
+/// The largest volume, 1 PiB: more than any storage has, and well inside what QEMU and PVE count with.
+pub const BYTES_MAX: u64 = 1 << 50;
+
 /// A volume's id, a UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VolumeId(Uuid);
@@ -24,11 +35,6 @@ impl VolumeId {
     /// The id of a UUID.
     pub const fn new(uuid: Uuid) -> Self {
         Self(uuid)
-    }
-
-    /// The UUID.
-    pub const fn uuid(&self) -> Uuid {
-        self.0
     }
 
     /// The serial number that a guest sees: 20 bytes, the most that QEMU passes on. It comes from the id alone, so that it is the same in

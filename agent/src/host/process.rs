@@ -62,6 +62,42 @@ pub fn arguments(proc: &Path, pid: i32) -> Vec<String> {
     bytes.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect()
 }
 
+/// A process, so that a pid used again is not mistaken for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessRef {
+    /// Pid.
+    pub pid: i32,
+    /// Start time in clock ticks since boot.
+    pub start: u64,
+    /// Its command line, for the log.
+    pub command: String,
+}
+
+/// The living processes with such a command line and in such a state. The state of others is not looked at.
+pub fn find(proc: &Path, command: impl Fn(&[String]) -> bool, state: impl Fn(i32, Stat) -> bool) -> io::Result<Vec<ProcessRef>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(proc)? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        let arguments = arguments(proc, pid);
+        if !command(&arguments) {
+            continue;
+        }
+        if let Some(stat) = stat(proc, pid).filter(|s| !s.ended() && state(pid, *s)) {
+            found.push(ProcessRef { pid, start: stat.start, command: arguments.join(" ") });
+        }
+    }
+    Ok(found)
+}
+
+/// A process in a made-up `/proc`; its start time is 77 and its pid.
+#[cfg(test)]
+pub(crate) fn pretend(proc: &Path, pid: i32, state: char, (parent, session): (i32, i32), command: &str) -> io::Result<()> {
+    let folder = proc.join(pid.to_string());
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("stat"), format!("{pid} (x) {state} {parent} {pid} {session} {}77{pid} 0", "0 ".repeat(15)))?;
+    fs::write(folder.join("cmdline"), command.replace(' ', "\0"))
+}
+
 /// A handle on one process: it becomes readable when the process ends, and signals sent through it reach nobody else.
 #[derive(Debug)]
 pub struct Handle {

@@ -60,7 +60,7 @@ impl Inner {
     }
 
     /// Renames it and tells the VM, or goes on with that.
-    pub(super) async fn run_hand_over_volume(&self, h: &Handle, _: &v1::HandOverVolumeRequest, limit: Limit) -> Result<(), Error> {
+    pub(super) async fn run_hand_over_volume(&self, h: &Handle, limit: Limit) -> Result<(), Error> {
         let held = self.hold_existing(h, limit).await?;
         let (state, storage) = (h.state(), held.volume.at.storage.clone());
         let (old, new) = (format!("{}:{}", storage.id, state.volume.name), format!("{}:{}", storage.id, state.volume.target_name));

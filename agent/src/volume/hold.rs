@@ -33,7 +33,7 @@ const ORPHAN_GRACE: Duration = Duration::from_secs(5);
 pub(super) struct Held {
     pub(super) volume: Volume,
     pub(super) uses: Vec<Use>,
-    /// Its storage.
+    /// The cluster's, or one on nothing where the storage is local.
     pub(super) lock: ClusterLock,
 }
 
@@ -177,8 +177,8 @@ impl Inner {
         }
     }
 
-    /// Makes the volume that an operation is to make, empty. One that stands there already is this operation's own only when `mine` says
-    /// that the call for it was made before. Errors: `VolumeExists`, `StorageFull`, ...
+    /// Makes the volume that an operation is to make, empty. One that stands there already is this operation's own only where the answer of
+    /// a call for it was lost before. Errors: `VolumeExists`, `StorageFull`, ...
     pub(super) async fn allocate_volume(
         &self,
         h: &Handle,

@@ -11,15 +11,15 @@ const PREFIX: &str = "pvelet:v1:";
 
 /// What a label says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Label {
+pub(super) struct Label {
     /// The volume.
-    pub id: VolumeId,
+    pub(super) id: VolumeId,
     /// The owner's tenant.
-    pub tenant: String,
+    pub(super) tenant: String,
     /// The owner's cluster; may be empty.
-    pub cluster: String,
+    pub(super) cluster: String,
     /// What it is for; may be empty.
-    pub claim: String,
+    pub(super) claim: String,
 }
 
 impl fmt::Display for Label {
@@ -30,7 +30,7 @@ impl fmt::Display for Label {
 
 impl Label {
     /// Reads a label; `None` when it is none. Later versions may add parts at the end.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.strip_prefix(PREFIX)?.split(':');
         let id = parts.next()?.parse().ok()?;
         let tenant = parts.next().filter(|t| !t.is_empty())?.to_owned();
@@ -39,13 +39,13 @@ impl Label {
     }
 
     /// The label of a volume by its name: one that a copy brought along does not count.
-    pub fn of(name: &str, text: &str) -> Option<Self> {
+    pub(super) fn of(name: &str, text: &str) -> Option<Self> {
         let label = Self::parse(text)?;
         VolumeId::of_name(name).is_none_or(|(_, id)| id == label.id).then_some(label)
     }
 
     /// The owner as the API has it.
-    pub fn owner(&self) -> v1::VolumeOwner {
+    pub(super) fn owner(&self) -> v1::VolumeOwner {
         v1::VolumeOwner { tenant: self.tenant.clone(), cluster: self.cluster.clone(), claim: self.claim.clone() }
     }
 }

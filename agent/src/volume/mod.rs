@@ -26,8 +26,6 @@ mod run;
 mod snapshot;
 mod uses;
 
-use std::sync::Arc;
-
 use prost::Message;
 use pvelet_proto::{v1, volume::VolumeId};
 
@@ -37,7 +35,8 @@ use crate::{
     vm::{Call, Inner, Vms},
 };
 
-pub use label::Label;
+use label::Label;
+use run::begin;
 
 /// The volumes of this host. Cheap to clone.
 #[derive(Clone)]
@@ -189,9 +188,4 @@ fn decode<T: Message + Default>(request: &[u8]) -> Result<T, Error> {
 /// For whom a call is made.
 fn tenant_of(call: &Call) -> &str {
     &call.meta.tenant
-}
-
-/// Begins the operation of an accepted call; returns its name.
-fn begin(inner: &Arc<Inner>, call: &Call, plan: Plan) -> Result<String, Error> {
-    run::begin(inner, call, plan)
 }

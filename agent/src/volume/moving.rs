@@ -210,7 +210,7 @@ impl Inner {
             let call = MoveCall {
                 slot: slot.to_owned(),
                 storage: m.target.id.clone(),
-                format: Some(m.format.clone()),
+                format: m.format.clone(),
                 digest: vm.config.digest.clone(),
             };
             h.step(format!("moving {slot} to {}", m.target.id));

@@ -104,10 +104,7 @@ impl Inner {
                     Ok(request) => Box::pin(self.run_move_volume(h, &request, limit, fresh)).await,
                     Err(error) => Err(error),
                 },
-                Kind::HandOverVolume => match decode(request) {
-                    Ok(request) => Box::pin(self.run_hand_over_volume(h, &request, limit)).await,
-                    Err(error) => Err(error),
-                },
+                Kind::HandOverVolume => Box::pin(self.run_hand_over_volume(h, limit)).await,
                 Kind::ReclaimVolumes => match decode::<v1::ReclaimVolumesRequest>(request) {
                     Ok(request) => Box::pin(self.run_reclaim_volumes(h, &request, limit)).await,
                     Err(error) => Err(error),

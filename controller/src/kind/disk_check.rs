@@ -2,25 +2,19 @@
 
 use std::collections::HashMap;
 
-use pvelet_proto::{id, volume::VolumeId};
+use pvelet_proto::{
+    id,
+    volume::{AIOS, BYTES_MAX, CACHES, IOPS_MAX, MBPS_MAX, VolumeId},
+};
 
 use super::{
-    DeletionPolicy, DiskSpec, Metadata, Quantity,
+    DeletionPolicy, DiskSpec, Metadata,
     check::Checker,
     disk::{DiskLimits, ImageSpec, claim},
 };
 
 /// virtio-scsi has scsi0 to scsi30, and scsi0 is the boot disk's; proxmox-csi, which shares the slots, ends at scsi29.
 const MAX_DISKS: usize = 29;
-/// PVE's own bound on file systems and LVM is far below.
-const MAX_SIZE: Quantity = Quantity(1 << 50);
-const CACHES: [&str; 5] = ["none", "directsync", "writethrough", "writeback", "unsafe"];
-const AIOS: [&str; 3] = ["io_uring", "native", "threads"];
-/// What PVE takes.
-const MAX_IOPS: u32 = 10_000_000;
-const MAX_MBPS: u32 = 100_000;
-/// Longest claim of a volume's owner record.
-const MAX_CLAIM: usize = 253;
 
 pub(super) fn check(c: &mut Checker, metadata: &Metadata, disks: &[DiskSpec]) {
     c.require(disks.len() <= MAX_DISKS, "spec.disks", disks.len(), "use at most 29; there are no more slots");
@@ -47,7 +41,7 @@ fn check_disk(c: &mut Checker, metadata: &Metadata, disk: &DiskSpec, at: &dyn Fn
         "use 1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit",
     );
     let claim = claim(metadata, &disk.name);
-    c.require(claim.len() <= MAX_CLAIM, &at("name"), &claim, "the volume's owner record holds 253 characters; use shorter names");
+    c.require(claim.len() <= id::CLAIM_MAX, &at("name"), &claim, "the volume's owner record holds 253 characters; use shorter names");
     let sources = sources(disk);
     c.require(
         sources.len() <= 1,
@@ -66,11 +60,7 @@ fn check_disk(c: &mut Checker, metadata: &Metadata, disk: &DiskSpec, at: &dyn Fn
     }
     if let Some(snapshot) = &disk.snapshot {
         c.id(&at("snapshot.volume"), snapshot.volume.parse::<VolumeId>());
-        let b = snapshot.name.as_bytes();
-        let ok = (2..=40).contains(&b.len())
-            && b[0].is_ascii_alphabetic()
-            && b.iter().all(|x| x.is_ascii_alphanumeric() || matches!(x, b'_' | b'-'));
-        c.require(ok, &at("snapshot.name"), &snapshot.name, "use 2 to 40 of [A-Za-z0-9_-], beginning with a letter");
+        c.id(&at("snapshot.name"), id::snapshot(&snapshot.name));
     }
     if let Some(volume) = &disk.volume {
         c.id(&at("volume"), volume.parse::<VolumeId>());
@@ -103,7 +93,7 @@ fn sources(disk: &DiskSpec) -> Vec<&'static str> {
 fn size(c: &mut Checker, disk: &DiskSpec, at: &dyn Fn(&str) -> String) {
     match disk.size {
         Some(size) => c.require(
-            size.0 > 0 && size <= MAX_SIZE && size.0.is_multiple_of(1 << 20),
+            size.0 > 0 && size.0 <= BYTES_MAX && size.0.is_multiple_of(1 << 20),
             &at("size"),
             size,
             "use whole MiB from 1Mi to 1Pi, such as 20Gi; a number without a unit means bytes",
@@ -141,10 +131,10 @@ fn options(c: &mut Checker, disk: &DiskSpec, at: &dyn Fn(&str) -> String) {
     }
     let DiskLimits { iops_read, iops_write, mbps_read, mbps_write } = disk.wanted_limits();
     for (field, value, max) in [
-        ("limits.iopsRead", iops_read, MAX_IOPS),
-        ("limits.iopsWrite", iops_write, MAX_IOPS),
-        ("limits.mbpsRead", mbps_read, MAX_MBPS),
-        ("limits.mbpsWrite", mbps_write, MAX_MBPS),
+        ("limits.iopsRead", iops_read, IOPS_MAX),
+        ("limits.iopsWrite", iops_write, IOPS_MAX),
+        ("limits.mbpsRead", mbps_read, MBPS_MAX),
+        ("limits.mbpsWrite", mbps_write, MBPS_MAX),
     ] {
         c.require(value <= max, &at(field), value, &format!("use at most {max}, or 0 for no limit"));
     }

@@ -64,8 +64,12 @@ pub(super) fn allocate<'a>(node: &'a str, call: &'a AllocateCall) -> Call<'a> {
 }
 
 pub(super) fn move_disk<'a>(node: &'a str, vmid: u32, call: &'a MoveCall) -> Call<'a> {
-    let mut params = vec![("disk", call.slot.clone()), ("storage", call.storage.clone()), ("digest", call.digest.clone())];
-    params.extend(call.format.as_ref().map(|f| ("format", f.clone())));
+    let params = vec![
+        ("disk", call.slot.clone()),
+        ("storage", call.storage.clone()),
+        ("format", call.format.clone()),
+        ("digest", call.digest.clone()),
+    ];
     let about = Subject { storage: Some(&call.storage), ..Subject::vm(node, vmid) };
     Call { method: Method::POST, path: vm_path(node, vmid, "/move_disk"), params, about }
 }

@@ -23,6 +23,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::broadcast;
 
+pub use super::process::ProcessRef;
 use super::storage::StorageConfig;
 use crate::error::Error;
 
@@ -69,8 +70,8 @@ pub trait Pve: Send + Sync + 'static {
     /// Starts a task that moves a disk of a VM; the source stays where it was.
     async fn move_disk(&self, vmid: u32, call: &MoveCall) -> Result<Upid, Error>;
 
-    /// Takes a lock of the PVE cluster, which excludes all other nodes; waits until `patience` is over. It is kept alive until it is dropped
-    /// or released. Errors: `NoQuorum`, `PveFsHung`, `LockTimeout`.
+    /// Takes a lock of the PVE cluster, which excludes all other nodes; waits until `patience` is over. It is kept alive until it is
+    /// dropped. Errors: `NoQuorum`, `PveFsHung`, `LockTimeout`.
     async fn lock_cluster(&self, name: &str, patience: Duration) -> Result<ClusterLock, Error>;
 
     /// Starts a clone task. Errors before the task: `VmidInUse`, `TemplateNotFound`, `LockTimeout`, `PoolNotFound`, `StorageNotFound`, ...

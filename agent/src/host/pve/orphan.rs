@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use super::ProcessRef;
-use crate::host::process;
+use crate::host::process::{self, ProcessRef};
 
 /// Programs that PVE's storage code starts to write images.
 const WRITERS: &[&str] = &["qemu-img", "qemu-img.real", "dd"];
@@ -46,18 +45,7 @@ fn orphaned(proc: &Path, stat: process::Stat) -> bool {
 
 /// All orphans that write to a volume of `vmid`.
 pub(super) fn find(proc: &Path, vmid: u32) -> std::io::Result<Vec<ProcessRef>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(proc)? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-        let arguments = process::arguments(proc, pid);
-        if !writes(&arguments, vmid) {
-            continue;
-        }
-        if let Some(stat) = process::stat(proc, pid).filter(|s| !s.ended() && orphaned(proc, *s)) {
-            found.push(ProcessRef { pid, start: stat.start, command: arguments.join(" ") });
-        }
-    }
-    Ok(found)
+    process::find(proc, |arguments| writes(arguments, vmid), |_, stat| orphaned(proc, stat))
 }
 
 #[cfg(test)]
@@ -96,13 +84,7 @@ mod tests {
     /// A `/proc` with a worker 100 that leads session 100, a `qemu-img` 200 in it, and init.
     fn proc(worker: Option<char>, parent: i32) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        let process = |pid: i32, state: char, parent: i32, session: i32, command: &str| {
-            let folder = dir.path().join(pid.to_string());
-            fs::create_dir(&folder).unwrap();
-            let zeros = "0 ".repeat(15);
-            fs::write(folder.join("stat"), format!("{pid} (x) {state} {parent} {pid} {session} {zeros}77{pid} 0")).unwrap();
-            fs::write(folder.join("cmdline"), command.replace(' ', "\0")).unwrap();
-        };
+        let process = |pid, state, parent, session, command| process::pretend(dir.path(), pid, state, (parent, session), command).unwrap();
         process(1, 'S', 0, 1, "init");
         if let Some(state) = worker {
             process(100, state, 1, 100, "task");

@@ -199,8 +199,8 @@ pub struct MoveCall {
     pub slot: String,
     /// The target storage.
     pub storage: String,
-    /// The target format; PVE's choice where unset.
-    pub format: Option<String>,
+    /// The target format.
+    pub format: String,
     /// Compare-and-swap on the config's digest.
     pub digest: String,
 }
@@ -362,15 +362,4 @@ pub enum TaskUpdate {
     },
     /// It ended.
     End(TaskEnd),
-}
-
-/// A process, so that a pid used again is not mistaken for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProcessRef {
-    /// Pid.
-    pub pid: i32,
-    /// Start time in clock ticks since boot.
-    pub start: u64,
-    /// Its command line, for the log.
-    pub command: String,
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use tokio::sync::mpsc;
 
 use super::{Abilities, At, Copied, Image, ImageInfo, Snapshot, Source, StorageConfig, VolumeStore};
-use crate::{error::Error, host::pve::ProcessRef};
+use crate::{error::Error, host::process::ProcessRef};
 
 /// Storages without volumes, on which nothing can be done.
 #[derive(Debug, Clone, Copy, Default)]

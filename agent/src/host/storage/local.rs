@@ -22,7 +22,7 @@ use super::{
     writers,
     zfs::Zfs,
 };
-use crate::{error::Error, host::pve::ProcessRef};
+use crate::{error::Error, host::process::ProcessRef};
 
 /// The storages of this host, by the tools of each kind.
 #[derive(Debug)]

@@ -24,7 +24,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use tokio::sync::mpsc;
 
-use super::pve::ProcessRef;
+use super::process::ProcessRef;
 use crate::error::Error;
 
 pub use image::{Image, ImageInfo};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::host::{process, pve::ProcessRef};
+use crate::host::process::{self, ProcessRef};
 
 /// Whether a command writes to what is called `target`: a path, a device, `rbd:<image>` or a dataset. Of a conversion only the last argument
 /// is written; the others are read.
@@ -44,26 +44,13 @@ fn left_over(proc: &Path, pid: i32, stat: process::Stat) -> bool {
 
 /// All such processes that write to a volume with one of these names. A child of this process is waited for and is none of them.
 pub(super) fn find(proc: &Path, targets: &[String], own: i32) -> std::io::Result<Vec<ProcessRef>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(proc)? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-        let arguments = process::arguments(proc, pid);
-        if !targets.iter().any(|target| writes(&arguments, target)) {
-            continue;
-        }
-        let ours = |s: &process::Stat| !s.ended() && s.parent != own && left_over(proc, pid, *s);
-        if let Some(stat) = process::stat(proc, pid).filter(ours) {
-            found.push(ProcessRef { pid, start: stat.start, command: arguments.join(" ") });
-        }
-    }
-    Ok(found)
+    let command = |arguments: &[String]| targets.iter().any(|target| writes(arguments, target));
+    process::find(proc, command, |pid, stat| stat.parent != own && left_over(proc, pid, stat))
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::fs;
-
     use super::*;
 
     fn command(text: &str) -> Vec<String> {
@@ -105,12 +92,7 @@ mod tests {
     /// A `/proc` with init, an agent 50 and a conversion 200 by `parent` in the session of `leader`.
     fn proc(agent: bool, parent: i32, leader: i32) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        let process = |pid: i32, parent: i32, session: i32, command: &str| {
-            let folder = dir.path().join(pid.to_string());
-            fs::create_dir(&folder).unwrap();
-            fs::write(folder.join("stat"), format!("{pid} (x) S {parent} {pid} {session} {}77{pid} 0", "0 ".repeat(15))).unwrap();
-            fs::write(folder.join("cmdline"), command.replace(' ', "\0")).unwrap();
-        };
+        let process = |pid, parent, session, command| process::pretend(dir.path(), pid, 'S', (parent, session), command).unwrap();
         process(1, 0, 1, "init");
         if agent {
             process(50, 1, 50, "pvelet-agent");

@@ -1,7 +1,10 @@
 //! The command line of volumes.
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
-use pvelet_proto::v1;
+use pvelet_proto::{
+    v1,
+    volume::{IOPS_MAX, MBPS_MAX},
+};
 
 use super::Mutation;
 use crate::cli::parse::{self, ImageArg, SnapshotArg, VolumeArg};
@@ -133,7 +136,7 @@ pub(in crate::cli) struct CreateVolume {
     /// Its size, such as 512M or 10G; default: the source's
     #[arg(long, value_parser = parse::disk_bytes)]
     pub(in crate::cli) size: Option<u64>,
-    /// Its format; default: qcow2 on file storages, else raw
+    /// Its format; default: the storage's own (`format` in storage.cfg), else raw
     #[arg(long)]
     pub(in crate::cli) format: Option<DiskFormat>,
     /// Its id; default: the agent chooses. With an id that exists already nothing is made twice
@@ -257,16 +260,16 @@ pub(in crate::cli) enum Aio {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Limits {
     /// Reads a second, up to 10000000; 0 is no limit
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(IOPS_MAX)))]
     pub(in crate::cli) iops_read: Option<u32>,
     /// Writes a second, up to 10000000; 0 is no limit
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(IOPS_MAX)))]
     pub(in crate::cli) iops_write: Option<u32>,
     /// MiB read a second, up to 100000; 0 is no limit
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(0..=i64::from(MBPS_MAX)))]
     pub(in crate::cli) mbps_read: Option<u32>,
     /// MiB written a second, up to 100000; 0 is no limit
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(0..=i64::from(MBPS_MAX)))]
     pub(in crate::cli) mbps_write: Option<u32>,
 }
 

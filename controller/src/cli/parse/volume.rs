@@ -1,8 +1,8 @@
 //! Values of options about volumes.
 
-use pvelet_proto::volume::VolumeId;
+use pvelet_proto::{id, volume::VolumeId};
 
-use super::{Parsed, storage};
+use super::{Parsed, checked, storage};
 
 /// The fewest digits that may name a volume.
 const PREFIX_MIN: usize = 8;
@@ -60,12 +60,7 @@ pub(in crate::cli) fn volume_id(value: &str) -> Parsed<String> {
 }
 
 pub(in crate::cli) fn snapshot(value: &str) -> Parsed<String> {
-    let name = |c: u8| c.is_ascii_alphanumeric() || b"_-".contains(&c);
-    let good = (2..=40).contains(&value.len()) && value.as_bytes()[0].is_ascii_alphabetic() && value.bytes().all(name);
-    if good {
-        return Ok(value.to_owned());
-    }
-    Err(format!("'{value}' is not a snapshot's name: use 2 to 40 letters, digits, '_' and '-', beginning with a letter"))
+    checked(value, id::snapshot)
 }
 
 /// A snapshot of a volume.
@@ -81,19 +76,11 @@ pub(in crate::cli) fn volume_snapshot(value: &str) -> Parsed<SnapshotArg> {
 }
 
 pub(in crate::cli) fn cluster(value: &str) -> Parsed<String> {
-    let good = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b".-".contains(&c);
-    if (1..=63).contains(&value.len()) && value.bytes().all(good) {
-        return Ok(value.to_owned());
-    }
-    Err(format!("'{value}' is not a cluster's name: use 1 to 63 lower-case letters, digits, '.' and '-'"))
+    checked(value, id::cluster)
 }
 
 pub(in crate::cli) fn claim(value: &str) -> Parsed<String> {
-    let good = |c: u8| c.is_ascii_alphanumeric() || b"._/-".contains(&c);
-    if (1..=253).contains(&value.len()) && value.bytes().all(good) {
-        return Ok(value.to_owned());
-    }
-    Err(format!("'{value}' is not a claim: use 1 to 253 letters, digits, '.', '_', '/' and '-'"))
+    checked(value, id::claim)
 }
 
 pub(in crate::cli) fn sha256(value: &str) -> Parsed<String> {
@@ -165,7 +152,12 @@ mod tests {
         {
             assert!(volume_snapshot(text).unwrap_err().contains(words), "{text}");
         }
-        assert!(snapshot("a").is_err() && snapshot(&"a".repeat(41)).is_err() && snapshot(&"a".repeat(40)).is_ok());
+        assert!(
+            snapshot("a").is_err()
+                && snapshot("current").is_err()
+                && snapshot(&"a".repeat(41)).is_err()
+                && snapshot(&"a".repeat(40)).is_ok()
+        );
         assert!(cluster("prod.eu-1").is_ok() && cluster("Prod").unwrap_err().contains("lower-case"));
         assert!(claim("ns/data_0.A").is_ok() && claim("a b").unwrap_err().contains("'a b' is not a claim"));
         assert!(sha256(&"aB".repeat(32)).is_ok() && sha256("ab").unwrap_err().contains("64 hexadecimal digits"));

@@ -15,7 +15,7 @@ pub(in crate::cli) struct Volumes {
 }
 
 /// `volumes reclaim`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(in crate::cli) struct Reclaimed {
     /// One for each host; none with `--dry-run`.
     pub(in crate::cli) operations: Vec<OperationView>,

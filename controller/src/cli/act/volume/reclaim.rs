@@ -38,17 +38,6 @@ async fn ask(agent: &AgentClient, request: &ReclaimVolumesRequest) -> Result<Fou
 }
 
 impl Reclaimed {
-    fn new() -> Self {
-        Self {
-            operations: Vec::new(),
-            volumes: Vec::new(),
-            kept: Vec::new(),
-            nobodys: Vec::new(),
-            unreachable: Vec::new(),
-            errors: Vec::new(),
-        }
-    }
-
     /// Adds what a host found. What is on a shared storage is found by every host that sees it, and told once.
     fn add(&mut self, name: &str, (host, answer): &Found, seen: &mut BTreeSet<(String, String)>) {
         let mut views = |volumes: &[Volume]| {
@@ -103,7 +92,7 @@ async fn look(session: &Session, args: &Reclaim) -> (Reclaimed, Vec<HostResult<F
         async move { ask(&a, request).await }
     })
     .await;
-    let (mut found, mut seen) = (Reclaimed::new(), BTreeSet::new());
+    let (mut found, mut seen) = (Reclaimed::default(), BTreeSet::new());
     for r in &results {
         match &r.result {
             Ok(told) => found.add(&r.host, told, &mut seen),
@@ -137,7 +126,7 @@ fn tell_missing(session: &Session, found: &Reclaimed) {
 /// One host after the other: what is on a shared storage is then gone when the next one looks, instead of being fought over.
 async fn act(session: &Session, args: &Reclaim) -> Result<Exit, CliError> {
     let progress = Progress::new(&session.io, session.format);
-    let (mut all, mut done, mut seen) = (Reclaimed::new(), Vec::new(), BTreeSet::new());
+    let (mut all, mut done, mut seen) = (Reclaimed::default(), Vec::new(), BTreeSet::new());
     let request_id = args.mutation.request_id();
     let request = request(session, args, &request_id, false);
     for agent in &session.agents {

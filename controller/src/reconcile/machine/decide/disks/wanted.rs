@@ -78,8 +78,8 @@ impl Pass<'_> {
         Err(self.order(draft, ActionKind::CreateDisk, host, volume))
     }
 
-    /// A VM that moved takes the volumes of shared storages along, and others only where they were moved too.
-    /// Whether the volume is where the VM is. `Err`: that cannot be told yet, and what to do now.
+    /// Whether the volume is where the VM is: one that moved takes the volumes of shared storages along, and others only where they were
+    /// moved too. `Err`: that cannot be told yet, and what to do now.
     pub(super) fn follow_vm(&mut self, draft: &mut Draft<'_>, volume: &str) -> Result<bool, Option<Action>> {
         let Some(known) = draft.status.disk(volume).cloned() else { return Ok(true) };
         if known.node.as_ref().is_none_or(|n| *n == self.vm.node) {
