@@ -139,6 +139,18 @@ async fn what_an_administrator_moved_out_of_its_label_is_not_deleted_with_the_vm
 }
 
 #[tokio::test]
+async fn a_volume_whose_vm_is_gone_is_detached() {
+    let stack = one_node();
+    let client = stack.operator("pve1");
+    let vm = seeded(&client, 101).await;
+    let id = client.made_volume("c", "local", MIB, "raw").await;
+    succeeded(client.attach_volume("a", &id, &vm).await);
+    succeeded(client.delete("x", &vm).await);
+    succeeded(client.detach_volume("d", &id, &vm).await);
+    assert!(client.volume(&id).await.unwrap().attachment.is_none());
+}
+
+#[tokio::test]
 async fn a_volume_is_in_use_by_whichever_storage_its_vm_names_it() {
     let stack = one_node();
     let client = stack.operator("pve1");
