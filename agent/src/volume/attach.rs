@@ -27,7 +27,7 @@ use crate::{
 const REMEDY: &str = "detach it there first";
 
 /// Whether the references to a volume leave room for `vmid`: `Some` is its slot there already. Errors: `VolumeInUse`.
-fn attached_to<'a>(id: pvelet_proto::volume::VolumeId, uses: &'a [Use], vmid: u32) -> Result<Option<&'a Use>, Error> {
+fn attached_to(id: pvelet_proto::volume::VolumeId, uses: &[Use], vmid: u32) -> Result<Option<&Use>, Error> {
     match uses.first() {
         Some(first) if first.vm.vmid != vmid => Err(in_use(id, first, REMEDY)),
         Some(other) => match uses.iter().find(|u| u.vm.vmid != vmid) {

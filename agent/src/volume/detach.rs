@@ -38,7 +38,19 @@ impl Inner {
     /// Checks the request and begins the operation; returns its name.
     pub(super) async fn accept_detach_volume(this: &Arc<Self>, call: &Call, request: v1::DetachVolumeRequest) -> Result<String, Error> {
         let (id, storage) = find::reference(request.volume.as_ref(), "volume")?;
-        let vm = this.disk_target(call).await?;
+        let vm = match this.disk_target(call).await {
+            // Without its VM it is detached, as this node with quorum tells.
+            Err(error @ (Error::VmNotFound { .. } | Error::UuidMismatch { .. }))
+                if this.pve.inventory().by_uuid(&call.target.uuid.to_ascii_lowercase()).is_empty() =>
+            {
+                let volume = this.own_volume(id, &storage, tenant_of(call)).await?;
+                if !this.uses(&volume).is_empty() || volume.name_vmid() != this.settings.volumes.owner_vmid {
+                    return Err(error);
+                }
+                return begin(this, call, Plan { done: true, ..Plan::of(&volume) });
+            }
+            other => other?,
+        };
         let volume = this.own_volume(id, &storage, tenant_of(call)).await?;
         let uses = this.uses(&volume);
         let mut plan = Plan::of(&volume);

@@ -127,7 +127,7 @@ impl Inner {
                 }
             }
             Err(error) => {
-                h.warn(format!("whether VM {} names {old} could not be told, so the volume is {}: {error}", state.vmid, volume.name))
+                h.warn(format!("whether VM {} names {old} could not be told, so the volume is {}: {error}", state.vmid, volume.name));
             }
         }
     }

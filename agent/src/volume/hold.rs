@@ -288,6 +288,6 @@ impl Inner {
 
 /// Tells how far a copy is.
 pub(super) fn tell_progress(h: &Handle, copied: Copied) {
-    let percent = if copied.total == 0 { 0 } else { u64::min(copied.done.saturating_mul(100) / copied.total, 100) };
+    let percent = copied.done.saturating_mul(100).checked_div(copied.total).unwrap_or(0).min(100);
     h.progress(u8::try_from(percent).unwrap_or(100), copied.done, copied.total);
 }

@@ -17,7 +17,7 @@ pub(super) fn check(image: &v1::ImageSource) -> Vec<Violation> {
     let mut add = |field: &str, reason, text: String| violations.push(Violation::new(format!("image.{field}"), reason, text));
     match &image.location {
         None => {
-            add("file", reason::INVALID_FIELD, "it is missing; name a file of an import folder, or a volid of content type import".into())
+            add("file", reason::INVALID_FIELD, "it is missing; name a file of an import folder, or a volid of content type import".into());
         }
         Some(v1::image_source::Location::File(file)) if file.is_empty() || file.len() > 4096 => {
             add("file", reason::INVALID_FIELD, "a path of 1 to 4096 bytes is needed".into());
@@ -38,7 +38,7 @@ pub(super) fn check(image: &v1::ImageSource) -> Vec<Violation> {
         add("format", reason::INVALID_FORMAT, format!("'{}' is not imported; use raw or qcow2, and convert others first", image.format));
     }
     let hex = image.sha256.bytes().all(|c| c.is_ascii_hexdigit());
-    if !image.sha256.is_empty() && !(hex && image.sha256.len() == 64) {
+    if !(image.sha256.is_empty() || hex && image.sha256.len() == 64) {
         add("sha256", reason::INVALID_FIELD, format!("'{}' is no SHA-256; 64 hexadecimal digits are needed", image.sha256));
     }
     violations

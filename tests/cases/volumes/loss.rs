@@ -39,16 +39,17 @@ async fn a_volume_that_another_host_made_meanwhile_outlives_a_failed_attempt_to_
     one.agent.volume().create_volume(request).await.unwrap();
     stack.agent("pve1").kill();
     unlock(&stack, held);
-    succeeded(two.create_volume(two.volume_request("c", &id, "shared", MIB)).await);
+    let owner = Some(v1::VolumeOwner { cluster: "theirs".into(), ..v1::VolumeOwner::default() });
+    succeeded(two.create_volume(v1::CreateVolumeRequest { owner, ..two.volume_request("c", &id, "shared", MIB) }).await);
     let path = path_of(&stack.sim.node("pve2"), &two.volume(&id).await.unwrap());
     fill(&path, "raw", 7, 1);
     let before = content_hash(&path, "raw");
     stack.agent("pve1").start();
     let one = stack.operator("pve1");
     let ended = one.operation_end("c").await;
-    assert!(ended.state() == v1::OperationState::Succeeded || operation_reason(&ended) == "AGENT_RESTARTED", "{ended:?}");
+    assert_eq!(operation_reason(&ended), "AGENT_RESTARTED", "{ended:?}");
     assert_eq!(content_hash(&path, "raw"), before);
-    assert!(one.volume(&id).await.unwrap().owner.is_some());
+    assert_eq!(one.volume(&id).await.unwrap().owner.unwrap().cluster, "theirs");
 }
 
 #[tokio::test]
@@ -136,6 +137,18 @@ async fn what_an_administrator_moved_out_of_its_label_is_not_deleted_with_the_vm
     let refused = Refusal::of(client.delete("x", &vm).await);
     refused.is(Code::FailedPrecondition, "VOLUMES_RETAINED", "its data is in the VM");
     assert!(refused.text.contains("rawdir:101/vm-101-disk-"), "{}", refused.text);
+}
+
+#[tokio::test]
+async fn a_volume_whose_vm_is_gone_is_detached() {
+    let stack = one_node();
+    let client = stack.operator("pve1");
+    let vm = seeded(&client, 101).await;
+    let id = client.made_volume("c", "local", MIB, "raw").await;
+    succeeded(client.attach_volume("a", &id, &vm).await);
+    succeeded(client.delete("x", &vm).await);
+    succeeded(client.detach_volume("d", &id, &vm).await);
+    assert!(client.volume(&id).await.unwrap().attachment.is_none());
 }
 
 #[tokio::test]
