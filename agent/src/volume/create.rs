@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use pvelet_proto::{id, reason, v1, volume::VolumeId};
+use pvelet_proto::{
+    id, reason, v1,
+    volume::{BYTES_MAX, VolumeId},
+};
 
 use super::{
     Plan, begin,
@@ -23,15 +26,12 @@ use crate::{
 };
 
 pub(super) const MIB: u64 = 1 << 20;
-/// 1 PiB: more than any storage has, and well inside what QEMU and PVE count with.
-const MAX_BYTES: u64 = 1 << 50;
-
 /// What is wrong with a size; `zero`: it may be left out.
 pub(super) fn check_size(bytes: u64, zero: bool) -> Option<Violation> {
     let text = match bytes {
         0 if zero => return None,
         0 => "it is missing; a size in bytes is needed".to_owned(),
-        n if n > MAX_BYTES => format!("{n} is above {MAX_BYTES} (1 PiB)"),
+        n if n > BYTES_MAX => format!("{n} is above {BYTES_MAX} (1 PiB)"),
         n if n % MIB != 0 => format!("{n} is no multiple of 1 MiB; use {}", n.next_multiple_of(MIB)),
         _ => return None,
     };
@@ -58,12 +58,11 @@ fn check(request: &v1::CreateVolumeRequest) -> Vec<Violation> {
         if !owner.tenant.is_empty() && owner.tenant != tenant {
             add("owner.tenant", reason::INVALID_TENANT, format!("'{}' is not meta.tenant '{tenant}'; leave it empty", owner.tenant));
         }
-        let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b".-".contains(&c);
-        if owner.cluster.len() > 63 || !owner.cluster.bytes().all(plain) {
-            add("owner.cluster", reason::INVALID_FIELD, format!("'{}' is not up to 63 characters of [a-z0-9.-]", owner.cluster));
+        if let Some(e) = Some(&owner.cluster).filter(|c| !c.is_empty()).and_then(|c| id::cluster(c).err()) {
+            add("owner.cluster", reason::INVALID_FIELD, e.to_string());
         }
-        if owner.claim.len() > 253 || !owner.claim.bytes().all(|c| c.is_ascii_alphanumeric() || b"._/-".contains(&c)) {
-            add("owner.claim", reason::INVALID_FIELD, format!("'{}' is not up to 253 characters of [A-Za-z0-9._/-]", owner.claim));
+        if let Some(e) = Some(&owner.claim).filter(|c| !c.is_empty()).and_then(|c| id::claim(c).err()) {
+            add("owner.claim", reason::INVALID_FIELD, e.to_string());
         }
     }
     match &request.source {
@@ -336,8 +335,8 @@ mod tests {
             (1, false, false),
             (MIB, false, true),
             (MIB + 1, true, false),
-            (MAX_BYTES, false, true),
-            (MAX_BYTES + MIB, false, false),
+            (BYTES_MAX, false, true),
+            (BYTES_MAX + MIB, false, false),
         ] {
             assert_eq!(check_size(bytes, zero).is_none(), good, "{bytes}");
         }

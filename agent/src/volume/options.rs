@@ -2,18 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use pvelet_proto::{reason, v1, volume::VolumeId};
+use pvelet_proto::{
+    reason, v1,
+    volume::{AIOS, CACHES, IOPS_MAX, MBPS_MAX, VolumeId},
+};
 
 use crate::{
     error::Violation,
     host::pve::config_file::{ConfigFile, properties},
 };
-
-const CACHES: [&str; 5] = ["none", "directsync", "writethrough", "writeback", "unsafe"];
-const AIOS: [&str; 3] = ["io_uring", "native", "threads"];
-/// PVE's own bounds are wider; beyond these nobody has a disk.
-const IOPS_MAX: u32 = 10_000_000;
-const MBPS_MAX: u32 = 100_000;
 
 /// What is wrong with options.
 pub(super) fn check(options: &v1::DiskOptions) -> Vec<Violation> {

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use pvelet_proto::v1::{self, OperationKind as Kind};
+use pvelet_proto::v1::OperationKind as Kind;
 
 use super::{Plan, decode};
 use crate::{
     crash_point,
     error::Error,
     operation::{Begin, Begun, Guards, Handle, State, VolumeState},
-    vm::{Call, Inner},
+    vm::{Call, Inner, Limit},
 };
 
 /// Begins the operation of an accepted call; returns its name.
@@ -69,51 +69,27 @@ impl Inner {
         let committed = if kind == Kind::CreateVolume { Ok(()) } else { h.commit("it is being carried out") };
         let result = match committed {
             Err(cancelled) => Err(cancelled),
-            Ok(()) => match kind {
-                Kind::CreateVolume => match decode(request) {
-                    Ok(request) => Box::pin(self.run_create_volume(h, &request, limit, fresh)).await,
-                    Err(error) => Err(error),
-                },
-                Kind::DeleteVolume => Box::pin(self.run_delete_volume(h, limit)).await,
-                Kind::AttachVolume => match decode(request) {
-                    Ok(request) => Box::pin(self.run_attach_volume(h, &request, limit, fresh)).await,
-                    Err(error) => Err(error),
-                },
-                Kind::DetachVolume => Box::pin(self.run_detach_volume(h, limit, fresh)).await,
-                Kind::GrowVolume => match decode(request) {
-                    Ok(request) => Box::pin(self.run_grow_volume(h, &request, limit)).await,
-                    Err(error) => Err(error),
-                },
-                Kind::SetVolumeLimits => match decode(request) {
-                    Ok(request) => Box::pin(self.run_set_volume_limits(h, &request, limit)).await,
-                    Err(error) => Err(error),
-                },
-                Kind::SnapshotVolume => match decode(request) {
-                    Ok(request) => Box::pin(self.run_snapshot_volume(h, &request, limit)).await,
-                    Err(error) => Err(error),
-                },
-                Kind::DeleteVolumeSnapshot => match decode(request) {
-                    Ok(request) => Box::pin(self.run_delete_volume_snapshot(h, &request, limit)).await,
-                    Err(error) => Err(error),
-                },
-                Kind::RollBackVolume => match decode(request) {
-                    Ok(request) => Box::pin(self.run_roll_back_volume(h, &request, limit)).await,
-                    Err(error) => Err(error),
-                },
-                Kind::MoveVolume => match decode(request) {
-                    Ok(request) => Box::pin(self.run_move_volume(h, &request, limit, fresh)).await,
-                    Err(error) => Err(error),
-                },
-                Kind::HandOverVolume => Box::pin(self.run_hand_over_volume(h, limit)).await,
-                Kind::ReclaimVolumes => match decode::<v1::ReclaimVolumesRequest>(request) {
-                    Ok(request) => Box::pin(self.run_reclaim_volumes(h, &request, limit)).await,
-                    Err(error) => Err(error),
-                },
-                _ => Err(Error::Internal("no operation on a volume".to_owned())),
-            },
+            Ok(()) => Box::pin(self.carry_out(h, kind, request, limit, fresh)).await,
         };
         crash_point!("volume.before_end");
         h.finish(result, None).await;
         crash_point!("volume.end_written");
+    }
+    async fn carry_out(&self, h: &Handle, kind: Kind, request: &[u8], limit: Limit, fresh: bool) -> Result<(), Error> {
+        match kind {
+            Kind::CreateVolume => self.run_create_volume(h, &decode(request)?, limit, fresh).await,
+            Kind::DeleteVolume => self.run_delete_volume(h, limit).await,
+            Kind::AttachVolume => self.run_attach_volume(h, &decode(request)?, limit, fresh).await,
+            Kind::DetachVolume => self.run_detach_volume(h, limit, fresh).await,
+            Kind::GrowVolume => self.run_grow_volume(h, &decode(request)?, limit).await,
+            Kind::SetVolumeLimits => self.run_set_volume_limits(h, &decode(request)?, limit).await,
+            Kind::SnapshotVolume => self.run_snapshot_volume(h, &decode(request)?, limit).await,
+            Kind::DeleteVolumeSnapshot => self.run_delete_volume_snapshot(h, &decode(request)?, limit).await,
+            Kind::RollBackVolume => self.run_roll_back_volume(h, &decode(request)?, limit).await,
+            Kind::MoveVolume => self.run_move_volume(h, &decode(request)?, limit, fresh).await,
+            Kind::HandOverVolume => self.run_hand_over_volume(h, limit).await,
+            Kind::ReclaimVolumes => self.run_reclaim_volumes(h, &decode(request)?, limit).await,
+            _ => Err(Error::Internal("no operation on a volume".to_owned())),
+        }
     }
 }

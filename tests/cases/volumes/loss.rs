@@ -153,7 +153,7 @@ async fn a_volume_whose_vm_is_gone_is_detached() {
 
 #[tokio::test]
 async fn a_volume_is_in_use_by_whichever_storage_its_vm_names_it() {
-    let stack = one_node();
+    let mut stack = one_node();
     let client = stack.operator("pve1");
     let vm = seeded(&client, 101).await;
     let id = client.made_volume("c", "local", MIB, "raw").await;
@@ -163,17 +163,13 @@ async fn a_volume_is_in_use_by_whichever_storage_its_vm_names_it() {
     let config = stack.sim.control().call(&Request::ReadFile { path: "storage.cfg".into() }).unwrap();
     let content = format!("{}\n\ndir: alias\n\tpath {place}\n\tcontent images\n", config.as_str().unwrap().trim_end());
     stack.sim.control().call(&Request::WriteFile { path: "storage.cfg".into(), content, node: None }).unwrap();
-    let by_alias = || Some(v1::VolumeRef { id: id.clone(), storage: "alias".into() });
-    let mut n = 0;
-    let refused = loop {
-        let request = v1::DeleteVolumeRequest { meta: client.meta(&format!("x{n}")), volume: by_alias() };
-        match client.agent.volume().delete_volume(request).await {
-            // The list of storages may be ten seconds old.
-            Err(status) if status.code() == Code::NotFound && n < 200 => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
-            other => break Refusal::of(other.map(|r| r.into_inner().operation.unwrap())),
-        }
-        n += 1;
-    };
+    // A new agent reads the list of storages anew.
+    stack.agent("pve1").stop();
+    stack.agent("pve1").start();
+    let client = stack.operator("pve1");
+    let volume = Some(v1::VolumeRef { id, storage: "alias".into() });
+    let request = v1::DeleteVolumeRequest { meta: client.meta("x"), volume };
+    let refused = Refusal::of(client.agent.volume().delete_volume(request).await.map(|r| r.into_inner().operation.unwrap()));
     refused.is(Code::FailedPrecondition, "VOLUME_IN_USE", "VM 101 has it by its other name");
     assert!(path.exists());
 }
