@@ -133,7 +133,7 @@ async fn sequence(run: &mut Run, seed: u64, next: &AtomicU64) {
     for _ in 0..rng.between(12, 20) {
         let step = Step::draw(&mut rng, &run.world);
         let wanted = run.world.judge(&step);
-        let meanwhile = if wanted.reasons.is_empty() { Meanwhile::draw(&mut rng, &step) } else { None };
+        let meanwhile = if wanted.reasons.is_empty() { Meanwhile::draw(&mut rng, &step, &run.world) } else { None };
         story.steps.push((step.clone(), meanwhile));
         run.step(&step, meanwhile).await;
     }

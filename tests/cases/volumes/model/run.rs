@@ -41,7 +41,7 @@ pub(super) enum Meanwhile {
 
 impl Meanwhile {
     /// Something for a step that is to succeed; `None`: nothing.
-    pub(super) fn draw(rng: &mut Rng, step: &Step) -> Option<Self> {
+    pub(super) fn draw(rng: &mut Rng, step: &Step, world: &World) -> Option<Self> {
         let points = step.points()?;
         match rng.below(100) {
             0..50 => return None,
@@ -51,7 +51,12 @@ impl Meanwhile {
         }
         let power = matches!(step, Step::Start { .. } | Step::Stop { .. });
         let general = |name: &&str| !power && EVERYWHERE.contains(name);
-        let named: Vec<&str> = NAMES.iter().filter(|n| general(n) || points.iter().any(|p| n.starts_with(p))).copied().collect();
+        // A move passes others where PVE makes it.
+        let by_pve = matches!(step, Step::Move { id, .. } if world.volumes.get(id).is_some_and(|v| v.at.is_some()));
+        let moved_by_pve = ["move_volume.called", "move_volume.task_ended", "move_volume.new_labelled"];
+        let comes_by = |name: &&str| !name.starts_with("move_volume.") || moved_by_pve.contains(name) == by_pve;
+        let named: Vec<&str> =
+            NAMES.iter().filter(|n| general(n) || points.iter().any(|p| n.starts_with(p))).filter(|n| comes_by(n)).copied().collect();
         let first = rng.pick(&named);
         Some(Self::DiesAt(first, rng.chance(20).then(|| rng.pick(&named))))
     }
