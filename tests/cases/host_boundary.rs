@@ -324,7 +324,7 @@ async fn pves_refusals_have_their_reasons() {
 async fn a_full_storage_is_named_with_the_cause() {
     let sim = sim(&["pve1"]);
     sim.template();
-    sim.faults(json!({"storages": {"local": {"full_after_bytes": 1 << 20}}}));
+    sim.faults(json!({"storages": {"local": {"full_after_bytes": 12 << 20}}}));
     let host = sim.host();
     let upid = host.clone_vm(&clone_call(100, true)).await.unwrap();
     let TaskEnd::Error(text) = end(&host, &upid).await else { panic!("the clone fails") };
