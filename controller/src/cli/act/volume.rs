@@ -14,7 +14,9 @@ use crate::{
     agents::{AgentClient, AgentError},
     cli::{
         CliError, Exit, Session,
-        args::{Aio, AttachVolume, Cache, DeleteVolumes, HandOver, Limits, Mutation, NameOf, OneVolume, VolumeVerb, Volumes, word},
+        args::{
+            Aio, AttachVolume, Cache, DeleteVolumes, HandOver, Limits, Mutation, NameOf, OneVolume, SureSnapshot, VolumeVerb, Volumes, word,
+        },
         parse::VolumeArg,
         read,
         resolve::{
@@ -39,20 +41,15 @@ pub(in crate::cli) async fn run(session: &Session, args: &Volumes) -> Result<Exi
         VolumeVerb::Grow(args) => one(session, &args.on, |_| Ok(Change::Grow { size: args.size })).await,
         VolumeVerb::Limits(args) => one(session, &args.on, |l| limits(&args.limits, l)).await,
         VolumeVerb::Snapshot(args) => one(session, &args.on, |_| Ok(Change::Snapshot { name: args.name.clone() })).await,
-        VolumeVerb::DeleteSnapshot(args) => one(session, &args.on, |_| Ok(Change::DeleteSnapshot { name: args.name.clone() })).await,
+        VolumeVerb::DeleteSnapshot(args) => {
+            let name = args.snapshot.name.clone();
+            let lost = format!(": its snapshot '{name}' is lost");
+            losing(session, args, "delete-snapshot", &lost, "Remove it? [y/N] ", Change::DeleteSnapshot { name }).await
+        }
         VolumeVerb::RollBack(args) => {
-            let (on, name) = (&args.snapshot.on, args.snapshot.name.clone());
-            if args.yes {
-                return one(session, on, |_| Ok(Change::RollBack { name })).await;
-            }
-            need_terminal(session, "roll-back")?;
-            let looked = resolve_one(session, on).await?;
-            tell(session, &looked, &on.mutation, &format!(": what was written to it since snapshot '{name}' is lost"))?;
-            if !confirm(session, "Roll it back? [y/N] ")? {
-                session.io.note("nothing was changed");
-                return Ok(Exit::Failed);
-            }
-            change(session, &looked, &on.mutation, &Change::RollBack { name }).await
+            let name = args.snapshot.name.clone();
+            let lost = format!(": what was written to it since snapshot '{name}' is lost");
+            losing(session, args, "roll-back", &lost, "Roll it back? [y/N] ", Change::RollBack { name }).await
         }
         VolumeVerb::Move(args) => {
             one(session, &args.on, |_| Ok(Change::Move { storage: args.to.clone(), format: word(args.format) })).await
@@ -61,6 +58,22 @@ pub(in crate::cli) async fn run(session: &Session, args: &Volumes) -> Result<Exi
         VolumeVerb::Reclaim(args) => reclaim::reclaim(session, args).await,
         VolumeVerb::Usage { tenant } => read::volume::usage(session, tenant.as_deref()).await,
     }
+}
+
+/// What loses data is asked for first, unless `--yes` says that it was thought of.
+async fn losing(session: &Session, args: &SureSnapshot, verb: &str, lost: &str, question: &str, wanted: Change) -> Result<Exit, CliError> {
+    let on = &args.snapshot.on;
+    if args.yes {
+        return one(session, on, |_| Ok(wanted)).await;
+    }
+    need_terminal(session, verb)?;
+    let looked = resolve_one(session, on).await?;
+    tell(session, &looked, &on.mutation, lost)?;
+    if !confirm(session, question)? {
+        session.io.note("nothing was changed");
+        return Ok(Exit::Failed);
+    }
+    change(session, &looked, &on.mutation, &wanted).await
 }
 
 /// What is done to a volume.

@@ -92,9 +92,9 @@ pub(in crate::cli) enum VolumeVerb {
     /// Take a snapshot of a volume
     Snapshot(VolumeSnapshot),
     /// Remove a snapshot of a volume
-    DeleteSnapshot(VolumeSnapshot),
+    DeleteSnapshot(SureSnapshot),
     /// Bring a volume back to a snapshot
-    RollBack(RollBack),
+    RollBack(SureSnapshot),
     /// Move a volume to another storage, or to another format on its own
     Move(MoveVolume),
     /// Put an attached volume of a stopped VM under the VM's name, which PVE needs to migrate it, or back under the reserved one
@@ -306,7 +306,7 @@ pub(in crate::cli) struct VolumeSnapshot {
 }
 
 #[derive(Debug, Args)]
-pub(in crate::cli) struct RollBack {
+pub(in crate::cli) struct SureSnapshot {
     #[command(flatten)]
     pub(in crate::cli) snapshot: VolumeSnapshot,
     /// Do not ask

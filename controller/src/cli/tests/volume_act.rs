@@ -110,7 +110,7 @@ async fn each_verb_becomes_its_request_on_the_host_that_it_belongs_to() {
         (vec!["grow", "00000001", "20G"], "pve1: grow of volume {1} to 20 GiB"),
         (vec!["snapshot", "00000001", "before"], "pve1: snapshot 'before' of volume {1}"),
         (vec!["roll-back", "00000001", "before", "--yes"], "pve1: roll-back of volume {1} to snapshot 'before'"),
-        (vec!["delete-snapshot", "00000001", "before"], "pve1: delete of snapshot 'before' of volume {1}"),
+        (vec!["delete-snapshot", "00000001", "before", "--yes"], "pve1: delete of snapshot 'before' of volume {1}"),
         (vec!["move", "00000001", "ceph", "--format", "raw"], "pve1: move of volume {1} to storage 'ceph' as raw"),
         (vec!["hand-over", "00000004", "web-2", "--to", "vm"], "pve2: hand-over of volume {4} to VM 200 (web-2)"),
         (vec!["hand-over", "00000004", "web-2", "--to", "reserved"], "pve2: hand-over of volume {4} from VM 200 (web-2)"),
@@ -174,6 +174,7 @@ async fn what_loses_data_is_done_only_after_a_yes() {
     for args in [
         vec!["volumes", "delete", "00000001"],
         vec!["volumes", "roll-back", "00000001", "before"],
+        vec!["volumes", "delete-snapshot", "00000001", "before"],
         vec!["volumes", "reclaim", "--tenant", "default", "--cluster", "prod"],
     ] {
         let ran = world.run(&args).await.expect(Exit::Usage);
