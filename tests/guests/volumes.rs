@@ -23,7 +23,7 @@ fn every_kind_of_storage_keeps_its_promises() {
     let guest = host();
     guest.copy_in(&program("volume-store"), "/usr/local/bin/volume-store").unwrap();
     let storages = "dir:/var/lib/volumes btrfs:/mnt/btrfs lvmthin:pve/data";
-    let out = guest.run_for(&format!("RUST_BACKTRACE=1 volume-store {storages} 2>&1"), Duration::from_secs(1800));
+    let out = guest.run_for(&format!("RUST_BACKTRACE=1 volume-store {storages} 2>&1"), Duration::from_secs(1200));
     assert_eq!(out.status, 0, "{}", out.stdout);
     let mut cases: BTreeMap<&str, usize> = BTreeMap::new();
     for kind in out.stdout.lines().filter_map(|l| l.strip_prefix("ok ")?.split(' ').next()) {

@@ -104,7 +104,8 @@ impl From<Row> for Lv {
 pub(super) async fn list(storage: &str, group: &str) -> Result<Vec<Lv>, Error> {
     const FIELDS: &str = "lv_name,pool_lv,origin,lv_tags,lv_size,lv_attr,lv_time,lv_dm_path,chunk_size,data_percent";
     let tool = Tool::new(storage, "lvs").args(["--reportformat", "json", "--units", "b", "--nosuffix", "--config"]);
-    let text = tool.args(["report/time_format=\"%s\"", "-o", FIELDS, "--", group]).read().await?;
+    // Newer versions put complaints into the report otherwise, where nobody looks for them.
+    let text = tool.args(["report/time_format=\"%s\" log/report_command_log=0", "-o", FIELDS, "--", group]).read().await?;
     parse(&text).map_err(|e| failed(storage, format!("lvs told what cannot be read: {e}")))
 }
 
