@@ -171,6 +171,8 @@ impl Step {
         let here = known.and_then(|v| v.at.map(|(vmid, _)| vmid).or(v.aside));
         let vmid = here.filter(|_| !rng.chance(15)).unwrap_or_else(|| rng.pick(&VMS));
         let (storage, format) = (rng.pick(&STORAGES).0, rng.pick(&FORMATS));
+        // A volume without an owner is in the way only where it lies.
+        let (storage, format) = if id == world.nobodys { ("local", "raw") } else { (storage, format) };
         let mib = rng.between(1, 3);
         let name = {
             let names: Vec<&str> = known.map(|v| v.snapshots.iter().map(|(n, _)| n.as_str()).collect()).unwrap_or_default();
