@@ -30,8 +30,9 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// A file that a daemon writes when it comes to it; null before it is there and whole.
 fn json(path: &Path) -> serde_json::Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
 fn error_of<T>(result: io::Result<T>) -> Option<i32> {
