@@ -9,8 +9,14 @@ use protox::{
     file::{ChainFileResolver, DescriptorSetFileResolver, GoogleFileResolver, IncludeFileResolver},
 };
 
-const FILES: [&str; 5] =
-    ["pvelet/v1/common.proto", "pvelet/v1/host.proto", "pvelet/v1/operation.proto", "pvelet/v1/vm.proto", "pvelet/v1/volume.proto"];
+const FILES: [&str; 6] = [
+    "pvelet/v1/common.proto",
+    "pvelet/v1/host.proto",
+    "pvelet/v1/network.proto",
+    "pvelet/v1/operation.proto",
+    "pvelet/v1/vm.proto",
+    "pvelet/v1/volume.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=pvelet");

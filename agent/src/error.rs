@@ -169,12 +169,42 @@ pub enum Error {
     #[error("VMID {vmid} is reserved for volumes (volumes.owner_vmid), yet a guest on node {node} has it; give that guest another VMID")]
     ReservedIdTaken { vmid: u32, node: String },
 
+    #[error("this host has no link '{interface}'; `pveletctl network show` lists its links")]
+    InterfaceNotFound { interface: String },
+    #[error("the host's network was changed by somebody else meanwhile ({what}); plan again")]
+    NetworkChanged { what: String },
+    #[error("the change was undone and the host is as it was: {why}")]
+    NetworkRolledBack { why: String },
+    #[error("interface '{interface}' belongs to {owner}; choose another name, or remove it there")]
+    InterfaceTaken { interface: String, owner: String },
+    #[error("the change would touch '{interface}', which carries this host's {path}; make such a change at the console")]
+    ManagementPath { interface: String, path: String },
+    #[error("{what} is in use by {}; move them away first", .users.join(", "))]
+    NetworkInUse { what: String, users: Vec<String> },
+    #[error("somebody's change of the network waits ({change}); apply or discard it first")]
+    ForeignChangePending { change: String },
+    #[error("preflight failed: {}", .checks.iter().map(|(id, seen)| format!("{id}: {seen}")).collect::<Vec<_>>().join("; "))]
+    NetworkPreflight { checks: Vec<(String, String)> },
+    #[error("{operation} could not be undone ({why}); put the network right, then `pveletctl network clear`")]
+    NetworkLatched { operation: String, why: String },
+    #[error("{what}, so there is nothing to confirm or undo")]
+    NetworkNotWaiting { what: String },
+    #[error("this connection was opened before the change was applied and proves nothing; open a new one")]
+    StaleConnection,
+    #[error("{message}")]
+    NetworkFailed { message: String },
+    #[error("the change could not be undone: {why}; the network is latched until a person has put it right (`pveletctl network clear`)")]
+    NetworkRollbackFailed { why: String },
+
     #[error("role {role} may not call {method}; it needs {needed}")]
     Role { role: String, method: String, needed: String },
     #[error("{caller} may not act for tenant '{tenant}'")]
     ScopeTenant { caller: String, tenant: String },
     #[error("{caller} may not touch VM {vmid}, which belongs to another owner")]
     ScopeVm { caller: String, vmid: u32 },
+
+    #[error("{caller} may not touch {what}; widen its `vlans` in the agent's configuration")]
+    ScopeNetwork { caller: String, what: String },
 
     #[error("the guest of VM {vmid} did not shut down within {} s; use force_stop, or stop it", .after.as_secs())]
     ShutdownTimeout { vmid: u32, after: Duration },
@@ -283,6 +313,20 @@ impl Error {
             Self::DiskNotDetachable { .. } => (C::FailedPrecondition, reason::DISK_NOT_DETACHABLE),
             Self::VolumesRetained { .. } => (C::FailedPrecondition, reason::VOLUMES_RETAINED),
             Self::ReservedIdTaken { .. } => (C::FailedPrecondition, reason::RESERVED_ID_TAKEN),
+            Self::InterfaceNotFound { .. } => (C::NotFound, reason::INTERFACE_NOT_FOUND),
+            Self::NetworkChanged { .. } => (C::Aborted, reason::NETWORK_CHANGED),
+            Self::NetworkRolledBack { .. } => (C::FailedPrecondition, reason::NETWORK_ROLLED_BACK),
+            Self::InterfaceTaken { .. } => (C::FailedPrecondition, reason::INTERFACE_TAKEN),
+            Self::ManagementPath { .. } => (C::FailedPrecondition, reason::MANAGEMENT_PATH),
+            Self::NetworkInUse { .. } => (C::FailedPrecondition, reason::NETWORK_IN_USE),
+            Self::ForeignChangePending { .. } => (C::FailedPrecondition, reason::FOREIGN_CHANGE_PENDING),
+            Self::NetworkPreflight { .. } => (C::FailedPrecondition, reason::NETWORK_PREFLIGHT),
+            Self::NetworkLatched { .. } => (C::FailedPrecondition, reason::NETWORK_LATCHED),
+            Self::NetworkNotWaiting { .. } => (C::FailedPrecondition, reason::NETWORK_NOT_WAITING),
+            Self::StaleConnection => (C::FailedPrecondition, reason::STALE_CONNECTION),
+            Self::NetworkFailed { .. } => (C::Unknown, reason::NETWORK_FAILED),
+            Self::NetworkRollbackFailed { .. } => (C::Internal, reason::NETWORK_ROLLBACK_FAILED),
+            Self::ScopeNetwork { .. } => (C::PermissionDenied, reason::SCOPE_NETWORK),
             Self::Role { .. } => (C::PermissionDenied, reason::ROLE),
             Self::ScopeTenant { .. } => (C::PermissionDenied, reason::SCOPE_TENANT),
             Self::ScopeVm { .. } => (C::PermissionDenied, reason::SCOPE_VM),
@@ -325,6 +369,13 @@ impl Error {
             Self::StorageUnsupported { storage, .. } | Self::StorageFailed { storage, .. } => vec![("storage", storage.clone())],
             Self::VolumesRetained { volumes, .. } => vec![("volumes", volumes.join(","))],
             Self::StorageFull { storage, .. } | Self::StorageOffline { storage, .. } => vec![("storage", storage.clone())],
+            Self::InterfaceTaken { interface, owner } => vec![("interface", interface.clone()), ("owner", owner.clone())],
+            Self::ManagementPath { interface, path } => vec![("interface", interface.clone()), ("path", path.clone())],
+            Self::InterfaceNotFound { interface } => vec![("interface", interface.clone())],
+            Self::NetworkInUse { users, .. } => vec![("users", users.join(","))],
+            Self::ForeignChangePending { change } => vec![("change", change.clone())],
+            Self::NetworkPreflight { checks } => vec![("checks", checks.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>().join(","))],
+            Self::NetworkLatched { operation, .. } => vec![("operation", operation.clone())],
             Self::StaleEpoch { newest, .. } => vec![("newest", newest.to_string())],
             Self::PveFailed { upid: Some(upid), .. } => vec![("upid", upid.clone())],
             _ => Vec::new(),

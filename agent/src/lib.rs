@@ -9,6 +9,7 @@ pub mod rpc;
 pub mod tls;
 
 pub mod inventory;
+pub mod network;
 pub mod operation;
 pub mod vm;
 pub mod volume;

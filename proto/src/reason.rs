@@ -52,6 +52,18 @@ reasons! {
     IMAGE_CORRUPT;
     /// An image has another SHA-256 than the one given.
     CHECKSUM_MISMATCH;
+    /// A network's name is malformed.
+    INVALID_NETWORK_NAME;
+    /// An interface's name is malformed, too long, reserved, or twice in a request.
+    INVALID_INTERFACE_NAME;
+    /// A VLAN id or range is outside 1 to 4094, or its parent has it already.
+    INVALID_VLAN;
+    /// An MTU is out of range, or larger than that of what the interface stands on.
+    INVALID_MTU;
+    /// An address belongs to an interface of this host already.
+    ADDRESS_IN_USE;
+    /// A subnet overlaps with one of another interface of this host, or of the request.
+    SUBNET_OVERLAP;
 
     // NOT_FOUND
     /// No such VM in the PVE cluster, or another tenant's.
@@ -72,6 +84,8 @@ reasons! {
     SNAPSHOT_NOT_FOUND;
     /// No such image in the allowed folders.
     IMAGE_NOT_FOUND;
+    /// No such link on this host.
+    INTERFACE_NOT_FOUND;
 
     // ALREADY_EXISTS
     /// The VMID is in use in the PVE cluster.
@@ -94,6 +108,8 @@ reasons! {
     CONFIG_CHANGED;
     /// The guest does not let go of a disk; it is still attached. Metadata `vmid`, `slot`.
     GUEST_HOLDS_DISK;
+    /// Somebody changed the host's network between the plan and its turn.
+    NETWORK_CHANGED;
 
     // UNAVAILABLE: try again
     /// This node's part of the cluster has no quorum.
@@ -180,6 +196,24 @@ reasons! {
     RESERVED_ID_TAKEN;
     /// Volumes would be lost with the VM: they stand under its name or aside in it; metadata `volumes`.
     VOLUMES_RETAINED;
+    /// The interface belongs to somebody else's file, another network, or another bridge or bond; metadata `interface`, `owner`.
+    INTERFACE_TAKEN;
+    /// The change would touch what the host is reached by: default route, the agent's listener, a corosync link; metadata `interface`, `path`.
+    MANAGEMENT_PATH;
+    /// VMs or other interfaces use it; metadata `users`.
+    NETWORK_IN_USE;
+    /// Somebody's staged change waits (`interfaces.new`, SDN); metadata `change`.
+    FOREIGN_CHANGE_PENDING;
+    /// A preflight check failed; metadata `checks`.
+    NETWORK_PREFLIGHT;
+    /// An earlier change could not be undone: a person has to look, and clear it.
+    NETWORK_LATCHED;
+    /// The change was undone: a check failed, nobody confirmed it, or somebody asked for it. The host is as it was.
+    NETWORK_ROLLED_BACK;
+    /// There is no change that waits for this.
+    NETWORK_NOT_WAITING;
+    /// The connection was opened before the change was applied, so it proves nothing.
+    STALE_CONNECTION;
 
     // PERMISSION_DENIED
     /// The caller's role does not allow the call.
@@ -208,6 +242,10 @@ reasons! {
     PVE_FAILED;
     /// A tool of the storage (LVM, ZFS, qemu-img ...) failed in a way that has no reason of its own; metadata `storage`.
     STORAGE_FAILED;
+    /// ifupdown2 or the kernel failed in a way that has no reason of its own.
+    NETWORK_FAILED;
+    /// A change of the network could not be undone. The network is latched.
+    NETWORK_ROLLBACK_FAILED;
     /// A fault of the agent itself.
     INTERNAL;
 }

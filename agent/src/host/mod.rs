@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod facts;
 pub mod links;
+pub mod net;
 pub mod process;
 pub mod pve;
 pub mod storage;

@@ -65,6 +65,9 @@ impl Inner {
             | v1::OperationKind::MoveVolume
             | v1::OperationKind::HandOverVolume
             | v1::OperationKind::ReclaimVolumes => self.run_volume(&h, kind, &request, false).await,
+            v1::OperationKind::ApplyNetwork | v1::OperationKind::RemoveNetwork => {
+                h.finish(Err(Error::Internal("no operation on a VM".to_owned())), None).await;
+            }
             v1::OperationKind::Unspecified => h.finish(Err(Error::Internal("an operation without a kind".to_owned())), None).await,
         }
     }

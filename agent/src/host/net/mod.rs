@@ -1,0 +1,161 @@
+//! The host's network: what the kernel has, what the files below `/etc/network` declare, and the tools that change it.
+
+mod types;
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use crate::error::Error;
+
+pub use types::*;
+
+/// The network of this host. Every call has a deadline of its own and never blocks the runtime's threads.
+///
+/// Nothing here decides anything. What a tool says with its exit status is passed on, and believed by nobody: callers look at the kernel.
+#[tonic::async_trait]
+pub trait Network: Send + Sync + 'static {
+    /// What the kernel has now, read by netlink. Errors: `NetworkFailed`.
+    async fn kernel(&self) -> Result<Kernel, Error>;
+
+    /// VLAN offloads that are on, by link. Links that cannot tell are left out. Errors: `NetworkFailed`.
+    async fn offloads(&self) -> Result<BTreeMap<String, Vec<String>>, Error>;
+
+    /// The texts that declare the network. Errors: `NetworkFailed` when one cannot be read.
+    async fn files(&self) -> Result<Files, Error>;
+
+    /// PVE's lock on its staged file, and the agent's own lock on network changes, in this order; held until the value is dropped. The
+    /// agent's lock is held by `network-recover` too. Errors: `LockTimeout` when one is not free within `patience`.
+    async fn lock(&self, patience: Duration) -> Result<NetworkLock, Error>;
+
+    /// Whether ifupdown2 takes this text as a file of its own (`ifup -s -i`). Errors: `NetworkFailed` with what it says.
+    async fn check_text(&self, text: &str) -> Result<(), Error>;
+
+    /// Replaces the agent's own file, by rename, with file and folder fsynced; `None` removes it. Errors: `NetworkFailed`.
+    async fn write_own_file(&self, text: Option<&str>) -> Result<(), Error>;
+
+    /// Runs steps one after the other with ifupdown2, in a transient unit of systemd that outlives the agent. `file`: read the declarations
+    /// from this text instead of the live files (for bringing down what is not declared any more). Returns what the tools wrote. Errors:
+    /// `NetworkFailed` when a step ended badly, could not be started, or took longer than `patience` (it is then ended).
+    async fn run_steps(&self, steps: &[Step], file: Option<&str>, patience: Duration) -> Result<String, Error>;
+
+    /// Ends what [`Network::run_steps`] may have left running, also that of an agent that is dead. Errors: `NetworkFailed`.
+    async fn stop_steps(&self) -> Result<(), Error>;
+
+    /// `ifquery -c`: where these interfaces differ from what is declared. Empty: nowhere. Errors: `NetworkFailed`.
+    async fn compare(&self, interfaces: &[String]) -> Result<Vec<String>, Error>;
+
+    /// Removes a link from the kernel. Gone already: a success. Errors: `NetworkFailed`.
+    async fn delete_link(&self, name: &str) -> Result<(), Error>;
+
+    /// Starts the timer that undoes an unconfirmed change without the agent. Errors: `NetworkFailed`.
+    async fn arm(&self) -> Result<(), Error>;
+
+    /// Stops it.
+    async fn disarm(&self) -> Result<(), Error>;
+
+    /// The checkpoint as it was last written. Errors: `NetworkFailed`.
+    async fn read_checkpoint(&self) -> Result<Option<Vec<u8>>, Error>;
+
+    /// Writes the checkpoint, by rename, fsynced with its folder. Errors: `NetworkFailed`.
+    async fn write_checkpoint(&self, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Time since boot, sleep included (CLOCK_BOOTTIME), and the kernel's id of this boot. Errors: `NetworkFailed`.
+    fn boot(&self) -> Result<Boot, Error>;
+
+    /// Which of these addresses somebody on the link answers for, by ARP and neighbour solicitation. Errors: `InterfaceNotFound`,
+    /// `NetworkFailed`.
+    async fn who_has(&self, link: &str, addresses: &[IpAddr], timeout: Duration) -> Result<BTreeMap<IpAddr, String>, Error>;
+
+    /// Answers the frames of [`Network::probe_send`] that carry the token, for the whole time; returns how many. Errors as there.
+    async fn probe_answer(&self, port: &ProbePort, token: &str, time: Duration) -> Result<u32, Error>;
+
+    /// Sends broadcast frames that carry the token, one for each MTU, again and again until each was answered or `timeout` is over. Errors:
+    /// `InterfaceNotFound`, `NetworkFailed`.
+    async fn probe_send(&self, port: &ProbePort, token: &str, mtus: &[u32], timeout: Duration) -> Result<Probed, Error>;
+}
+
+/// A lock that is held.
+#[derive(Debug)]
+pub struct NetworkLock(#[allow(dead_code, reason = "held, not read")] pub(crate) Vec<std::fs::File>);
+
+/// Where a host's network is declared, and where the agent keeps what it needs for undoing changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetPaths {
+    /// `/etc/network`
+    pub etc_network: PathBuf,
+    /// `/etc/corosync/corosync.conf`
+    pub corosync: PathBuf,
+    /// `/etc/pve`, for SDN.
+    pub etc_pve: PathBuf,
+    /// `network` below the agent's state: checkpoint, lock, output of the tools.
+    pub state: PathBuf,
+    /// procfs
+    pub proc: PathBuf,
+    /// sysfs
+    pub sysfs: PathBuf,
+}
+
+/// The name of the agent's own file below `interfaces.d/`.
+pub const OWN_FILE: &str = "pvelet";
+
+/// A text that declares interfaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What it holds; bytes that are no UTF-8 are replaced.
+    pub text: String,
+    /// When it was last written.
+    pub modified: Option<SystemTime>,
+}
+
+/// The texts that declare the network of a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Files {
+    /// `/etc/network/interfaces` first, then what it sources, in ifupdown2's order and as often as it does; without the agent's own file.
+    pub declared: Vec<TextFile>,
+    /// The agent's own file; `None`: there is none.
+    pub own: Option<TextFile>,
+    /// Whether a `source` line of the live files takes the agent's own file in.
+    pub own_is_sourced: bool,
+    /// PVE's staged edits (`interfaces.new`).
+    pub staged: Option<TextFile>,
+    /// `corosync.conf`.
+    pub corosync: Option<TextFile>,
+    /// Below `/etc/pve/sdn`: what is configured (`zones.cfg`, `vnets.cfg`, ...), what runs (`.running-config`), and locks; read with a deadline,
+    /// since the cluster file system may hang. Empty where it does not answer.
+    pub sdn: Vec<TextFile>,
+}
+
+/// CLOCK_BOOTTIME and the boot it counts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boot {
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub id: String,
+    /// Since that boot.
+    pub time: Duration,
+}
+
+/// Where probes go in and out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbePort {
+    /// The link.
+    pub link: String,
+    /// Of a VLAN-aware bridge: the VLAN; the probe then gets a port of its own on the bridge, as a guest has one.
+    pub vlan: Option<u16>,
+}
+
+/// How a probe went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Probed {
+    /// How many MTUs were answered.
+    pub answers: u32,
+    /// The largest of them.
+    pub largest_mtu: u32,
+    /// From the first frame to its answer.
+    pub rtt: Duration,
+}
