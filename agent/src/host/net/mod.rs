@@ -1,6 +1,14 @@
 //! The host's network: what the kernel has, what the files below `/etc/network` declare, and the tools that change it.
 
+mod command;
+#[cfg(any(test, feature = "fakes"))]
+pub mod fake;
+mod host;
+mod ifupdown;
+mod lock;
+mod state;
 mod types;
+mod units;
 
 use std::{
     collections::BTreeMap,
@@ -11,6 +19,7 @@ use std::{
 
 use crate::error::Error;
 
+pub use host::HostNetwork;
 pub use types::*;
 
 /// The network of this host. Every call has a deadline of its own and never blocks the runtime's threads.
@@ -34,8 +43,12 @@ pub trait Network: Send + Sync + 'static {
     /// Whether ifupdown2 takes this text as a file of its own (`ifup -s -i`). Errors: `NetworkFailed` with what it says.
     async fn check_text(&self, text: &str) -> Result<(), Error>;
 
-    /// Replaces the agent's own file, by rename, with file and folder fsynced; `None` removes it. Errors: `NetworkFailed`.
+    /// Replaces the agent's own file, by rename, with file and folder fsynced; `None` removes it. The file that it replaces is kept beside it
+    /// until [`Network::forget_old_file`]: to put that text back needs no space on the disk. Errors: `NetworkFailed`.
     async fn write_own_file(&self, text: Option<&str>) -> Result<(), Error>;
+
+    /// Removes what [`Network::write_own_file`] kept. Nothing kept: a success.
+    async fn forget_old_file(&self) -> Result<(), Error>;
 
     /// Runs steps one after the other with ifupdown2, in a transient unit of systemd that outlives the agent. `file`: read the declarations
     /// from this text instead of the live files (for bringing down what is not declared any more). Returns what the tools wrote. Errors:
@@ -60,8 +73,15 @@ pub trait Network: Send + Sync + 'static {
     /// The checkpoint as it was last written. Errors: `NetworkFailed`.
     async fn read_checkpoint(&self) -> Result<Option<Vec<u8>>, Error>;
 
-    /// Writes the checkpoint, by rename, fsynced with its folder. Errors: `NetworkFailed`.
+    /// Writes the checkpoint, by rename, fsynced with its folder. Once it was written, writing one that is no larger by more than a page
+    /// needs no space on the disk. Errors: `NetworkFailed`.
     async fn write_checkpoint(&self, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Removes the checkpoint. Gone already: a success. Errors: `NetworkFailed`.
+    async fn remove_checkpoint(&self) -> Result<(), Error>;
+
+    /// Keeps bytes for people, as a file of this name beside the checkpoint. Errors: `NetworkFailed`.
+    async fn keep(&self, name: &str, bytes: &[u8]) -> Result<(), Error>;
 
     /// Time since boot, sleep included (CLOCK_BOOTTIME), and the kernel's id of this boot. Errors: `NetworkFailed`.
     fn boot(&self) -> Result<Boot, Error>;
@@ -76,6 +96,10 @@ pub trait Network: Send + Sync + 'static {
     /// Sends broadcast frames that carry the token, one for each MTU, again and again until each was answered or `timeout` is over. Errors:
     /// `InterfaceNotFound`, `NetworkFailed`.
     async fn probe_send(&self, port: &ProbePort, token: &str, mtus: &[u32], timeout: Duration) -> Result<Probed, Error>;
+}
+
+fn failed(message: impl Into<String>) -> Error {
+    Error::NetworkFailed { message: message.into() }
 }
 
 /// A lock that is held.
@@ -129,6 +153,8 @@ pub struct Files {
     /// Below `/etc/pve/sdn`: what is configured (`zones.cfg`, `vnets.cfg`, ...), what runs (`.running-config`), and locks; read with a deadline,
     /// since the cluster file system may hang. Empty where it does not answer.
     pub sdn: Vec<TextFile>,
+    /// Whether the cluster file system answered, so that `sdn` is all there is.
+    pub sdn_known: bool,
 }
 
 /// CLOCK_BOOTTIME and the boot it counts from.
