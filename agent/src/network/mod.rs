@@ -4,6 +4,12 @@
 //! is on the disk that is enough to undo the change without the agent, and a timer of systemd watches over it. The change is final only once
 //! somebody confirms it over a connection that was opened after it.
 
+pub mod declared;
+mod diff;
+pub mod own_file;
+pub mod planner;
+pub mod validate;
+pub mod verify;
 mod change;
 pub mod checkpoint;
 mod confirm;
