@@ -1,4 +1,12 @@
 //! The host's network: what the calls of `NetworkService` mean.
 
+pub mod declared;
 pub mod definition;
+pub mod management;
+pub mod own_file;
 pub mod plan;
+pub mod preflight;
+mod stack;
+pub mod users;
+pub mod verify;
+pub mod view;
