@@ -5,6 +5,11 @@
 //! somebody confirms it over a connection that was opened after it.
 
 pub mod declared;
+pub mod management;
+pub mod preflight;
+mod stack;
+pub mod users;
+pub mod view;
 mod diff;
 pub mod own_file;
 pub mod planner;

@@ -147,6 +147,8 @@ pub struct Files {
     pub own: Option<TextFile>,
     /// Whether a `source` line of the live files takes the agent's own file in.
     pub own_is_sourced: bool,
+    /// Whether ifupdown2 is installed (`ifreload`, which the older ifupdown does not have); `None`: not told.
+    pub ifupdown2: Option<bool>,
     /// PVE's staged edits (`interfaces.new`).
     pub staged: Option<TextFile>,
     /// `corosync.conf`.
