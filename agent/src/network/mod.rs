@@ -21,6 +21,7 @@ mod confirm;
 pub mod definition;
 mod facts;
 pub mod plan;
+pub mod probe;
 mod read;
 pub mod recover;
 mod undo;
