@@ -21,7 +21,7 @@ use crate::{
     config::defaults,
     crash_point,
     error::Error,
-    host::net::{Action, Kernel, Network, Step},
+    host::net::{Action, Kernel, Network, ProbePort, Step},
     operation::{Begin, Begun, Guards, Handle, NetworkState, State},
     vm::Call,
 };
@@ -306,7 +306,7 @@ impl Inner {
 
     async fn answers(&self, gateway: &Gateway) -> bool {
         for _ in 0..GATEWAY_TRIES {
-            if self.net.who_has(&gateway.link, &[gateway.address], GATEWAY).await.is_ok_and(|found| found.contains_key(&gateway.address)) {
+            if self.net.who_has(&ProbePort::link(&gateway.link), &[gateway.address], GATEWAY).await.is_ok_and(|found| found.contains_key(&gateway.address)) {
                 return true;
             }
         }

@@ -4,27 +4,27 @@
 //! is on the disk that is enough to undo the change without the agent, and a timer of systemd watches over it. The change is final only once
 //! somebody confirms it over a connection that was opened after it.
 
-pub mod declared;
-pub mod management;
-pub mod preflight;
-mod stack;
-pub mod users;
-pub mod view;
-mod diff;
-pub mod own_file;
-pub mod planner;
-pub mod validate;
-pub mod verify;
 mod change;
 pub mod checkpoint;
 mod confirm;
+pub mod declared;
 pub mod definition;
+mod diff;
 mod facts;
+pub mod management;
+pub mod own_file;
 pub mod plan;
+pub mod planner;
+pub mod preflight;
 pub mod probe;
 mod read;
 pub mod recover;
+mod stack;
 mod undo;
+pub mod users;
+pub mod validate;
+pub mod verify;
+pub mod view;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 

@@ -31,7 +31,7 @@ impl Inner {
         pending.extend(last_change.as_ref().and_then(own_pending));
         Ok(v1::GetNetworkResponse {
             links: view::links(&facts, &own),
-            routes: view::routes(&facts),
+            routes: view::routes(&gathered.kernel),
             networks: view::networks(&facts, &own),
             pending,
             checks: if request.skip_checks { Vec::new() } else { preflight::checks(&facts, None).iter().map(view::check).collect() },

@@ -97,7 +97,7 @@ pub(super) async fn quiet(net: &dyn Network, warnings: &mut Vec<String>) {
 
 /// Gives the own file its old text, whatever it holds. What somebody else wrote into it is kept.
 pub(super) async fn restore_file(net: &dyn Network, change: &Checkpoint, warnings: &mut Vec<String>) -> Result<(), Error> {
-    let own = net.files().await?.own.map(|file| file.text);
+    let own = net.own_file().await?;
     if own == change.plan.old_text {
         return Ok(());
     }

@@ -34,7 +34,9 @@ pub(super) fn read(paths: &NetPaths) -> Result<Files, Error> {
         own_is_sourced,
         staged: text(&paths.etc_network.join("interfaces.new"))?,
         corosync: text(&paths.corosync)?,
+        ifupdown2: None,
         sdn: Vec::new(),
+        sdn_known: false,
     })
 }
 

@@ -18,6 +18,9 @@ const FILES: Duration = Duration::from_secs(10);
 /// The cluster file system may hang; the network is told without it.
 const CLUSTER_FILES: Duration = Duration::from_secs(3);
 
+/// What ifupdown2 has, and the older ifupdown has not.
+const IFUPDOWN2: [&str; 2] = ["/usr/sbin/ifreload", "/sbin/ifreload"];
+
 /// The network of this host.
 #[derive(Debug)]
 pub struct HostNetwork {
@@ -84,6 +87,7 @@ impl Network for HostNetwork {
 
     async fn files(&self) -> Result<Files, Error> {
         let mut found = self.blocking(files::read).await?;
+        found.ifupdown2 = Some(IFUPDOWN2.iter().any(|path| std::path::Path::new(path).exists()));
         let paths = self.paths.clone();
         let sdn = tokio::time::timeout(CLUSTER_FILES, tokio::task::spawn_blocking(move || files::read_sdn(&paths))).await;
         if let Ok(Ok(Ok(sdn))) = sdn {
@@ -99,6 +103,10 @@ impl Network for HostNetwork {
 
     async fn check_text(&self, text: &str) -> Result<(), Error> {
         ifupdown::check_text(&self.paths, text).await
+    }
+
+    async fn own_file(&self) -> Result<Option<String>, Error> {
+        self.blocking(state::read_own).await
     }
 
     async fn write_own_file(&self, text: Option<&str>) -> Result<(), Error> {
@@ -158,8 +166,8 @@ impl Network for HostNetwork {
         Ok(Boot { id: id.trim().to_owned(), time: clock::since_boot() })
     }
 
-    async fn who_has(&self, link: &str, addresses: &[IpAddr], timeout: Duration) -> Result<BTreeMap<IpAddr, String>, Error> {
-        probe::who_has(&self.link(link).await?, addresses, timeout).await
+    async fn who_has(&self, port: &ProbePort, addresses: &[IpAddr], timeout: Duration) -> Result<BTreeMap<IpAddr, String>, Error> {
+        self.probing(port, async |link| probe::who_has(&link, addresses, timeout).await).await
     }
 
     async fn probe_answer(&self, port: &ProbePort, token: &str, time: Duration) -> Result<u32, Error> {

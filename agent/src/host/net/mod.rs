@@ -1,13 +1,18 @@
 //! The host's network: what the kernel has, what the files below `/etc/network` declare, and the tools that change it.
 
-mod probe;
-mod files;
-mod command;
+pub mod command;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
+mod files;
 mod host;
 mod ifupdown;
+pub mod kernel;
+mod kernel_decode;
+mod kernel_socket;
 mod lock;
+pub mod offloads;
+mod probe;
+pub mod probe_port;
 mod state;
 mod types;
 mod units;
@@ -44,6 +49,9 @@ pub trait Network: Send + Sync + 'static {
 
     /// Whether ifupdown2 takes this text as a file of its own (`ifup -s -i`). Errors: `NetworkFailed` with what it says.
     async fn check_text(&self, text: &str) -> Result<(), Error>;
+
+    /// The agent's own file; `None`: there is none. Errors: `NetworkFailed` when it cannot be read.
+    async fn own_file(&self) -> Result<Option<String>, Error>;
 
     /// Replaces the agent's own file, by rename, with file and folder fsynced; `None` removes it. The file that it replaces is kept beside it
     /// until [`Network::forget_old_file`]: to put that text back needs no space on the disk. Errors: `NetworkFailed`.

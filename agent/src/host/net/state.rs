@@ -63,6 +63,11 @@ fn interfaces_d(paths: &NetPaths) -> PathBuf {
     paths.etc_network.join("interfaces.d")
 }
 
+/// The own file's text; bytes that are no UTF-8 are replaced.
+pub(super) fn read_own(paths: &NetPaths) -> Result<Option<String>, Error> {
+    Ok(read(&interfaces_d(paths).join(OWN_FILE))?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
 /// Replaces the own file; what it replaces stays beside it.
 pub(super) fn write_own(paths: &NetPaths, text: Option<&str>) -> Result<(), Error> {
     let folder = interfaces_d(paths);
