@@ -2,7 +2,6 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use prost::Message;
 use pvelet_proto::{reason, v1};
 use sha2::{Digest, Sha256};
 
@@ -51,18 +50,6 @@ impl Asked {
             Self::Apply(spec) => &spec.name,
             Self::Remove(name) => name,
         }
-    }
-
-    /// What a journalled request asks for.
-    pub(super) fn decode(kind: v1::OperationKind, request: &[u8]) -> Result<(Self, String), Error> {
-        let bad = |e: prost::DecodeError| Error::Internal(format!("the journalled request cannot be read: {e}"));
-        let tenant = |meta: Option<v1::RequestMeta>| meta.unwrap_or_default().tenant;
-        if kind == v1::OperationKind::RemoveNetwork {
-            let request = v1::RemoveNetworkRequest::decode(request).map_err(bad)?;
-            return Ok((Self::Remove(request.name), tenant(request.meta)));
-        }
-        let request = v1::ApplyNetworkRequest::decode(request).map_err(bad)?;
-        Ok((Self::Apply(request.network.unwrap_or_default()), tenant(request.meta)))
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
 /// Who undoes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
+pub(super) enum By {
     /// The agent.
     Agent,
     /// systemd's timer.
@@ -34,7 +34,7 @@ pub enum By {
 
 impl By {
     /// As it stands in the checkpoint.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Agent => "agent",
             Self::Timer => "timer",
@@ -45,7 +45,7 @@ impl By {
 
 /// Undoes a change that is unfinished; whoever calls holds the lock. Returns what people should know. The checkpoint afterwards tells
 /// `RolledBack`, or `RollbackFailed`.
-pub async fn undo(net: &dyn Network, change: &mut Checkpoint, by: By, why: &str) -> Vec<String> {
+pub(super) async fn undo(net: &dyn Network, change: &mut Checkpoint, by: By, why: &str) -> Vec<String> {
     let mut warnings = Vec::new();
     change.phase = Phase::RollingBack;
     if change.detail.is_empty() {
