@@ -1,6 +1,6 @@
 //! Guests and the bridges they are on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{Check, Rule, Scene, Severity, some, words};
 use crate::{
@@ -151,18 +151,20 @@ pub(super) fn in_use(scene: &Scene<'_>) -> Vec<(String, Vec<String>)> {
     let mut found = Vec::new();
     for name in names {
         let gone = !after.contains_key(name);
-        let mut users: BTreeMap<String, ()> = BTreeMap::new();
+        let mut users: BTreeSet<String> = BTreeSet::new();
         for user in scene.facts.users.iter().filter(|u| u.bridge == name) {
-            users.insert(format!("VM {} ({})", user.vmid, user.nic), ());
+            users.insert(format!("VM {} ({})", user.vmid, user.nic));
         }
         for port in scene.now.ports(name) {
             let is_own_port = before.get(name).is_some_and(|b| stands_on(b, &port.name));
-            match guest_of(&port.name) {
-                Some(vmid) => drop(users.insert(format!("guest {vmid} ({})", port.name), ())),
-                None if is_guest_port(&port.name) => drop(users.insert(format!("a guest ({})", port.name), ())),
-                None if !is_own_port => drop(users.insert(format!("port {}", port.name), ())),
-                None => {}
-            }
+            users.extend(match guest_of(&port.name) {
+                // Told already by its config.
+                Some(vmid) if scene.facts.users.iter().any(|u| u.vmid == vmid && u.bridge == name) => None,
+                Some(vmid) => Some(format!("guest {vmid} ({})", port.name)),
+                None if is_guest_port(&port.name) => Some(format!("a guest ({})", port.name)),
+                None if !is_own_port => Some(format!("port {}", port.name)),
+                None => None,
+            });
         }
         // What stands on it, unless it goes with it or will stand elsewhere. One that is made anew takes its own file's interfaces along.
         let master = scene.now.link(name).and_then(|l| l.master.as_deref());
@@ -171,12 +173,12 @@ pub(super) fn in_use(scene: &Scene<'_>) -> Vec<(String, Vec<String>)> {
             Some(own) => gone && stands_on(own, name),
             None => !plan.gone.iter().any(|g| g == other),
         };
-        users.extend(on_it.filter(stays).map(|other| (format!("interface {other}"), ())));
+        users.extend(on_it.filter(stays).map(|other| format!("interface {other}")));
         let declared = after.values().filter(|i| gone && stands_on(i, name));
-        users.extend(declared.map(|i| (format!("interface {}", i.name), ())));
+        users.extend(declared.map(|i| format!("interface {}", i.name)));
         if !users.is_empty() {
             let kind = scene.now.link(name).map_or("interface", |l| l.kind.as_str());
-            found.push((format!("{kind} '{name}'"), users.into_keys().collect()));
+            found.push((format!("{kind} '{name}'"), users.into_iter().collect()));
         }
     }
     found
