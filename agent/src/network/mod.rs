@@ -2,11 +2,14 @@
 
 pub mod declared;
 pub mod definition;
+mod diff;
 pub mod management;
 pub mod own_file;
 pub mod plan;
+pub mod planner;
 pub mod preflight;
 mod stack;
 pub mod users;
+pub mod validate;
 pub mod verify;
 pub mod view;
