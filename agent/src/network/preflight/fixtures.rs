@@ -1,5 +1,7 @@
 //! Hosts for tests.
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 use crate::{
     host::net::{KernelLink, KernelRoute, Step, TextFile, VlanRange, VlanTag},

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Check, Rule, Scene, Severity, some, words};
+use super::{Check, Rule, Scene, Severity, some};
 use crate::{
     host::net::{Action, KernelLink},
     network::{
@@ -39,15 +39,11 @@ fn is_guest_bridge(link: &KernelLink) -> bool {
     link.kind == "bridge" && link.addresses.is_empty() && !link.name.starts_with("fwbr")
 }
 
-/// Whether a stanza leaves the interface without a link-local address, or turns IPv6 off.
+/// Whether a stanza turns IPv6 off. `ipv6-addrgen off` does not: without a link-local address the kernel still takes router advertisements.
 fn turns_ipv6_off(scene: &Scene<'_>, name: &str) -> bool {
-    let off = |value: &str| matches!(value, "off" | "no" | "false" | "0" | "none");
-    scene.stanzas.iter().filter(|s| s.name == name).any(|s| {
-        words(s, "ipv6-addrgen").any(off)
-            || s.options.iter().any(|(_, command)| {
-                command.contains("disable_ipv6") && command.contains('1') && (command.contains(name) || command.contains("$IFACE"))
-            })
-    })
+    let commands = scene.stanzas.iter().filter(|s| s.name == name).flat_map(|s| &s.options);
+    let off = |command: &str| command.contains("disable_ipv6") && command.contains('1') && command.contains(name);
+    commands.into_iter().any(|(_, command)| off(command))
 }
 
 pub(super) fn bridge_ipv6(scene: &Scene<'_>) -> Check {
@@ -55,8 +51,8 @@ pub(super) fn bridge_ipv6(scene: &Scene<'_>) -> Check {
     for bridge in scene.now.links().filter(|l| is_guest_bridge(l)) {
         match bridge.ipv6_disabled {
             Some(true) => fine += 1,
-            _ if turns_ipv6_off(scene, &bridge.name) => fine += 1,
             Some(false) => on.push(bridge.name.clone()),
+            None if turns_ipv6_off(scene, &bridge.name) => fine += 1,
             None => unknown.push(bridge.name.clone()),
         }
     }

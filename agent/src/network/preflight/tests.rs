@@ -1,7 +1,5 @@
 //! Each check with a host that is well, one that is not, and one that cannot be told.
 
-#![allow(clippy::unwrap_used)]
-
 use proptest::prelude::*;
 
 use super::{
@@ -13,9 +11,9 @@ use super::{
 use crate::host::net::KernelLink;
 
 /// A change of a host, and how a check then comes out: state, severity, words of what was seen, interfaces.
-type Case = (&'static str, fn(&mut Host), State, Severity, &'static str, &'static [&'static str]);
+pub(super) type Case = (&'static str, fn(&mut Host), State, Severity, &'static str, &'static [&'static str]);
 
-fn table(id: &str, cases: &[Case]) {
+pub(super) fn table(id: &str, cases: &[Case]) {
     for (name, change, state, severity, seen, interfaces) in cases {
         let mut host = Host::new();
         change(&mut host);
