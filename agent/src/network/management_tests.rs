@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use std::slice::from_ref;
+
 use super::*;
 use crate::network::preflight::fixtures::*;
 
@@ -50,19 +52,19 @@ fn a_change_touches_its_interfaces_and_ports_that_move() {
     let touches = |before: &[Interface], after: &[Interface]| touched(&change(before, after)).into_iter().collect::<Vec<_>>().join(" ");
     let (lower, upper) = (vlan("bond0.70", "bond0", 70), bridge("vmbr70", &["bond0.70"], false));
     // The parent of a VLAN is not touched.
-    assert_eq!(touches(&[], &[lower.clone()]), "bond0.70");
+    assert_eq!(touches(&[], from_ref(&lower)), "bond0.70");
     assert_eq!(touches(&[], &[lower.clone(), upper.clone()]), "bond0.70 vmbr70");
     assert_eq!(touches(&[lower.clone(), upper.clone()], &[]), "bond0.70 vmbr70");
     assert_eq!(touches(&[bridge("b", &["eno1"], false)], &[bridge("b", &["eno2"], false)]), "b eno1 eno2");
     // Ports that stay are left alone, unless the bridge is made anew.
     let (before, after) = (bridge("b", &["eno1"], false), bridge("b", &["eno1", "eno2"], false));
-    assert_eq!(touches(&[before.clone()], &[after.clone()]), "b eno2");
+    assert_eq!(touches(from_ref(&before), from_ref(&after)), "b eno2");
     let mut plan = change(&[before], &[after]);
     plan.steps.insert(0, crate::host::net::Step { action: Action::Down, interface: "b".into() });
     assert_eq!(touched(&plan).into_iter().collect::<Vec<_>>(), ["b", "eno1", "eno2"]);
     assert!(touched(&Plan::default()).is_empty());
     // Another network's interfaces in the same file are not touched.
-    let mut plan = change(&[upper.clone()], &[upper, lower.clone()]);
+    let mut plan = change(from_ref(&upper), &[upper.clone(), lower]);
     assert_eq!(touched(&plan).into_iter().collect::<Vec<_>>(), ["bond0.70"]);
     // A file that cannot be read says nothing of ports, yet the steps stand.
     plan.old_text = Some("edited".into());

@@ -271,7 +271,7 @@ fn what_somebody_uses_does_not_go_away() {
     host.kernel.links.push(KernelLink { parent: Some("vmbr70".into()), vlan: tag(5), ..link("vmbr70.5", "vlan") });
     assert_eq!(in_use(&host, &change(&both, &[])), "bridge 'vmbr70': interface vmbr70.5, port dummy0");
     // The VLAN alone goes from under a bridge that is not the agent's.
-    assert_eq!(in_use(&host, &change(&[lower.clone()], &[])), "vlan 'bond0.70': interface vmbr70");
+    assert_eq!(in_use(&host, &change(std::slice::from_ref(&lower), &[])), "vlan 'bond0.70': interface vmbr70");
     // Nobody is left.
     host.kernel.links.retain(|l| !matches!(l.name.as_str(), "dummy0" | "vmbr70.5"));
     assert_eq!(in_use(&host, &change(&both, &[])), "Ok(())");

@@ -126,7 +126,9 @@ fn interfaces_of_several_files_are_told() {
             (
                 "another's",
                 |h| {
-                    h.files.declared.push(text("/etc/network/interfaces.d/x", "auto lo\niface lo inet loopback\niface vmbr0 inet manual\n"))
+                    h.files
+                        .declared
+                        .push(text("/etc/network/interfaces.d/x", "auto lo\niface lo inet loopback\niface vmbr0 inet manual\n"));
                 },
                 Failed,
                 W,
