@@ -95,7 +95,13 @@ async fn ask(
 }
 
 /// A frame with this payload.
-fn ethernet(from: EthernetAddress, to: EthernetAddress, ethertype: EthernetProtocol, length: usize, emit: impl FnOnce(&mut [u8])) -> Vec<u8> {
+fn ethernet(
+    from: EthernetAddress,
+    to: EthernetAddress,
+    ethertype: EthernetProtocol,
+    length: usize,
+    emit: impl FnOnce(&mut [u8]),
+) -> Vec<u8> {
     let header = EthernetRepr { src_addr: from, dst_addr: to, ethertype };
     let mut frame = EthernetFrame::new_unchecked(vec![0; header.buffer_len() + length]);
     header.emit(&mut frame);
