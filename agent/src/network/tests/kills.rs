@@ -10,9 +10,9 @@ use crate::{host::net::fake::Fault, network::recover};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
-enum Change {
+enum Wish {
     Add,
-    Change,
+    Alter,
     Remove,
 }
 
@@ -52,11 +52,11 @@ fn changed() -> Vec<v1::InterfaceSpec> {
     wanted
 }
 
-async fn ask(rig: &Rig, change: Change) -> Result<v1::Operation, Error> {
+async fn ask(rig: &Rig, change: Wish) -> Result<v1::Operation, Error> {
     match change {
-        Change::Add => rig.apply(apply("asked", "m", vec![vlan("eth2.7", "eth2", 7), bridge("vmbr7", &["eth2.7"], &[])])).await,
-        Change::Change => rig.apply(apply("asked", "n", changed())).await,
-        Change::Remove => rig.remove(remove("asked", "n")).await,
+        Wish::Add => rig.apply(apply("asked", "m", vec![vlan("eth2.7", "eth2", 7), bridge("vmbr7", &["eth2.7"], &[])])).await,
+        Wish::Alter => rig.apply(apply("asked", "n", changed())).await,
+        Wish::Remove => rig.remove(remove("asked", "n")).await,
     }
 }
 
@@ -79,15 +79,15 @@ static HOST: LazyLock<FakeHost> = LazyLock::new(|| {
 });
 
 /// How it ends where nothing goes wrong.
-fn made(change: Change) -> (Shape, Option<String>) {
+fn made(change: Wish) -> (Shape, Option<String>) {
     let (host, dir) = (HOST.copy(), tempfile::tempdir().unwrap());
     agent(dir.path(), &host, None, Some(change), true);
     end(&host)
 }
 
-static ADDED: LazyLock<(Shape, Option<String>)> = LazyLock::new(|| made(Change::Add));
-static CHANGED: LazyLock<(Shape, Option<String>)> = LazyLock::new(|| made(Change::Change));
-static REMOVED: LazyLock<(Shape, Option<String>)> = LazyLock::new(|| made(Change::Remove));
+static ADDED: LazyLock<(Shape, Option<String>)> = LazyLock::new(|| made(Wish::Add));
+static CHANGED: LazyLock<(Shape, Option<String>)> = LazyLock::new(|| made(Wish::Alter));
+static REMOVED: LazyLock<(Shape, Option<String>)> = LazyLock::new(|| made(Wish::Remove));
 
 fn config() -> ProptestConfig {
     let config = ProptestConfig::default();
@@ -96,7 +96,7 @@ fn config() -> ProptestConfig {
 }
 
 /// One run of the agent; `None`: the last, which is not killed.
-fn agent(dir: &Path, host: &FakeHost, kill: Option<&Kill>, change: Option<Change>, confirms: bool) {
+fn agent(dir: &Path, host: &FakeHost, kill: Option<&Kill>, change: Option<Wish>, confirms: bool) {
     let runtime = runtime();
     runtime.block_on(async {
         let rig = open(dir, host, &FakePve::new(NODE));
@@ -163,16 +163,16 @@ proptest! {
 
     #[test]
     fn the_host_is_as_it_was_or_as_it_was_to_be(
-        change in prop_oneof![Just(Change::Add), Just(Change::Change), Just(Change::Remove)],
+        change in prop_oneof![Just(Wish::Add), Just(Wish::Alter), Just(Wish::Remove)],
         kills in proptest::collection::vec(kill(), 0..4),
         confirms in any::<bool>(),
     ) {
         let (host, dir) = (HOST.copy(), tempfile::tempdir().unwrap());
         let (old, first) = (end(&host), operation(&host));
         let new = match change {
-            Change::Add => &*ADDED,
-            Change::Change => &*CHANGED,
-            Change::Remove => &*REMOVED,
+            Wish::Add => &*ADDED,
+            Wish::Alter => &*CHANGED,
+            Wish::Remove => &*REMOVED,
         };
         prop_assert_ne!(new, &old);
         let mut asks = Some(change);
