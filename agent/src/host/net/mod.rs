@@ -1,6 +1,11 @@
 //! The host's network: what the kernel has, what the files below `/etc/network` declare, and the tools that change it.
 
-mod probe;
+pub mod kernel;
+mod kernel_decode;
+mod kernel_socket;
+pub mod offloads;
+pub mod probe;
+pub mod probe_port;
 mod types;
 
 use std::{
