@@ -37,9 +37,11 @@ where
 {
     let Some(vlan) = port.vlan else { return work(find(&port.link).await?).await };
     let bridge = port.link.clone();
-    with_port(async move { probe_port::add(&bridge, vlan).await }, |name| async move { probe_port::remove(&name).await }, |name| async move {
-        work(find(&name).await?).await
-    })
+    with_port(
+        async move { probe_port::add(&bridge, vlan).await },
+        |name| async move { probe_port::remove(&name).await },
+        |name| async move { work(find(&name).await?).await },
+    )
     .await
 }
 
