@@ -8,3 +8,6 @@ pub mod plan;
 pub mod planner;
 pub mod validate;
 pub mod verify;
+
+#[cfg(test)]
+mod testing;
