@@ -1,5 +1,6 @@
 //! The host's network: what the kernel has, what the files below `/etc/network` declare, and the tools that change it.
 
+mod files;
 pub mod kernel;
 mod kernel_decode;
 mod kernel_socket;
