@@ -8,7 +8,10 @@ pub mod own_file;
 pub mod plan;
 pub mod planner;
 pub mod preflight;
+pub mod probe;
 mod stack;
+#[cfg(test)]
+mod testing;
 pub mod users;
 pub mod validate;
 pub mod verify;

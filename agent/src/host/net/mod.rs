@@ -5,6 +5,7 @@ pub mod kernel;
 mod kernel_decode;
 mod kernel_socket;
 pub mod offloads;
+pub mod probe;
 pub mod probe_port;
 mod types;
 
@@ -72,11 +73,12 @@ pub trait Network: Send + Sync + 'static {
     /// Time since boot, sleep included (CLOCK_BOOTTIME), and the kernel's id of this boot. Errors: `NetworkFailed`.
     fn boot(&self) -> Result<Boot, Error>;
 
-    /// Which of these addresses somebody on the link answers for, by ARP and neighbour solicitation. Errors: `InterfaceNotFound`,
-    /// `NetworkFailed`.
-    async fn who_has(&self, link: &str, addresses: &[IpAddr], timeout: Duration) -> Result<BTreeMap<IpAddr, String>, Error>;
+    /// Which of these addresses somebody else on the link answers for, by ARP and neighbour solicitation, and the MAC address that does. Errors:
+    /// `InterfaceNotFound`, `NetworkFailed`.
+    async fn who_has(&self, port: &ProbePort, addresses: &[IpAddr], timeout: Duration) -> Result<BTreeMap<IpAddr, String>, Error>;
 
-    /// Answers the frames of [`Network::probe_send`] that carry the token, for the whole time; returns how many. Errors as there.
+    /// Answers the frames of [`Network::probe_send`] that carry the token, each once and at most 4096, for the whole time; returns how many.
+    /// Errors as there.
     async fn probe_answer(&self, port: &ProbePort, token: &str, time: Duration) -> Result<u32, Error>;
 
     /// Sends broadcast frames that carry the token, one for each MTU, again and again until each was answered or `timeout` is over. Errors:
@@ -155,6 +157,13 @@ pub struct ProbePort {
     pub link: String,
     /// Of a VLAN-aware bridge: the VLAN; the probe then gets a port of its own on the bridge, as a guest has one.
     pub vlan: Option<u16>,
+}
+
+impl ProbePort {
+    /// The link itself.
+    pub fn link(name: impl Into<String>) -> Self {
+        Self { link: name.into(), vlan: None }
+    }
 }
 
 /// How a probe went.
