@@ -2,6 +2,7 @@
 
 pub mod declared;
 pub mod definition;
+pub mod descent;
 mod diff;
 pub mod own_file;
 pub mod plan;
