@@ -65,7 +65,8 @@ fn settings_are_changed_in_place_and_nothing_else_is_touched() {
     let plan = ask(own.as_deref(), &wanted, &kernel, &usual()).unwrap();
     assert_eq!(told(&plan), ["change vmbr1", "~ bridge vmbr1: vids 1 100-199 -> 1 100-299"]);
 
-    let table: [(&str, fn(&mut v1::NetworkSpec), &str); 5] = [
+    type Row = (&'static str, fn(&mut v1::NetworkSpec), &'static str);
+    let table: [Row; 5] = [
         ("mtu", |s| s.interfaces[1].mtu = 1400, "~ vlan stor: mtu 9000 -> 1400"),
         ("addresses", |s| s.interfaces[1].addresses = vec!["10.0.0.1/24".into()], "~ vlan stor: addresses none -> 10.0.0.1/24"),
         ("comment", |s| s.interfaces[1].comment = "Ceph".into(), "~ vlan stor: comment '' -> 'Ceph'"),
@@ -126,7 +127,8 @@ fn a_vlan_may_be_given_another_name() {
 #[test]
 fn what_the_kernel_lost_is_mended() {
     let (kernel, own) = with(&host(), None, &classic());
-    let table: [(fn(&mut Kernel), &[&str]); 5] = [
+    type Row = (fn(&mut Kernel), &'static [&'static str]);
+    let table: [Row; 5] = [
         (|_| {}, &[]),
         (|k| k.links.retain(|l| l.name != "vmbr100"), &["up vmbr100", "+ bridge vmbr100 (ports eth1.100, mtu 1500)"]),
         (|k| link(k, "eth1.100").up = false, &["change eth1.100", "~ vlan eth1.100: state down -> up"]),
@@ -287,7 +289,7 @@ fn a_link_that_no_file_declares_is_not_stood_on_where_ifupdown2_would_harm_it() 
         match (ask(None, &spec("n", &[interface]), &kernel, &usual()), wanted) {
             (Ok(_), None) => {}
             (Err(Error::NetworkPreflight { checks }), Some(text)) => {
-                assert!(checks[0].0 == "net.undeclared-link" && checks[0].1.contains(text), "{checks:?}");
+                assert!(checks[0].0 == "net.undeclared-parent" && checks[0].1.contains(text), "{checks:?}");
             }
             (other, _) => panic!("{other:?}"),
         }

@@ -1,6 +1,11 @@
 //! The host's network: what the kernel has, what the files below `/etc/network` declare, and the tools that change it.
 
 mod files;
+pub mod kernel;
+mod kernel_decode;
+mod kernel_socket;
+pub mod offloads;
+pub mod probe_port;
 mod types;
 
 use std::{
@@ -123,6 +128,8 @@ pub struct Files {
     pub own: Option<TextFile>,
     /// Whether a `source` line of the live files takes the agent's own file in.
     pub own_is_sourced: bool,
+    /// Whether ifupdown2 is installed (`ifreload`, which the older ifupdown does not have); `None`: not told.
+    pub ifupdown2: Option<bool>,
     /// PVE's staged edits (`interfaces.new`).
     pub staged: Option<TextFile>,
     /// `corosync.conf`.

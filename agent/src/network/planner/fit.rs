@@ -13,8 +13,9 @@ use super::{
         declared::{Declared, Stanza},
         definition::{Definition, Interface, Kind},
         own_file::{OwnFile, lower},
+        stack::guest_of,
         validate::{DEFAULT_MTU, effective_mtu, overlap},
-        verify::{Index, addresses_text, is_guest_port},
+        verify::{Index, addresses_text},
     },
     Fate,
 };
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// The id of a check that only a plan can make.
-const UNDECLARED: &str = "net.undeclared-link";
+const UNDECLARED: &str = "net.undeclared-parent";
 
 pub(super) struct Fit<'a> {
     before: &'a [Interface],
@@ -323,14 +324,12 @@ fn is_port(bridge: &Interface, name: &str) -> bool {
 
 /// A guest's port with its guest: `VM 100 (tap100i0)`.
 fn port_text(name: &str) -> String {
-    let digits = name.trim_start_matches(|c: char| c.is_ascii_alphabetic());
-    let vmid: String = digits.chars().take_while(char::is_ascii_digit).collect();
-    match name {
-        _ if !is_guest_port(name) || vmid.is_empty() => name.to_owned(),
-        _ if name.starts_with("veth") => format!("CT {vmid} ({name})"),
-        _ if name.starts_with("tap") => format!("VM {vmid} ({name})"),
-        _ => format!("guest {vmid} ({name})"),
-    }
+    let kind = match name {
+        _ if name.starts_with("tap") => "VM",
+        _ if name.starts_with("veth") => "CT",
+        _ => "guest",
+    };
+    guest_of(name).map_or_else(|| name.to_owned(), |vmid| format!("{kind} {vmid} ({name})"))
 }
 
 /// The tag of a VLAN that a stanza declares.
