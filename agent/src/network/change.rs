@@ -182,12 +182,14 @@ impl Inner {
 
     /// Errors: `NetworkLatched`, when an earlier change could not be undone.
     pub(super) async fn not_latched(&self) -> Result<(), Error> {
-        match checkpoint::load(&*self.net).await? {
-            Some(last) if last.phase == Phase::RollbackFailed => {
+        let latched = match checkpoint::load(&*self.net).await {
+            Ok(Some(last)) if last.phase == Phase::RollbackFailed => {
                 Err(Error::NetworkLatched { operation: last.operation.clone(), why: last.detail.clone() })
             }
-            _ => Ok(()),
-        }
+            other => other.map(drop),
+        };
+        (self.agent.latched)(matches!(latched, Err(Error::NetworkLatched { .. })));
+        latched
     }
 
     /// Ends the operation.
@@ -333,6 +335,7 @@ impl Inner {
             }
         }
         self.changed();
+        (self.agent.latched)(change.phase == Phase::RollbackFailed);
         ended(change)
     }
 

@@ -1,6 +1,12 @@
 //! The network of the host itself: netlink, files, ifupdown2, systemd.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use super::{
     Boot, Files, Kernel, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifupdown, kernel, lock, offloads, probe,
@@ -17,12 +23,14 @@ const CLUSTER_FILES: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct HostNetwork {
     paths: NetPaths,
+    /// Held while files are read or written: one write that nobody waits for any more must not meet the next.
+    writing: Arc<Mutex<()>>,
 }
 
 impl HostNetwork {
     /// The network that is declared and kept at these places.
     pub fn new(paths: NetPaths) -> Self {
-        Self { paths }
+        Self { paths, writing: Arc::default() }
     }
 
     /// Removes ports of probes that an agent left which died. To be called once, before anything is probed.
@@ -34,8 +42,12 @@ impl HostNetwork {
 
     /// Does file system calls on a thread of their own.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&NetPaths) -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-        let paths = self.paths.clone();
-        match tokio::time::timeout(FILES, tokio::task::spawn_blocking(move || work(&paths))).await {
+        let (paths, writing) = (self.paths.clone(), Arc::clone(&self.writing));
+        let work = move || {
+            let _one = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&paths)
+        };
+        match tokio::time::timeout(FILES, tokio::task::spawn_blocking(work)).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(Error::Internal(format!("the network's files: {error}"))),
             Err(_) => Err(failed(format!("{} did not answer within {} s", self.paths.etc_network.display(), FILES.as_secs()))),
