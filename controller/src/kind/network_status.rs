@@ -47,7 +47,11 @@ impl NetworkStatus {
     /// Takes times that lie after `now` for now: a clock that was set back would make every pause as long as it was set back by.
     pub(crate) fn not_after(&mut self, now: Timestamp) {
         let failures = self.hosts.iter_mut().filter_map(|h| h.failure.as_mut());
-        failures.for_each(|f| f.time = now.min(f.time));
+        for failure in failures.filter(|f| f.time > now) {
+            let pause = failure.retry_time.map(|at| at.duration_since(failure.time));
+            failure.time = now;
+            failure.retry_time = pause.and_then(|pause| now.checked_add(pause).ok());
+        }
         self.hosts.iter_mut().for_each(|h| h.last_transition_time = now.min(h.last_transition_time));
     }
 }
@@ -184,6 +188,10 @@ pub struct NetworkFailure {
     pub message: String,
     /// Whether a change was undone, or could not be: it is not tried again before the spec or annotation `pvelet.dev/retry` changes.
     pub halted: bool,
+    /// When it is tried again by itself; absent where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub retry_time: Option<Timestamp>,
     /// How often in a row.
     pub count: u32,
     /// When last.
