@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use pvelet_proto::v1::{
-    self, host_service_client::HostServiceClient, network_service_client::NetworkServiceClient, operation_service_client::OperationServiceClient, vm_service_client::VmServiceClient,
-    volume_service_client::VolumeServiceClient,
+    self, host_service_client::HostServiceClient, network_service_client::NetworkServiceClient,
+    operation_service_client::OperationServiceClient, vm_service_client::VmServiceClient, volume_service_client::VolumeServiceClient,
 };
 use tokio::sync::Semaphore;
 use tonic::{Response, Status, transport::Endpoint};

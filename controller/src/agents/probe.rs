@@ -89,7 +89,8 @@ fn judge(what: &Probe, peer: &str, answer: &Answer, send: &Answer) -> Probed {
     let problem = match (sent.answers, answer) {
         (0, Err(e)) => Some(format!("{peer} cannot answer: {}", e.text())),
         (0, Ok(_)) => Some(
-            "no answer came; look at the VLANs that the switches carry between the two, at the type of their tags, and at the cables".to_owned(),
+            "no answer came; look at the VLANs that the switches carry between the two, at the type of their tags, and at the cables"
+                .to_owned(),
         ),
         _ if sent.largest_mtu < wanted_mtu => Some(format!(
             "frames of MTU {wanted_mtu} do not get through, only up to {}; raise the MTU of what is between the two, or lower this one",

@@ -35,6 +35,7 @@ pub use machine_status::{ActionKind, Attempt, Failure, MachineStatus, Phase, Suc
 pub use manifest::{Manifest, Problem, parse};
 pub use network::{
     BridgeSpec, HostSelector, InterfaceSpec, Network, NetworkSpec, ProbeSpec, ProbeTarget, PveNetwork, VlanProtocol, VlanSpec,
+    check_network,
 };
 pub use network_status::{NetworkAttempt, NetworkFailure, NetworkHost, NetworkHostState, NetworkStatus, NetworkVerb, ProbeStatus, Undo};
 pub use quantity::Quantity;

@@ -191,7 +191,25 @@ pub struct ProbeTarget {
 /// More are not tried: the rest of the trunk is in the same cables and switches.
 const MAX_TARGETS: usize = 4;
 
+/// Every mistake of a network of this name that is for one host, with paths as in a manifest.
+pub fn check_network(name: &str, spec: &NetworkSpec) -> Vec<FieldError> {
+    let metadata = Metadata { name: name.to_owned(), ..Metadata::default() };
+    network_check::check(&metadata, spec)
+}
+
 impl NetworkSpec {
+    /// Interfaces for one host, everything else as it is where a manifest says nothing.
+    pub fn for_one(interfaces: Vec<InterfaceSpec>, tenant: &str, host: &str) -> Self {
+        Self {
+            hosts: HostSelector { names: vec![host.to_owned()], ..HostSelector::default() },
+            tenant: tenant.to_owned(),
+            interfaces,
+            confirm_timeout: None,
+            probe: ProbeSpec::default(),
+            deletion_policy: DeletionPolicy::default(),
+        }
+    }
+
     /// The network as a host is asked for it. The addresses are those of the `PveHost` of this name.
     ///
     /// # Errors

@@ -93,6 +93,9 @@ pub struct NetworkAttempt {
     pub request_id: String,
     /// The generation of the spec it works for.
     pub generation: i64,
+    /// The value of annotation `pvelet.dev/retry` when it was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<String>,
     /// The agent's name of the operation, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,

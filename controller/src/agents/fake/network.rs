@@ -285,7 +285,8 @@ impl NetworkFake {
 impl NetworkService for NetworkFake {
     async fn get_network(&self, request: Request<v1::GetNetworkRequest>) -> Result<Response<v1::GetNetworkResponse>, Status> {
         let net = self.lock();
-        let network = |n: &NetworkSpec| v1::Network { spec: Some(n.clone()), in_sync: true, differences: Vec::new(), vmids: net.users.clone() };
+        let network =
+            |n: &NetworkSpec| v1::Network { spec: Some(n.clone()), in_sync: true, differences: Vec::new(), vmids: net.users.clone() };
         Ok(Response::new(v1::GetNetworkResponse {
             links: net.links.clone(),
             routes: net.routes.clone(),
@@ -341,7 +342,10 @@ impl NetworkService for NetworkFake {
         Err(refusal(Code::FailedPrecondition, "it was undone", reason::NETWORK_NOT_WAITING, None))
     }
 
-    async fn rollback_network(&self, request: Request<v1::RollbackNetworkRequest>) -> Result<Response<v1::RollbackNetworkResponse>, Status> {
+    async fn rollback_network(
+        &self,
+        request: Request<v1::RollbackNetworkRequest>,
+    ) -> Result<Response<v1::RollbackNetworkResponse>, Status> {
         let operation = request.into_inner().operation;
         self.lock().calls.push("rollback".to_owned());
         if self.waits_for(&operation)? {
@@ -383,7 +387,8 @@ impl NetworkService for NetworkFake {
                 self.lock().calls.push(format!("probe {} {}", request.interface, request.vlan));
                 let line = line(&token);
                 let mut told = line.subscribe();
-                let peer = timeout(limit, told.wait_for(|l| l.answering.is_some())).await.ok().and_then(|l| l.ok().and_then(|l| l.answering));
+                let peer =
+                    timeout(limit, told.wait_for(|l| l.answering.is_some())).await.ok().and_then(|l| l.ok().and_then(|l| l.answering));
                 let mtus = if mtus.is_empty() { vec![1280, 1500, interface_mtu] } else { mtus };
                 if let Some((false, far)) = peer.filter(|_| !deaf) {
                     let through: Vec<u32> = mtus.into_iter().filter(|m| *m <= path_mtu.min(far).min(interface_mtu)).collect();

@@ -256,5 +256,6 @@ fn answered(error: &AgentError) -> Option<String> {
 /// The message, with what its metadata names in addition: the VMs and interfaces that use a network, the checks that failed.
 fn full_text(error: &AgentError) -> String {
     let more = ["users", "checks"].into_iter().filter_map(|key| Some((key, error.metadata.get(key)?)));
-    more.filter(|(_, value)| !error.message.contains(value.as_str())).fold(error.text(), |text, (key, value)| format!("{text} ({key}: {value})"))
+    more.filter(|(_, value)| !error.message.contains(value.as_str()))
+        .fold(error.text(), |text, (key, value)| format!("{text} ({key}: {value})"))
 }

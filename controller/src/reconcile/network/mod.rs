@@ -20,8 +20,8 @@ use crate::{
     crash::crash_point,
     epoch::Epoch,
     kind::{
-        Host, Kind, NETWORK_FINALIZER, Network, NetworkAttempt, NetworkHostState, NetworkStatus, ObjectKey, ObjectRef, ProbeStatus, PveHost,
-        PveNetwork,
+        Host, Kind, NETWORK_FINALIZER, Network, NetworkAttempt, NetworkHostState, NetworkStatus, ObjectKey, ObjectRef, ProbeStatus,
+        PveHost, PveNetwork,
     },
     store::{Event, Store, StoreError},
 };
@@ -197,8 +197,7 @@ impl<S: Store> Networks<S> {
     /// Hosts that said lately that they have the network, and that were connected to since.
     fn checked_lately(&self, network: &PveNetwork, hosts: &[PveHost]) -> BTreeMap<Place, Sight> {
         let (uid, generation) = (&network.metadata.uid, network.metadata.generation);
-        let up: Vec<Place> =
-            self.fleet.views(hosts).into_iter().filter(|h| h.link == Link::Up).map(|h| (h.cluster, h.node)).collect();
+        let up: Vec<Place> = self.fleet.views(hosts).into_iter().filter(|h| h.link == Link::Up).map(|h| (h.cluster, h.node)).collect();
         let mut checked = self.checked();
         checked.retain(|(of, at), (then, time)| of != uid || (up.contains(at) && *then == generation && time.elapsed() < CHECK_EVERY));
         if network.is_deleting() {

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use super::{Action, Decision, Inputs, after, wanted, wish};
 use crate::{
     kind::{
-        ConditionStatus, NETWORK_FINALIZER, NetworkFailure, NetworkHost, NetworkHostState as State, NetworkStatus, NetworkVerb, set_condition,
+        ConditionStatus, NETWORK_FINALIZER, NetworkFailure, NetworkHost, NetworkHostState as State, NetworkStatus, NetworkVerb,
+        set_condition,
     },
     reconcile::HostView,
 };
@@ -16,6 +17,16 @@ use crate::{
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// The same after one that somebody must mend.
 const MEND: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+
+/// Why something failed, and what follows.
+pub(super) struct Why<'t> {
+    pub(super) reason: &'t str,
+    pub(super) message: &'t str,
+    /// Whether time may mend it.
+    pub(super) retryable: bool,
+    /// Whether it is not tried again by itself.
+    pub(super) halted: bool,
+}
 
 pub(super) struct Draft<'a> {
     inputs: &'a Inputs<'a>,
@@ -29,7 +40,22 @@ impl<'a> Draft<'a> {
         let mut draft = Self { inputs, status: inputs.network.status.clone(), finalizer: false, remark: None };
         draft.status.observed_generation = inputs.network.metadata.generation;
         draft.list_hosts();
+        draft.forget_stale();
         draft
+    }
+
+    /// Failures that no longer count, since something else is wanted now, are not told any more either.
+    fn forget_stale(&mut self) {
+        let stale = |h: &&NetworkHost| h.failure.is_some() && self.failure(h).is_none();
+        let stale: Vec<(String, String)> = self.status.hosts.iter().filter(stale).map(|h| (h.cluster.clone(), h.node.clone())).collect();
+        for (cluster, node) in stale {
+            if let Some(host) = self.status.host_mut(&cluster, &node) {
+                host.failure = None;
+                if matches!(host.state, State::RolledBack | State::Failed) {
+                    self.tell(&cluster, &node, State::Pending, "", "");
+                }
+            }
+        }
     }
 
     /// One entry for each host that is selected, or may have the network still.
@@ -103,12 +129,11 @@ impl<'a> Draft<'a> {
         self.status.hosts.retain(|h| !h.is(cluster, node));
     }
 
-    /// Something failed on a host. `halted`: it is not tried again by itself.
-    pub(super) fn fail(&mut self, at: (&str, &str), verb: NetworkVerb, state: State, why: (&str, &str), retryable: bool, halted: bool) {
-        let (reason, message) = why;
+    /// Something failed on a host; with what was tried, for which generation and value of [`RETRY`](crate::kind::RETRY).
+    pub(super) fn fail(&mut self, at: (&str, &str), state: State, tried: (NetworkVerb, i64, Option<String>), why: Why<'_>) {
+        let ((verb, generation, retry), Why { reason, message, retryable, halted }) = (tried, why);
         self.tell(at.0, at.1, state, reason, message);
-        let (now, generation) = (self.inputs.now, self.inputs.network.metadata.generation);
-        let retry = self.inputs.network.retry().map(str::to_owned);
+        let now = self.inputs.now;
         let Some(host) = self.status.host_mut(at.0, at.1) else { return };
         let again = |f: &&NetworkFailure| f.verb == verb && f.reason == reason && f.generation == generation && f.retry == retry;
         let count = host.failure.as_ref().filter(again).map_or(0, |f| f.count).saturating_add(1);
@@ -128,9 +153,9 @@ impl<'a> Draft<'a> {
     /// What failed on a host and still counts: the same was tried, and nobody has changed the spec or asked for another try since.
     pub(super) fn failure(&self, host: &NetworkHost) -> Option<NetworkFailure> {
         let network = self.inputs.network;
-        host.failure
-            .clone()
-            .filter(|f| f.verb == wish(self.inputs, host) && f.generation == network.metadata.generation && f.retry.as_deref() == network.retry())
+        host.failure.clone().filter(|f| {
+            f.verb == wish(self.inputs, host) && f.generation == network.metadata.generation && f.retry.as_deref() == network.retry()
+        })
     }
 
     /// Until when a host is left alone after a failure.

@@ -4,7 +4,7 @@ use pvelet_proto::{reason, v1};
 
 use super::{
     Action, Change, Inputs, LOOK_AGAIN, PEERS, ProbeTask, after,
-    draft::Draft,
+    draft::{Draft, Why},
     host_of,
     turn::{meta, obstacle, request, verb_reason},
     wish,
@@ -34,9 +34,7 @@ pub(super) fn follow(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
     let Some(attempt) = inputs.network.status.operation.clone() else { return Action::Again };
     match &inputs.known {
         Knowledge::Ended(Ending::Succeeded { .. }) => succeeded(draft, &attempt),
-        Knowledge::Ended(Ending::Failed { reason, message, retryable, .. }) => {
-            failed(draft, &attempt, (reason, message), *retryable, true)
-        }
+        Knowledge::Ended(Ending::Failed { reason, message, retryable, .. }) => failed(draft, &attempt, (reason, message), *retryable, true),
         Knowledge::Refused(Ending::Failed { reason, message, retryable, .. }) => {
             failed(draft, &attempt, (reason, message), *retryable, false)
         }
@@ -159,7 +157,13 @@ fn waiting(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &NetworkAttempt)
     let tasks = if attempt.verb == NetworkVerb::Apply { tasks(inputs, draft, attempt) } else { Vec::new() };
     if !tasks.is_empty() {
         let Some(found) = inputs.probes else {
-            draft.tell(&attempt.cluster, &attempt.node, State::Applying, "Probing", "applied; its interfaces are tried against other hosts");
+            draft.tell(
+                &attempt.cluster,
+                &attempt.node,
+                State::Applying,
+                "Probing",
+                "applied; its interfaces are tried against other hosts",
+            );
             return Action::Probe(tasks);
         };
         if let Some(host) = draft.status.host_mut(&attempt.cluster, &attempt.node) {
@@ -180,13 +184,7 @@ fn probe_text(p: &ProbeStatus) -> String {
 }
 
 /// Undoes the change. Why is stored before the agent is asked, so that a controller that dies in between does not confirm it after all.
-fn undo(
-    inputs: &Inputs<'_>,
-    draft: &mut Draft<'_>,
-    attempt: &NetworkAttempt,
-    operation: String,
-    why: Option<(&str, String)>,
-) -> Action {
+fn undo(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &NetworkAttempt, operation: String, why: Option<(&str, String)>) -> Action {
     if let (Some((reason, message)), Some(stored)) = (why, &mut draft.status.operation) {
         stored.undo = Some(Undo { reason: reason.to_owned(), message });
     }
@@ -235,9 +233,11 @@ fn failed(draft: &mut Draft<'_>, attempt: &NetworkAttempt, why: (&str, &str), re
     // Somebody who cancels it does not want it again at once.
     let halted = begun && !UNTOUCHED.contains(&reason) && (!retryable || undone);
     let at = (attempt.cluster.as_str(), attempt.node.as_str());
-    match &attempt.undo {
-        Some(undo) if undone => draft.fail(at, attempt.verb, state, (&undo.reason, &undo.message), retryable, halted),
-        _ => draft.fail(at, attempt.verb, state, (&camel_reason(reason), message), retryable, halted),
-    }
+    let camel = camel_reason(reason);
+    let (reason, message) = match &attempt.undo {
+        Some(undo) if undone => (undo.reason.as_str(), undo.message.as_str()),
+        _ => (camel.as_str(), message),
+    };
+    draft.fail(at, state, (attempt.verb, attempt.generation, attempt.retry.clone()), Why { reason, message, retryable, halted });
     Action::Again
 }

@@ -3,7 +3,11 @@
 use jiff::Timestamp;
 use pvelet_proto::{reason, v1};
 
-use super::{Action, Inputs, LOOK_AGAIN, Place, REPAIR_PAUSE, Request, Sight, after, draft::Draft, host_of, wanted, wish};
+use super::{
+    Action, Inputs, LOOK_AGAIN, Place, REPAIR_PAUSE, Request, Sight, after,
+    draft::{Draft, Why},
+    host_of, wanted, wish,
+};
 use crate::{
     kind::{ABANDON, DeletionPolicy, NetworkAttempt, NetworkHost, NetworkHostState as State, NetworkVerb},
     reconcile::{HostView, machine::decide::camel_reason},
@@ -111,7 +115,13 @@ fn leave(inputs: &Inputs<'_>, draft: &mut Draft<'_>, entry: &NetworkHost) -> Tur
         Some(Sight::Refused { reason, message, retryable }) => {
             // Its users are the reason, not a fault.
             let state = if reason == reason::NETWORK_IN_USE { State::Removing } else { State::Failed };
-            draft.fail(at, NetworkVerb::Remove, state, (&camel_reason(reason), message), *retryable, false);
+            let why = Why { reason: &camel_reason(reason), message, retryable: *retryable, halted: false };
+            draft.fail(
+                at,
+                state,
+                (NetworkVerb::Remove, inputs.network.metadata.generation, inputs.network.retry().map(str::to_owned)),
+                why,
+            );
             Turn::Held(draft.paused_until(at.0, at.1))
         }
         Some(Sight::Differs(_)) => begin(inputs, draft, NetworkVerb::Remove, host),
@@ -157,7 +167,8 @@ fn join(inputs: &Inputs<'_>, draft: &mut Draft<'_>, host: &HostView) -> Turn {
             Turn::Done(None)
         }
         Some(Sight::Refused { reason, message, retryable }) => {
-            draft.fail(at, NetworkVerb::Apply, State::Failed, (&camel_reason(reason), message), *retryable, false);
+            let why = Why { reason: &camel_reason(reason), message, retryable: *retryable, halted: false };
+            draft.fail(at, State::Failed, (NetworkVerb::Apply, generation, network.retry().map(str::to_owned)), why);
             Turn::Held(draft.paused_until(at.0, at.1))
         }
         Some(Sight::Differs(changes)) => {
@@ -196,6 +207,7 @@ fn begin(inputs: &Inputs<'_>, draft: &mut Draft<'_>, verb: NetworkVerb, host: &H
         node: host.node.clone(),
         request_id: format!("{}:{}:{generation}:{node}:{number}", network.metadata.uid, verb.as_str()),
         generation,
+        retry: network.retry().map(str::to_owned),
         name: None,
         undo: None,
     };
