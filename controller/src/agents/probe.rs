@@ -114,7 +114,8 @@ mod tests {
             Ok(v1::ProbeNetworkResponse { answers, largest_mtu, interface_mtu, ..v1::ProbeNetworkResponse::default() })
         };
         let broken = || -> Answer { Err(AgentError::from_status("pve2", &Status::not_found("no such interface"))) };
-        let rows: &[(&str, Option<u32>, Answer, Answer, Option<&str>)] = &[
+        type Row = (&'static str, Option<u32>, Answer, Answer, Option<&'static str>);
+        let rows: &[Row] = &[
             ("all gets through", None, end(3, 0, 1500), end(3, 1500, 1500), None),
             ("the smaller end counts", None, end(3, 0, 1500), end(3, 1500, 9000), None),
             ("a switch in between", None, end(3, 0, 9000), end(2, 1500, 9000), Some("MTU 9000 do not get through, only up to 1500")),

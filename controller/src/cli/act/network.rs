@@ -57,7 +57,7 @@ enum Stand {
     /// It waits.
     Waiting(NetworkChange),
     /// It ended: there was nothing to do, or it was undone.
-    Ended(Operation),
+    Ended(Box<Operation>),
 }
 
 /// Plans, asks, changes, and confirms.
@@ -140,7 +140,7 @@ async fn bring_up(
     let stand = until_waiting(agent, accepted, &item).await;
     item.end();
     match stand {
-        Ok(Stand::Ended(operation)) => done.end = Ok(ended(operation)),
+        Ok(Stand::Ended(operation)) => done.end = Ok(ended(*operation)),
         Ok(Stand::Waiting(change)) if how.no_confirm => {
             let left = ChangeView::from(&change).seconds_left.unwrap_or(0);
             let short = change.operation.trim_start_matches("operations/");
@@ -187,7 +187,7 @@ async fn until_waiting(agent: &AgentClient, accepted: Operation, item: &Item) ->
     let mut agent = agent.with_deadline(TRY);
     item.show(&accepted);
     if view::ended(accepted.state()) {
-        return Ok(Stand::Ended(accepted));
+        return Ok(Stand::Ended(Box::new(accepted)));
     }
     loop {
         let look = async {
@@ -198,7 +198,7 @@ async fn until_waiting(agent: &AgentClient, accepted: Operation, item: &Item) ->
             }
             let operation = get_operation(&agent, &name).await?;
             item.show(&operation);
-            Ok(view::ended(operation.state()).then_some(Stand::Ended(operation)))
+            Ok(view::ended(operation.state()).then(|| Stand::Ended(Box::new(operation))))
         };
         match look.await {
             Ok(Some(stand)) => return Ok(stand),

@@ -171,7 +171,7 @@ async fn preflight_groups_by_how_bad_it_is_and_says_so_by_its_exit_status() {
         interfaces: vec!["eth1".into()],
     };
     net(&world, 0, |n| {
-        n.checks = vec![check("net.fine", State::Ok, Severity::Unspecified), check("net.note", State::Failed, Severity::Info)]
+        n.checks = vec![check("net.fine", State::Ok, Severity::Unspecified), check("net.note", State::Failed, Severity::Info)];
     });
     let ran = on(&world, "preflight", &[]).await.expect(Exit::Ok);
     assert!(

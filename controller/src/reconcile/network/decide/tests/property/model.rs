@@ -103,7 +103,8 @@ impl Model {
             }
             Event::Progress(well) => (0..3).for_each(|host| self.progress(host, well)),
             Event::Expire => {
-                (0..3).filter(|h| self.agents[*h].stage == Stage::Waiting).collect::<Vec<_>>().into_iter().for_each(|h| self.undo(h))
+                let waiting: Vec<usize> = (0..3).filter(|h| self.agents[*h].stage == Stage::Waiting).collect();
+                waiting.into_iter().for_each(|host| self.undo(host));
             }
             Event::Tick(seconds) => self.now += SignedDuration::from_secs(seconds),
             Event::Toggle(host) => {
