@@ -119,10 +119,14 @@ impl Model {
                 }
                 if lost {
                     self.agents[host].operations.clear();
-                    // One whose name was never told can be confirmed by nobody: its deadline undoes it.
-                    let named = self.stored.as_ref().and_then(|n| n.status.operation.as_ref()).and_then(|a| a.name.clone());
+                    // One whose name was never told can be confirmed by nobody: its deadline undoes it. And nobody can tell that it was undone.
+                    let attempt = self.stored.as_ref().and_then(|n| n.status.operation.clone());
+                    let named = attempt.as_ref().and_then(|a| a.name.clone());
                     if self.agents[host].stage == Stage::Waiting && named != Some(operation_name(&self.agents[host].change)) {
                         self.undo(host);
+                    }
+                    if let Some(a) = attempt.filter(|a| a.name.is_none() && a.node == self.hosts[host].node) {
+                        self.undone.remove(&(a.node, a.verb.as_str(), a.generation, a.retry));
                     }
                 }
                 self.reconnect(host);
