@@ -261,6 +261,10 @@ impl Inner {
         h.step("bringing interfaces up and down");
         let complaint = self.unless_asked(h.name(), run(net, &plan)).await?.err();
         crash_point!("network.steps_run");
+        let plugged = undo::plug_guests(net, &change.before).await;
+        if !plugged.is_empty() {
+            h.warn(format!("ifupdown2 took guests' ports off their bridges, and they were put back: {}", plugged.join(", ")));
+        }
         h.step("verifying");
         self.unless_asked(h.name(), self.verify(change)).await?.map_err(|why| match &complaint {
             Some(complaint) => format!("{why} ({complaint})"),

@@ -8,6 +8,7 @@ use super::{
     definition::Interface,
     descent::descent,
     own_file::{OwnFile, in_order, lower},
+    stack::is_guest_port,
     verify,
 };
 use crate::{
@@ -132,6 +133,9 @@ async fn restore_links(net: &dyn Network, change: &Checkpoint, warnings: &mut Ve
                     let _ = net.stop_steps().await;
                 }
             }
+            for guest in plug_guests(net, &change.before).await {
+                tracing::info!(operation = change.operation, guest, "a guest's port was put back on its bridge");
+            }
             for name in made(change) {
                 if let Err(error) = net.delete_link(&name).await {
                     said.push(format!("'{name}' is left: {error}"));
@@ -188,6 +192,25 @@ pub(super) async fn look(net: &dyn Network, differs: impl Fn(&Kernel) -> Vec<Str
         left = differs(&net.kernel().await?);
     }
     Ok(left)
+}
+
+/// Puts guests' ports back on their bridges that ifupdown2 took off. Returns which.
+pub(super) async fn plug_guests(net: &dyn Network, before: &Kernel) -> Vec<String> {
+    let Ok(now) = net.kernel().await else { return Vec::new() };
+    let mut plugged = Vec::new();
+    for was in before.links.iter().filter(|l| is_guest_port(&l.name)) {
+        // The same link, not that of a guest that was stopped and started; its bridge is there, and it is on none.
+        let lost = now.link(&was.name).is_some_and(|is| is.index == was.index && is.master.is_none());
+        let Some(bridge) = was.master.as_deref().filter(|bridge| lost && now.link(bridge).is_some_and(|b| b.kind == "bridge")) else {
+            continue;
+        };
+        match net.plug(was, bridge).await {
+            Ok(()) => plugged.push(was.name.clone()),
+            // Looking at the kernel tells what is not as it was.
+            Err(error) => tracing::warn!(port = was.name, bridge, %error, "a guest's port is off its bridge"),
+        }
+    }
+    plugged
 }
 
 /// Links that the change made: there was none of that name before.

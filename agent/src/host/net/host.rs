@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    Boot, Files, Kernel, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifupdown, kernel, lock, offloads, probe,
-    probe_port, state, units,
+    Boot, Files, Kernel, KernelLink, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifupdown, kernel, lock,
+    offloads, port, probe, probe_port, state, units,
 };
 use crate::{error::Error, host::clock};
 
@@ -54,7 +54,7 @@ impl HostNetwork {
         }
     }
 
-    async fn link(&self, name: &str) -> Result<super::KernelLink, Error> {
+    async fn link(&self, name: &str) -> Result<KernelLink, Error> {
         let kernel = kernel::read().await?;
         kernel.link(name).cloned().ok_or_else(|| Error::InterfaceNotFound { interface: name.to_owned() })
     }
@@ -62,7 +62,7 @@ impl HostNetwork {
     /// Does `work` on the link to probe from, and removes a port that was made for it.
     async fn probing<T, W, F>(&self, port: &ProbePort, work: W) -> Result<T, Error>
     where
-        W: FnOnce(super::KernelLink) -> F,
+        W: FnOnce(KernelLink) -> F,
         F: Future<Output = Result<T, Error>>,
     {
         let Some(vlan) = port.vlan else { return work(self.link(&port.link).await?).await };
@@ -135,6 +135,10 @@ impl Network for HostNetwork {
 
     async fn delete_link(&self, name: &str) -> Result<(), Error> {
         kernel::delete_link(name).await
+    }
+
+    async fn plug(&self, was: &KernelLink, bridge: &str) -> Result<(), Error> {
+        port::plug(was, bridge).await
     }
 
     async fn arm(&self) -> Result<(), Error> {
