@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use pvelet_proto::v1::{
-    self, host_service_client::HostServiceClient, operation_service_client::OperationServiceClient, vm_service_client::VmServiceClient,
+    self, host_service_client::HostServiceClient, network_service_client::NetworkServiceClient, operation_service_client::OperationServiceClient, vm_service_client::VmServiceClient,
     volume_service_client::VolumeServiceClient,
 };
 use tokio::sync::Semaphore;
@@ -91,6 +91,11 @@ impl AgentClient {
     /// Calls of VolumeService.
     pub fn volume(&self) -> VolumeServiceClient<Guarded> {
         VolumeServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Calls of NetworkService.
+    pub fn network(&self) -> NetworkServiceClient<Guarded> {
+        NetworkServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Calls of OperationService.

@@ -1,0 +1,69 @@
+//! Network changes on real hosts: three Debian 13 guests on one Ethernet segment, ifupdown2, tagged frames, agents killed and power cut.
+//!
+//! It prints a line for each case and ends with `network: N cases, 0 unreachable, 0 between states`. Words on the command line choose cases by
+//! their name. `PVELET_NETWORK_MATRIX=full` tries every step with both faults for add, change and remove.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod controller;
+mod drive;
+mod faults;
+mod host;
+mod kinds;
+mod lane;
+mod matrix;
+mod networks;
+mod report;
+mod snapshot;
+
+use std::{process::ExitCode, sync::mpsc, thread};
+
+use pvelet_tests::Segment;
+
+use crate::{
+    host::{Lab, boot_peer},
+    lane::{Case, Lane, Queue},
+    report::Report,
+};
+
+/// Hosts that are changed at the same time; the third guest is their peer and gateway.
+const LANES: u8 = 2;
+
+fn cases() -> Vec<Case> {
+    let mut all = kinds::cases();
+    all.extend(bad_input::cases());
+    all.extend(faults::cases());
+    all.extend(matrix::cases());
+    all
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let chosen = |name: &str| words.is_empty() || words.iter().any(|w| name.contains(w.as_str()));
+    let queue = Queue::new(cases().into_iter().filter(|case| chosen(&case.name)).collect());
+    let report = Report::default();
+    let lab = Lab::new(Segment::new().unwrap(), Segment::new().unwrap());
+    thread::scope(|scope| {
+        let mut ready = Vec::new();
+        for n in 1..=LANES {
+            let (send, receive) = mpsc::channel();
+            ready.push(send);
+            let (lab, queue, report) = (&lab, &queue, &report);
+            scope.spawn(move || {
+                // The peer is up when this ends well; else there is nothing to do.
+                if let Some(lane) = Lane::start(lab, n, &receive) {
+                    lane.run(queue, report);
+                }
+            });
+        }
+        let mut peer = boot_peer(&lab);
+        for send in ready.drain(..) {
+            let _ = send.send(peer.way_in());
+        }
+        queue.wait_empty(LANES);
+        if chosen(controller::NAME) {
+            controller::run(&lab, &mut peer, &report);
+        }
+    });
+    report.end()
+}
