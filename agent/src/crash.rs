@@ -1,7 +1,8 @@
 //! Named points at which a test makes the process end itself with SIGKILL: between every two steps of an operation.
 //!
-//! `PVELET_CRASH_AT=<name>[:n]` ends the process when the point is reached for the n-th time (from 1). Compiled in under the feature
-//! `crash-points` only; a release build has nothing of it.
+//! `PVELET_CRASH_AT=<name>[:n]` ends the process when the point is reached for the n-th time (from 1). `PVELET_PAUSE_AT=<name>[:n]` stops it
+//! there for ever, after it wrote `pvelet-paused-at <name>` to `PVELET_PAUSE_FILE` or, where that is not set, to the console: a test then cuts
+//! the power. Compiled in under the feature `crash-points` only; a release build has nothing of it.
 
 /// Every crash point, in the order in which an operation passes them. A test checks that each stands in the code exactly once.
 pub const NAMES: &[&str] = &[
@@ -65,6 +66,23 @@ pub const NAMES: &[&str] = &[
     "rollback.orphans_ended",
     "rollback.destroyed",
     "rollback.volumes_freed",
+    "network.intent_written",
+    "network.planned",
+    "network.locked",
+    "network.checkpoint_written",
+    "network.armed",
+    "network.file_checked",
+    "network.file_written",
+    "network.applying",
+    "network.steps_run",
+    "network.verified",
+    "network.waiting",
+    "network.confirmed",
+    "network.end_written",
+    "network.undo_begun",
+    "network.undo_file_restored",
+    "network.undo_steps_run",
+    "network.undone",
 ];
 
 /// A named crash point.
@@ -76,28 +94,55 @@ macro_rules! crash_point {
     };
 }
 
-/// Ends the process when this is the point, and the pass, that `PVELET_CRASH_AT` names.
+/// A point, and which pass of it counts.
 #[cfg(feature = "crash-points")]
-pub fn reached(name: &str) {
-    use std::sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering},
-    };
-    static WANTED: LazyLock<Option<(String, u64)>> = LazyLock::new(|| {
-        let value = std::env::var("PVELET_CRASH_AT").ok()?;
-        Some(match value.split_once(':') {
+struct Wanted {
+    name: String,
+    nth: u64,
+    passes: std::sync::atomic::AtomicU64,
+}
+
+#[cfg(feature = "crash-points")]
+impl Wanted {
+    fn of(variable: &str) -> Option<Self> {
+        let value = std::env::var(variable).ok()?;
+        let (name, nth) = match value.split_once(':') {
             Some((name, nth)) => (name.to_owned(), nth.parse().unwrap_or(1)),
             None => (value, 1),
-        })
-    });
-    static PASSES: AtomicU64 = AtomicU64::new(0);
-    let Some((wanted, nth)) = &*WANTED else { return };
-    if wanted == name && PASSES.fetch_add(1, Ordering::Relaxed) + 1 == *nth {
+        };
+        Some(Self { name, nth, passes: 0.into() })
+    }
+
+    fn is(&self, name: &str) -> bool {
+        self.name == name && self.passes.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1 == self.nth
+    }
+}
+
+/// Ends or stops the process when this is the point, and the pass, that `PVELET_CRASH_AT` or `PVELET_PAUSE_AT` names.
+#[cfg(feature = "crash-points")]
+pub fn reached(name: &str) {
+    use std::sync::LazyLock;
+    static CRASH: LazyLock<Option<Wanted>> = LazyLock::new(|| Wanted::of("PVELET_CRASH_AT"));
+    static PAUSE: LazyLock<Option<Wanted>> = LazyLock::new(|| Wanted::of("PVELET_PAUSE_AT"));
+    if CRASH.as_ref().is_some_and(|wanted| wanted.is(name)) {
         // SIGKILL cannot be caught, so nothing is flushed or undone: as when the power goes.
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
-        loop {
-            std::thread::park();
-        }
+        park();
+    }
+    if PAUSE.as_ref().is_some_and(|wanted| wanted.is(name)) {
+        let file = std::env::var_os("PVELET_PAUSE_FILE").unwrap_or_else(|| "/dev/console".into());
+        let told = std::fs::OpenOptions::new().append(true).create(true).open(file);
+        let _ = told.and_then(|mut file| std::io::Write::write_all(&mut file, format!("pvelet-paused-at {name}\n").as_bytes()));
+        // Every thread: nothing must go on beside the one that came here.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGSTOP);
+        park();
+    }
+}
+
+#[cfg(feature = "crash-points")]
+fn park() -> ! {
+    loop {
+        std::thread::park();
     }
 }
 

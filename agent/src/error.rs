@@ -90,7 +90,7 @@ pub enum Error {
     StorageOffline { storage: String, detail: String },
     #[error("the agent is shutting down; try again")]
     AgentDraining,
-    #[error("the agent was restarted before PVE was asked, so nothing was done; try again")]
+    #[error("the agent was restarted before anything was done; try again")]
     AgentRestarted,
 
     #[error("storage '{storage}' is full: {detail}")]

@@ -14,10 +14,11 @@ use pvelet_agent::{
     host::{
         facts::HostFactsReader,
         links::SysfsLinks,
+        net::{HostNetwork, NetPaths},
         pve::{Options, Paths, PveHost},
         storage::LocalStore,
     },
-    logging, notify,
+    logging, network, notify,
     server::{self, Agent, World},
     tls::Material,
 };
@@ -68,6 +69,19 @@ enum Command {
     },
     /// Print a commented configuration that holds every key with its default.
     ExampleConfig,
+    /// Undo a change of the host's network that nobody confirmed. Called by systemd, not by people. Exit status: 0 when nothing is left to be
+    /// done, else 1.
+    NetworkRecover {
+        /// Undo a change whose time is over and that no agent works on.
+        #[arg(long, required_unless_present = "boot", conflicts_with = "boot")]
+        deadline: bool,
+        /// Before the network is up: give the agent's own file the text it had before an unconfirmed change.
+        #[arg(long)]
+        boot: bool,
+        /// The configuration; a broken or missing one is no obstacle.
+        #[arg(long, value_name = "FILE", default_value = defaults::CONFIG_FILE)]
+        config: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -75,6 +89,7 @@ fn main() -> ExitCode {
         Command::ExampleConfig => print(config::EXAMPLE),
         Command::CheckConfig { config } => check(&config),
         Command::Run { config, ready_file } => run(&config, ready_file.as_deref()),
+        Command::NetworkRecover { boot, config, .. } => recover(&config, boot),
     }
 }
 
@@ -106,6 +121,47 @@ fn check(file: &Path) -> ExitCode {
         }
         Err(error) => {
             complain(&format!("{}: 1 mistake\n  tls: {error}\n", file.display()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn recover(file: &Path, boot: bool) -> ExitCode {
+    let found = config::recovery(file);
+    if let Some(warning) = &found.warning {
+        complain(&format!("pvelet-agent: warning: {warning}\n"));
+    }
+    let paths = NetPaths {
+        etc_network: found.etc_network,
+        // Neither is needed for undoing, and the cluster file system is not up at boot.
+        corosync: PathBuf::new(),
+        etc_pve: PathBuf::new(),
+        state: found.state_dir.join("network"),
+        proc: found.proc,
+        sysfs: found.sysfs,
+    };
+    let work = async {
+        let net = HostNetwork::new(paths);
+        if boot { network::recover::boot(&net).await } else { network::recover::deadline(&net).await }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(work);
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            result
+        }
+        Err(e) => Err(Error::Start(format!("no runtime: {e}"))),
+    };
+    match result {
+        Ok(network::recover::Recovered::Nothing) => ExitCode::SUCCESS,
+        Ok(network::recover::Recovered::Undone(operation, warnings)) => {
+            complain(&format!("pvelet-agent: {operation} was not confirmed and is undone\n"));
+            warnings.iter().for_each(|w| complain(&format!("pvelet-agent: warning: {w}\n")));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            complain(&format!("pvelet-agent: {error}\n"));
             ExitCode::FAILURE
         }
     }
@@ -173,8 +229,18 @@ async fn serve(config: &Config, file: &Path, ready_file: Option<&Path>, level: l
 
     let operations = server::open_operations(config).await?;
     let pve = PveHost::start(pve_options(&config.pve)).map_err(|e| failed("PVE cannot be watched", e))?;
+    let network = HostNetwork::new(NetPaths {
+        etc_network: config.network.etc_network.clone(),
+        corosync: config.network.corosync.clone(),
+        etc_pve: config.pve.etc_pve.clone(),
+        state: config.state_dir.join("network"),
+        proc: config.pve.proc.clone(),
+        sysfs: config.pve.sysfs.clone(),
+    });
+    network.sweep().await;
     let world = World {
         pve,
+        network: std::sync::Arc::new(network),
         store: std::sync::Arc::new(LocalStore::new(config.pve.storage_root.clone(), config.pve.proc.clone())),
         links: std::sync::Arc::new(SysfsLinks::new(config.pve.sysfs.clone())),
         facts: std::sync::Arc::new(HostFactsReader::new(config.pve.proc.clone())),

@@ -12,7 +12,7 @@ mod tests;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use pvelet_proto::v1::{
-    self, host_service_server::HostServiceServer, operation_service_server::OperationServiceServer, vm_service_server::VmServiceServer,
+    self, host_service_server::HostServiceServer, network_service_server::NetworkServiceServer, operation_service_server::OperationServiceServer, vm_service_server::VmServiceServer,
     volume_service_server::VolumeServiceServer,
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
@@ -24,13 +24,14 @@ use crate::{
     auth::{Authorizer, GateLayer},
     config::{Config, Mode},
     error::Error,
-    host::{clock::SystemClock, facts::Facts, links::Links, pve::Pve, storage::VolumeStore},
+    host::{clock::SystemClock, facts::Facts, links::Links, net::Network, pve::Pve, storage::VolumeStore},
     inventory::{self, HostView},
     limits::Limits,
     logging::Level,
     metrics::Metrics,
+    network::{self, Networks},
     operation::{Deadlines, LaneSizes, Operations, Settings as OperationSettings},
-    rpc::{HostRpc, OperationRpc, Shared, VmRpc, VolumeRpc},
+    rpc::{HostRpc, NetworkRpc, OperationRpc, Shared, VmRpc, VolumeRpc},
     tls::{self, Credentials},
     vm::{self, Vms},
     volume::Volumes,
@@ -59,6 +60,8 @@ pub struct World {
     pub store: Arc<dyn VolumeStore>,
     /// Network links.
     pub links: Arc<dyn Links>,
+    /// The host's own network.
+    pub network: Arc<dyn Network>,
     /// Facts of the host.
     pub facts: Arc<dyn Facts>,
 }
@@ -151,8 +154,11 @@ impl Agent {
             allow_untested: config.pve.allow_untested_version,
         };
         let host = HostView::new(settings, world.pve, world.links, world.facts, vms.clone(), metrics.clone());
+        let settings = network::Settings { confirm_timeout: config.network.confirm_timeout };
+        let networks = Networks::new(&vms, world.network, settings, listeners(address, &credentials));
         let shared = Shared {
             volumes: Volumes::new(&vms),
+            networks,
             vms,
             operations,
             host,
@@ -176,6 +182,8 @@ impl Agent {
         };
         let vms = shared.vms.clone();
         background.push(tokio::spawn(async move { vms.settle().await }).abort_handle());
+        let networks = shared.networks.clone();
+        background.push(tokio::spawn(async move { networks.settle().await }).abort_handle());
 
         let closing = CancellationToken::new();
         let health = HealthReporter::new();
@@ -245,7 +253,20 @@ impl Agent {
 }
 
 /// The services of the API, by name, as health tells of them.
-const SERVICES: [&str; 4] = ["pvelet.v1.HostService", "pvelet.v1.VmService", "pvelet.v1.VolumeService", "pvelet.v1.OperationService"];
+const SERVICES: [&str; 5] = [
+    "pvelet.v1.HostService",
+    "pvelet.v1.VmService",
+    "pvelet.v1.VolumeService",
+    "pvelet.v1.NetworkService",
+    "pvelet.v1.OperationService",
+];
+
+/// The addresses at which clients find the agent: where it listens, and where they came in.
+fn listeners(address: SocketAddr, credentials: &Arc<Credentials>) -> network::Listeners {
+    let connections = credentials.connections().clone();
+    let own = (!address.ip().is_unspecified()).then(|| address.ip().to_canonical());
+    Arc::new(move || own.into_iter().chain(connections.local_addresses()).collect())
+}
 
 async fn bind(address: SocketAddr, passed: Option<std::net::TcpListener>) -> Result<TcpListener, Error> {
     match passed {
@@ -294,6 +315,7 @@ fn serve(
         .add_service(HostServiceServer::new(HostRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(VmServiceServer::new(VmRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(VolumeServiceServer::new(VolumeRpc::new(shared.clone())).max_decoding_message_size(bytes))
+        .add_service(NetworkServiceServer::new(NetworkRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(OperationServiceServer::new(OperationRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(health)
         .add_service(reflection_v1)

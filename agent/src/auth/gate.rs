@@ -216,7 +216,7 @@ mod tests {
         config.limits.mutations = 1;
         let layer = GateLayer::new(Limits::new(&config.limits), Arc::default(), config.limits.read_deadline);
         let mut gate = layer.layer(tower::service_fn(|_| std::future::pending::<Result<http::Response<Body>, Infallible>>()));
-        let peer = Peer::new(Identity::parse("spiffe://a.b/role/operator/o").unwrap(), "127.0.0.1:1".parse().unwrap());
+        let peer = Peer::new(Identity::parse("spiffe://a.b/role/operator/o").unwrap(), "127.0.0.1:1".parse().unwrap(), Duration::ZERO);
         let request = || {
             let mut request = http::Request::new(Body::empty());
             *request.uri_mut() = "/pvelet.v1.VmService/StartVm".parse().unwrap();

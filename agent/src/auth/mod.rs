@@ -62,10 +62,43 @@ enum Tenants {
     These(Vec<String>),
 }
 
+#[derive(Debug)]
+struct Scope {
+    tenants: Tenants,
+    /// `None`: all.
+    vlans: Option<Vec<(u16, u16)>>,
+}
+
+/// On which VLANs an identity may act: first and last of each range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vlans {
+    caller: String,
+    ranges: Option<Vec<(u16, u16)>>,
+}
+
+impl Vlans {
+    /// All VLANs.
+    pub fn all() -> Self {
+        Self { caller: String::new(), ranges: None }
+    }
+
+    /// Whether every VLAN from `first` to `last` is among them.
+    ///
+    /// # Errors
+    /// `ScopeNetwork` with those that are not.
+    pub fn allow(&self, first: u16, last: u16) -> Result<(), Error> {
+        let Some(ranges) = &self.ranges else { return Ok(()) };
+        match (first..=last).find(|vlan| !ranges.iter().any(|(a, b)| (*a..=*b).contains(vlan))) {
+            None => Ok(()),
+            Some(vlan) => Err(Error::ScopeNetwork { caller: self.caller.clone(), what: format!("VLAN {vlan}") }),
+        }
+    }
+}
+
 /// For which tenants each identity may act, as `[[identity]]` says. Replaced as a whole when the configuration is reloaded.
 #[derive(Debug)]
 pub struct Authorizer {
-    rules: ArcSwap<HashMap<String, Tenants>>,
+    rules: ArcSwap<HashMap<String, Scope>>,
 }
 
 impl Authorizer {
@@ -105,6 +138,13 @@ impl Authorizer {
         }
     }
 
+    /// On which VLANs an identity may have networks made, changed and removed.
+    pub fn vlans(&self, identity: &Identity) -> Vlans {
+        let caller = identity.to_string();
+        let ranges = self.rules.load().get(&caller).and_then(|scope| scope.vlans.clone());
+        Vlans { caller, ranges }
+    }
+
     fn may_act_for(&self, identity: &Identity, tenant: &str, verb: Verb) -> Result<Decision, Error> {
         let refused = || Error::ScopeTenant { caller: identity.to_string(), tenant: tenant.to_owned() };
         match (&identity.subject, verb) {
@@ -119,7 +159,7 @@ impl Authorizer {
                 if rules.is_empty() {
                     return Ok(Decision("no identity is restricted"));
                 }
-                match rules.get(&identity.to_string()) {
+                match rules.get(&identity.to_string()).map(|scope| &scope.tenants) {
                     Some(Tenants::All) => Ok(Decision("listed for all tenants")),
                     Some(Tenants::These(list)) if list.iter().any(|t| t == tenant) => Ok(Decision("listed for the tenant")),
                     _ => Err(refused()),
@@ -129,17 +169,29 @@ impl Authorizer {
     }
 }
 
-fn table(rules: &[IdentityRule]) -> HashMap<String, Tenants> {
-    let mut table = HashMap::new();
+/// Several rules for one identity add up.
+fn table(rules: &[IdentityRule]) -> HashMap<String, Scope> {
+    let mut table: HashMap<String, Scope> = HashMap::new();
     for rule in rules {
-        match (table.get_mut(&rule.uri), rule.tenants.iter().any(|t| t == "*")) {
-            (_, true) => {
-                table.insert(rule.uri.clone(), Tenants::All);
+        let all = rule.tenants.iter().any(|t| t == "*");
+        match table.get_mut(&rule.uri) {
+            None => {
+                let tenants = if all { Tenants::All } else { Tenants::These(rule.tenants.clone()) };
+                table.insert(rule.uri.clone(), Scope { tenants, vlans: rule.vlans.clone() });
             }
-            (Some(Tenants::These(list)), false) => list.extend(rule.tenants.iter().cloned()),
-            (Some(Tenants::All), false) => {}
-            (None, false) => {
-                table.insert(rule.uri.clone(), Tenants::These(rule.tenants.clone()));
+            Some(scope) => {
+                match (&mut scope.tenants, all) {
+                    (Tenants::All, _) => {}
+                    (tenants, true) => *tenants = Tenants::All,
+                    (Tenants::These(list), false) => list.extend(rule.tenants.iter().cloned()),
+                }
+                scope.vlans = match (scope.vlans.take(), &rule.vlans) {
+                    (Some(mut ranges), Some(more)) => {
+                        ranges.extend(more);
+                        Some(ranges)
+                    }
+                    _ => None,
+                };
             }
         }
     }

@@ -73,6 +73,7 @@ fn tenants_are_kept_apart() {
     let rule = |uri: &str, tenants: &[&str]| IdentityRule {
         uri: format!("spiffe://a.b/{uri}"),
         tenants: tenants.iter().map(|t| (*t).to_owned()).collect(),
+        vlans: None,
     };
     let open = Authorizer::new(&[]);
     let listed = Authorizer::new(&[rule("role/operator/c", &["*"]), rule("role/operator/d", &["t1"]), rule("role/operator/d", &["t2"])]);
@@ -120,6 +121,6 @@ fn a_reload_takes_rights_away_at_once() {
     let authorizer = Authorizer::new(&[]);
     let who = id("role/operator/x");
     assert!(authorizer.authorize(&who, "t", Verb::Mutate, Target::New).is_ok());
-    authorizer.replace(&[IdentityRule { uri: "spiffe://a.b/role/operator/y".into(), tenants: vec!["*".into()] }]);
+    authorizer.replace(&[IdentityRule { uri: "spiffe://a.b/role/operator/y".into(), tenants: vec!["*".into()], vlans: None }]);
     assert!(authorizer.authorize(&who, "t", Verb::Mutate, Target::New).is_err());
 }

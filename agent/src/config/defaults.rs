@@ -61,6 +61,16 @@ pub const VOLUME_MAX_SLOTS: u32 = 29;
 /// Paths of `storage.cfg` are those of the host.
 pub const STORAGE_ROOT: &str = "/";
 
+/// Where ifupdown2 looks.
+pub const ETC_NETWORK: &str = "/etc/network";
+/// corosync's configuration on a node.
+pub const COROSYNC: &str = "/etc/corosync/corosync.conf";
+/// A controller confirms within a second; a person who types the command needs less than a minute. Until then a host that was cut off stays
+/// so.
+pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
+/// Shorter, and a busy controller is too late; longer, and nobody waits for the host to come back by itself.
+pub const CONFIRM_TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+
 /// Reads are answered from memory in well under a millisecond: this many wait only when something is wrong.
 pub const READS: u32 = 64;
 /// Held-open mutations cost little; the lanes bound the work itself.

@@ -69,6 +69,14 @@ max_slots = 29
 # Folders from which clients may have images imported. Nothing in them may be secret.
 import_folders = []
 
+[network]
+# Where ifupdown2 looks; the agent writes interfaces.d/pvelet below it, and nothing else.
+etc_network = "/etc/network"
+# Its links are never touched.
+corosync = "/etc/corosync/corosync.conf"
+# How long a change waits for its confirmation before it is undone, 10s to 10m, unless the request says otherwise.
+confirm_timeout = "1m"
+
 [limits]
 # Calls under way at once; the next one is refused at once (RESOURCE_EXHAUSTED OVERLOADED).
 reads = 64
@@ -88,8 +96,10 @@ level = "info"
 # "auto" (the journal under systemd, else text), "journal", "text", "json".
 format = "auto"
 
-# For which tenants an operator may act. With none listed, every operator may act for all; once one is listed, only the listed may.
+# For which tenants an operator may act, and on which VLANs. With none listed, every operator may act for all; once one is listed, only the listed may.
 #[[identity]]
 #uri = "spiffe://pvelet.example/role/operator/controller"
 #tenants = ["*"]
+# VLANs that it may have made, changed and removed on the host; left out: all.
+#vlans = ["100-199", "4000"]
 "#;

@@ -6,6 +6,7 @@ mod example;
 mod mistake;
 mod parse;
 mod read;
+mod recovery;
 
 use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
@@ -13,6 +14,7 @@ pub use check::warnings;
 pub use example::EXAMPLE;
 pub use mistake::{Mistake, Mistakes};
 pub use parse::{load, parse};
+pub use recovery::{Recovery, recovery};
 
 /// Whether the agent changes anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct Config {
     pub vm: Vm,
     /// `[volumes]`
     pub volumes: Volumes,
+    /// `[network]`
+    pub network: Network,
     /// `[limits]`
     pub limits: Limits,
     /// `[metrics]` `listen`; `None`: no metrics are served.
@@ -134,6 +138,17 @@ pub struct Volumes {
     pub import_folders: Vec<PathBuf>,
 }
 
+/// `[network]`: where the host's network is declared, and how long a change waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// The folder of `interfaces` and `interfaces.d`.
+    pub etc_network: PathBuf,
+    /// corosync's configuration: the links it names are never touched.
+    pub corosync: PathBuf,
+    /// How long a change waits for its confirmation before it is undone, unless the request says otherwise.
+    pub confirm_timeout: Duration,
+}
+
 /// `[limits]`: how many calls are under way; the next one is refused with `OVERLOADED`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -173,13 +188,15 @@ pub struct Log {
     pub format: LogFormat,
 }
 
-/// `[[identity]]`: for which tenants an operator may act.
+/// `[[identity]]`: for which tenants an operator may act, and on which VLANs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityRule {
     /// The SPIFFE id.
     pub uri: String,
     /// Tenants, or "*" for all.
     pub tenants: Vec<String>,
+    /// VLANs that it may have made and removed, first and last of each range; `None`: all.
+    pub vlans: Option<Vec<(u16, u16)>>,
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use toml::de::DeTable;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::{
-    Config, IdentityRule, Limits, Log, LogFormat, Mistake, Mistakes, Mode, Pve, Tls, Vm, Volumes, check,
+    Config, IdentityRule, Limits, Log, LogFormat, Mistake, Mistakes, Mode, Network, Pve, Tls, Vm, Volumes, check,
     defaults::{self as d},
     read::{Document, Refusal, Section},
 };
@@ -77,6 +77,7 @@ fn config(root: &mut Section<'_, '_>, files: bool) -> Config {
     let pve = pve(root.section("pve"), files);
     let vm = vm(root.section("vm"), mode);
     let volumes = volumes(root.section("volumes"), vm.vmid_range.as_ref());
+    let network = network(root.section("network"));
     let limits = limits(root.section("limits"));
     let mut section = root.section("metrics");
     let metrics = section.address("listen");
@@ -86,7 +87,7 @@ fn config(root: &mut Section<'_, '_>, files: bool) -> Config {
     section.finish();
     let log = log(root.section("log"));
     let identities = root.sections("identity").into_iter().filter_map(|s| identity(s, &tls.trust_domain)).collect();
-    Config { mode, listen, state_dir, drain_deadline, tls, pve, vm, volumes, limits, metrics, log, identities }
+    Config { mode, listen, state_dir, drain_deadline, tls, pve, vm, volumes, network, limits, metrics, log, identities }
 }
 
 fn tls(mut s: Section<'_, '_>, files: bool) -> Tls {
@@ -214,6 +215,24 @@ fn volumes(mut s: Section<'_, '_>, range: Option<&RangeInclusive<u32>>) -> Volum
     volumes
 }
 
+fn network(mut s: Section<'_, '_>) -> Network {
+    let (first, last) = d::CONFIRM_TIMEOUT_RANGE;
+    let network = Network {
+        etc_network: s.path("etc_network").unwrap_or_else(|| d::ETC_NETWORK.into()),
+        corosync: s.path("corosync").unwrap_or_else(|| d::COROSYNC.into()),
+        confirm_timeout: s.duration("confirm_timeout", first..=last).unwrap_or(d::CONFIRM_TIMEOUT),
+    };
+    s.finish();
+    network
+}
+
+/// A VLAN, or first and last of a range of them.
+fn vlan_range(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let number = |t: &str| t.parse::<u16>().ok().filter(|n| (1..=4094).contains(n) && t.bytes().all(|c| c.is_ascii_digit()));
+    Some((number(first)?, number(last)?)).filter(|(first, last)| first <= last)
+}
+
 fn limits(mut s: Section<'_, '_>) -> Limits {
     let limits = Limits {
         reads: s.number("reads", 1..=10_000).unwrap_or(d::READS),
@@ -268,8 +287,13 @@ fn identity(mut s: Section<'_, '_>, trust_domain: &str) -> Option<IdentityRule> 
         }
         None => {}
     }
+    let vlans = s.texts("vlans");
+    let ranges = vlans.as_ref().map(|list| list.iter().filter_map(|t| vlan_range(t)).collect());
+    for bad in vlans.iter().flatten().filter(|t| vlan_range(t).is_none()) {
+        s.refuse("vlans", format!("\"{bad}\""), "is no VLAN and no range of them", "write them like \"100\" or \"100-199\", within 1 to 4094");
+    }
     s.finish();
-    Some(IdentityRule { uri: uri?, tenants: tenants? })
+    Some(IdentityRule { uri: uri?, tenants: tenants?, vlans: ranges })
 }
 
 fn seconds(first: u64, last: u64) -> RangeInclusive<Duration> {

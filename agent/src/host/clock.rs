@@ -2,6 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
+use nix::time::{ClockId, clock_gettime};
+
+/// Time since boot, sleep included (CLOCK_BOOTTIME): it never goes back, whatever is done to the wall clock.
+pub fn since_boot() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+}
+
 /// The wall clock.
 pub trait Clock: Send + Sync + 'static {
     /// Now.

@@ -40,6 +40,7 @@ pub const TESTED_PVE: &[&str] = &["9"];
 pub const FEATURES: &[&str] = &[
     "host.get",
     "host.watch",
+    "network",
     "operation.cancel",
     "operation.watch",
     "vm.clone",

@@ -49,10 +49,11 @@ pub(super) fn rfc3339(millis: u64) -> String {
 
 impl AuditLine {
     /// What an operation works on, in words.
-    pub(super) fn target(vm: Option<&v1::VmRef>, volume: Option<&v1::OperationVolume>) -> String {
-        let vm = vm.filter(|vm| vm.vmid != 0).map(|vm| Guards::vm(vm.vmid));
-        let volume = volume.map(|volume| format!("volume {}", volume.id));
-        volume.into_iter().chain(vm).collect::<Vec<_>>().join(", ")
+    pub(super) fn target(operation: &v1::Operation) -> String {
+        let vm = operation.target.as_ref().filter(|vm| vm.vmid != 0).map(|vm| Guards::vm(vm.vmid));
+        let volume = operation.volume.as_ref().map(|volume| format!("volume {}", volume.id));
+        let network = Some(&operation.network).filter(|n| !n.is_empty()).map(|n| format!("network {n}"));
+        volume.into_iter().chain(vm).chain(network).collect::<Vec<_>>().join(", ")
     }
 
     /// The same with each text on one line and cut: what is refused may hold anything, up to the size of a request.

@@ -22,6 +22,11 @@ impl Guards {
         format!("VM {vmid}")
     }
 
+    /// The name under which the host's network is guarded: one change at a time.
+    pub fn network() -> String {
+        "the host's network".to_owned()
+    }
+
     /// The name under which a volume is guarded.
     pub fn volume(id: VolumeId) -> String {
         format!("volume {id}")

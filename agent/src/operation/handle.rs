@@ -173,6 +173,14 @@ impl Handle {
         }
     }
 
+    /// Says that it waits for somebody outside from now on: the agent may end meanwhile, and goes on with it at its next start.
+    pub fn park(&self) {
+        if let Some(entry) = self.operations.lock().entries.get_mut(&self.name) {
+            entry.parked = true;
+        }
+        self.operations.ended.notify_waiters();
+    }
+
     /// Errors: `Cancelled` when somebody asked for it.
     pub fn check_cancelled(&self) -> Result<(), Error> {
         match self.operations.lock().entries.get(&self.name).and_then(|e| e.cancelled_by.clone()) {

@@ -122,18 +122,22 @@ impl Operations {
         Ok(shown)
     }
 
-    /// Refuses new operations from now on, and waits until all have ended or `deadline` has passed. Returns how many are left; the next
-    /// start of the agent settles them.
+    /// Refuses new operations from now on, and waits until all have ended, but for those that wait for somebody outside, or `deadline` has
+    /// passed. Returns how many are left; the next start of the agent settles them.
     pub async fn drain(&self, deadline: Duration) -> usize {
         self.lock().draining = true;
         let end = tokio::time::Instant::now() + deadline;
         loop {
             let ended = self.ended.notified();
-            let left = self.active();
-            if left == 0 || tokio::time::timeout_at(end, ended).await.is_err() {
+            let (left, parked) = (self.active(), self.parked());
+            if left == parked || tokio::time::timeout_at(end, ended).await.is_err() {
                 return left;
             }
         }
+    }
+
+    fn parked(&self) -> usize {
+        self.lock().entries.values().filter(|e| e.parked && !ended(&e.shown)).count()
     }
 
     /// How many operations have not ended.

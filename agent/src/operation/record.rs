@@ -60,6 +60,22 @@ pub struct State {
     pub number: u64,
     /// What an operation on a volume decided.
     pub volume: VolumeState,
+    /// What an operation on the host's network decided.
+    pub network: NetworkState,
+}
+
+/// What an operation on the host's network decided. What it does stands in the checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkState {
+    /// The network's name; empty for other operations.
+    pub name: String,
+    /// Digest of the plan that was accepted.
+    pub plan: String,
+    /// How long it waits for its confirmation, in milliseconds.
+    pub confirm_ms: u64,
+    /// What was asked for was so already.
+    pub done: bool,
 }
 
 /// What an operation on a volume decided and did.
@@ -116,6 +132,8 @@ pub(super) struct Entry {
     pub(super) cancelled_by: Option<String>,
     /// Why it cannot be cancelled (any more).
     pub(super) committed: Option<&'static str>,
+    /// It waits for somebody outside: the agent's end does not wait for it.
+    pub(super) parked: bool,
     pub(super) done: CancellationToken,
     /// How the writing of its intent went.
     pub(super) intent: watch::Receiver<Option<Result<(), Error>>>,
@@ -151,6 +169,7 @@ impl Entry {
             cancel: CancellationToken::new(),
             cancelled_by: None,
             committed: None,
+            parked: false,
             done,
             intent: watch::channel(Some(Ok(()))).1,
             since: now,

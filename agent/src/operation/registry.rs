@@ -264,6 +264,7 @@ impl Operations {
             caller: begin.caller.identity.to_string(),
             step: "accepted".to_owned(),
             volume: state.volume.shown(),
+            network: state.network.name.clone(),
             ..v1::Operation::default()
         };
         let (tell, intent) = watch::channel(None);
@@ -276,6 +277,7 @@ impl Operations {
             cancel: CancellationToken::new(),
             cancelled_by: None,
             committed: None,
+            parked: false,
             done: CancellationToken::new(),
             intent,
             since,
@@ -377,7 +379,7 @@ impl Operations {
                 caller: shown.caller.clone(),
                 tenant: shown.tenant.clone(),
                 action: kind_name(shown.kind()).to_owned(),
-                target: AuditLine::target(shown.target.as_ref(), shown.volume.as_ref()),
+                target: AuditLine::target(&shown),
                 decision: state.as_str_name().trim_start_matches("OPERATION_STATE_").to_ascii_lowercase(),
                 reason: reason.to_owned(),
                 operation: name.to_owned(),
@@ -393,6 +395,7 @@ impl Operations {
                 cancel: entry.cancel.clone(),
                 cancelled_by: None,
                 committed: None,
+                parked: false,
                 done: entry.done.clone(),
                 intent: entry.intent.clone(),
                 since: entry.since,

@@ -1,6 +1,7 @@
 //! The services: decode, authorize, call, encode; nothing else.
 
 mod host;
+mod network;
 mod operation;
 mod vm;
 mod volume;
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 pub use host::HostRpc;
+pub use network::NetworkRpc;
 pub use operation::OperationRpc;
 pub use vm::VmRpc;
 pub use volume::VolumeRpc;
@@ -22,6 +24,7 @@ use crate::{
     error::Error,
     inventory::HostView,
     metrics::Metrics,
+    network::Networks,
     operation::{Caller, Operations},
     tls::Peer,
     vm::Vms,
@@ -38,6 +41,8 @@ pub struct Shared {
     pub vms: Vms,
     /// The volumes.
     pub volumes: Volumes,
+    /// The host's network.
+    pub networks: Networks,
     /// The operations.
     pub operations: Arc<Operations>,
     /// The host.

@@ -84,6 +84,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[tls]", old.tls != new.tls),
         ("[pve]", old.pve != new.pve),
         ("[vm]", old.vm != new.vm),
+        ("[network]", old.network != new.network),
         ("[limits]", old.limits != new.limits),
         ("[metrics]", old.metrics != new.metrics),
         ("log.format", level(old) != level(new)),

@@ -334,7 +334,7 @@ async fn changes_are_refused_while_observing_and_leave_an_audit_line() {
 async fn another_tenants_operator_is_refused_by_name() {
     let stand = stand(&[vm(100, Some("t"))], |c| {
         let uri = "spiffe://pvelet.test/role/operator/o".to_owned();
-        c.identities = vec![crate::config::IdentityRule { uri, tenants: vec!["t".into(), "u".into()] }];
+        c.identities = vec![crate::config::IdentityRule { uri, tenants: vec!["t".into(), "u".into()], vlans: None }];
     })
     .await;
     let mut client = VmServiceClient::new(stand.connect("role/operator/o").await);

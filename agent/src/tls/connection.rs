@@ -3,14 +3,14 @@
 use std::{
     collections::HashMap,
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use pvelet_proto::identity::Identity;
@@ -38,13 +38,14 @@ struct PeerInfo {
     identity: Identity,
     name: String,
     remote: SocketAddr,
+    opened: Duration,
 }
 
 impl Peer {
-    /// A peer with this identity.
-    pub fn new(identity: Identity, remote: SocketAddr) -> Self {
+    /// A peer with this identity, whose connection was opened at this time since boot.
+    pub fn new(identity: Identity, remote: SocketAddr, opened: Duration) -> Self {
         let name = identity.to_string();
-        Self(Arc::new(PeerInfo { identity, name, remote }))
+        Self(Arc::new(PeerInfo { identity, name, remote, opened }))
     }
 
     /// The identity of its certificate.
@@ -61,9 +62,15 @@ impl Peer {
     pub fn remote(&self) -> SocketAddr {
         self.0.remote
     }
+
+    /// When its connection was opened, since boot (CLOCK_BOOTTIME).
+    pub fn opened(&self) -> Duration {
+        self.0.opened
+    }
 }
 
 struct Live {
+    local: IpAddr,
     chain: Vec<CertificateDer<'static>>,
     name: String,
     close: CancellationToken,
@@ -73,6 +80,8 @@ struct Live {
 #[derive(Default)]
 pub struct Connections {
     live: Mutex<HashMap<u64, Live>>,
+    /// Where the latest one came in, open or not.
+    latest: Mutex<Option<IpAddr>>,
     next: AtomicU64,
 }
 
@@ -98,9 +107,27 @@ impl Connections {
         self.len() == 0
     }
 
-    pub(super) fn enter(self: &Arc<Self>, chain: Vec<CertificateDer<'static>>, name: String, close: CancellationToken) -> Entry {
+    /// The addresses of this host at which clients have found it: those of the open connections, and of the latest.
+    pub fn local_addresses(&self) -> Vec<IpAddr> {
+        let latest = *self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found: Vec<IpAddr> = self.lock().values().map(|live| live.local).chain(latest).collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        chain: Vec<CertificateDer<'static>>,
+        name: String,
+        local: IpAddr,
+        close: CancellationToken,
+    ) -> Entry {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(id, Live { chain, name, close });
+        // An IPv4 client of a socket for both families.
+        let local = local.to_canonical();
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(local);
+        self.lock().insert(id, Live { local, chain, name, close });
         Entry { connections: self.clone(), id }
     }
 

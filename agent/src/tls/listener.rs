@@ -15,7 +15,7 @@ use super::{
     Connection, Credentials, Peer,
     connection::{self, Connections},
 };
-use crate::metrics::Metrics;
+use crate::{host::clock, metrics::Metrics};
 
 /// After a failed `accept` (no file descriptors left, mostly) nothing gets better at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -60,7 +60,7 @@ pub fn incoming(
                 let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
                 match listener.accept().await {
                     Ok((stream, _)) => {
-                        tokio::spawn(shake(shared.clone(), stream, permit));
+                        tokio::spawn(shake(shared.clone(), stream, clock::since_boot(), permit));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
@@ -77,8 +77,8 @@ pub fn incoming(
     ReceiverStream::new(connections)
 }
 
-async fn shake(shared: Arc<Shared>, stream: TcpStream, permit: OwnedSemaphorePermit) {
-    match timeout(shared.deadline, handshake(&shared, stream)).await {
+async fn shake(shared: Arc<Shared>, stream: TcpStream, opened: Duration, permit: OwnedSemaphorePermit) {
+    match timeout(shared.deadline, handshake(&shared, stream, opened)).await {
         Ok(Ok(connection)) => {
             drop(permit);
             // The server is gone: so is the connection.
@@ -95,9 +95,10 @@ async fn shake(shared: Arc<Shared>, stream: TcpStream, permit: OwnedSemaphorePer
     }
 }
 
-async fn handshake(shared: &Shared, stream: TcpStream) -> io::Result<Connection> {
+async fn handshake(shared: &Shared, stream: TcpStream, opened: Duration) -> io::Result<Connection> {
     stream.set_nodelay(true)?;
     let remote = stream.peer_addr()?;
+    let local = stream.local_addr()?.ip();
     let material = shared.credentials.current();
     let io = TlsAcceptor::from(material.server.clone()).accept(stream).await.map_err(|e| io::Error::other(format!("{remote}: {e}")))?;
     let chain = io.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
@@ -107,10 +108,10 @@ async fn handshake(shared: &Shared, stream: TcpStream) -> io::Result<Connection>
         shared.metrics.shed("connections");
         io::Error::other(format!("{remote}: too many connections are open"))
     })?;
-    let peer = Peer::new(leaf.identity, remote);
+    let peer = Peer::new(leaf.identity, remote, opened);
     let close = CancellationToken::new();
     let connections: &Arc<Connections> = shared.credentials.connections();
-    let entry = connections.enter(chain.clone(), peer.name().to_owned(), close.clone());
+    let entry = connections.enter(chain.clone(), peer.name().to_owned(), local, close.clone());
     // The credentials may have been replaced during the handshake, before this connection stood in the list that is rechecked then.
     let now = shared.credentials.current();
     if !Arc::ptr_eq(&now, &material) {

@@ -23,6 +23,10 @@ impl Inner {
     /// Goes on with everything unfinished. Returns when each is being worked on.
     pub(super) async fn settle(this: &Arc<Self>) {
         for unfinished in this.ops.unfinished() {
+            // The network is settled by its own part, which does not wait for PVE.
+            if matches!(unfinished.kind, v1::OperationKind::ApplyNetwork | v1::OperationKind::RemoveNetwork) {
+                continue;
+            }
             tracing::info!(operation = unfinished.handle.name(), kind = unfinished.kind.as_str_name(), "settling an unfinished operation");
             let inner = Arc::clone(this);
             Self::spawn(this, unfinished.handle.clone(), async move { Box::pin(inner.settle_one(unfinished)).await });

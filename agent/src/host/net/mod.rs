@@ -1,6 +1,21 @@
 //! The host's network: what the kernel has, what the files below `/etc/network` declare, and the tools that change it.
 
+pub mod command;
+//#[cfg(any(test, feature = "fakes"))]
+//pub mod fake;
+mod files;
+mod host;
+mod ifupdown;
+pub mod kernel;
+mod kernel_decode;
+mod kernel_socket;
+mod lock;
+pub mod offloads;
+mod probe;
+pub mod probe_port;
+mod state;
 mod types;
+mod units;
 
 use std::{
     collections::BTreeMap,
@@ -11,6 +26,7 @@ use std::{
 
 use crate::error::Error;
 
+pub use host::HostNetwork;
 pub use types::*;
 
 /// The network of this host. Every call has a deadline of its own and never blocks the runtime's threads.
@@ -34,8 +50,15 @@ pub trait Network: Send + Sync + 'static {
     /// Whether ifupdown2 takes this text as a file of its own (`ifup -s -i`). Errors: `NetworkFailed` with what it says.
     async fn check_text(&self, text: &str) -> Result<(), Error>;
 
-    /// Replaces the agent's own file, by rename, with file and folder fsynced; `None` removes it. Errors: `NetworkFailed`.
+    /// The agent's own file; `None`: there is none. Errors: `NetworkFailed` when it cannot be read.
+    async fn own_file(&self) -> Result<Option<String>, Error>;
+
+    /// Replaces the agent's own file, by rename, with file and folder fsynced; `None` removes it. The file that it replaces is kept beside it
+    /// until [`Network::forget_old_file`]: to put that text back needs no space on the disk. Errors: `NetworkFailed`.
     async fn write_own_file(&self, text: Option<&str>) -> Result<(), Error>;
+
+    /// Removes what [`Network::write_own_file`] kept. Nothing kept: a success.
+    async fn forget_old_file(&self) -> Result<(), Error>;
 
     /// Runs steps one after the other with ifupdown2, in a transient unit of systemd that outlives the agent. `file`: read the declarations
     /// from this text instead of the live files (for bringing down what is not declared any more). Returns what the tools wrote. Errors:
@@ -60,22 +83,34 @@ pub trait Network: Send + Sync + 'static {
     /// The checkpoint as it was last written. Errors: `NetworkFailed`.
     async fn read_checkpoint(&self) -> Result<Option<Vec<u8>>, Error>;
 
-    /// Writes the checkpoint, by rename, fsynced with its folder. Errors: `NetworkFailed`.
+    /// Writes the checkpoint, by rename, fsynced with its folder. Once it was written, writing one that is no larger by more than a page
+    /// needs no space on the disk. Errors: `NetworkFailed`.
     async fn write_checkpoint(&self, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Removes the checkpoint. Gone already: a success. Errors: `NetworkFailed`.
+    async fn remove_checkpoint(&self) -> Result<(), Error>;
+
+    /// Keeps bytes for people, as a file of this name beside the checkpoint. Errors: `NetworkFailed`.
+    async fn keep(&self, name: &str, bytes: &[u8]) -> Result<(), Error>;
 
     /// Time since boot, sleep included (CLOCK_BOOTTIME), and the kernel's id of this boot. Errors: `NetworkFailed`.
     fn boot(&self) -> Result<Boot, Error>;
 
-    /// Which of these addresses somebody on the link answers for, by ARP and neighbour solicitation. Errors: `InterfaceNotFound`,
-    /// `NetworkFailed`.
-    async fn who_has(&self, link: &str, addresses: &[IpAddr], timeout: Duration) -> Result<BTreeMap<IpAddr, String>, Error>;
+    /// Which of these addresses somebody else on the link answers for, by ARP and neighbour solicitation, and the MAC address that does. Errors:
+    /// `InterfaceNotFound`, `NetworkFailed`.
+    async fn who_has(&self, port: &ProbePort, addresses: &[IpAddr], timeout: Duration) -> Result<BTreeMap<IpAddr, String>, Error>;
 
-    /// Answers the frames of [`Network::probe_send`] that carry the token, for the whole time; returns how many. Errors as there.
+    /// Answers the frames of [`Network::probe_send`] that carry the token, each once and at most 4096, for the whole time; returns how many.
+    /// Errors as there.
     async fn probe_answer(&self, port: &ProbePort, token: &str, time: Duration) -> Result<u32, Error>;
 
     /// Sends broadcast frames that carry the token, one for each MTU, again and again until each was answered or `timeout` is over. Errors:
     /// `InterfaceNotFound`, `NetworkFailed`.
     async fn probe_send(&self, port: &ProbePort, token: &str, mtus: &[u32], timeout: Duration) -> Result<Probed, Error>;
+}
+
+fn failed(message: impl Into<String>) -> Error {
+    Error::NetworkFailed { message: message.into() }
 }
 
 /// A lock that is held.
@@ -122,6 +157,8 @@ pub struct Files {
     pub own: Option<TextFile>,
     /// Whether a `source` line of the live files takes the agent's own file in.
     pub own_is_sourced: bool,
+    /// Whether ifupdown2 is installed (`ifreload`, which the older ifupdown does not have); `None`: not told.
+    pub ifupdown2: Option<bool>,
     /// PVE's staged edits (`interfaces.new`).
     pub staged: Option<TextFile>,
     /// `corosync.conf`.
@@ -129,6 +166,8 @@ pub struct Files {
     /// Below `/etc/pve/sdn`: what is configured (`zones.cfg`, `vnets.cfg`, ...), what runs (`.running-config`), and locks; read with a deadline,
     /// since the cluster file system may hang. Empty where it does not answer.
     pub sdn: Vec<TextFile>,
+    /// Whether the cluster file system answered, so that `sdn` is all there is.
+    pub sdn_known: bool,
 }
 
 /// CLOCK_BOOTTIME and the boot it counts from.
@@ -147,6 +186,13 @@ pub struct ProbePort {
     pub link: String,
     /// Of a VLAN-aware bridge: the VLAN; the probe then gets a port of its own on the bridge, as a guest has one.
     pub vlan: Option<u16>,
+}
+
+impl ProbePort {
+    /// The link itself.
+    pub fn link(name: impl Into<String>) -> Self {
+        Self { link: name.into(), vlan: None }
+    }
 }
 
 /// How a probe went.

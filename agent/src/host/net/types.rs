@@ -46,6 +46,10 @@ pub struct KernelLink {
     pub vlans: Vec<VlanRange>,
     /// Addresses, IPv4 first; link-local ones that the kernel made itself are left out.
     pub addresses: Vec<IpNet>,
+    /// The driver of a device, such as "mlx4_en"; empty for links without one.
+    pub driver: String,
+    /// Whether IPv6 is off on it; `None`: not told.
+    pub ipv6_disabled: Option<bool>,
 }
 
 /// A VLAN's tag.

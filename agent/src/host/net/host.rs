@@ -1,0 +1,180 @@
+//! The network of the host itself: netlink, files, ifupdown2, systemd.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{
+    Boot, Files, Kernel, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifupdown, kernel, lock, offloads, probe,
+    probe_port, state, units,
+};
+use crate::{error::Error, host::clock};
+
+/// Files of the root file system are read at once, unless it hangs.
+const FILES: Duration = Duration::from_secs(10);
+/// The cluster file system may hang; the network is told without it.
+const CLUSTER_FILES: Duration = Duration::from_secs(3);
+
+/// What ifupdown2 has, and the older ifupdown has not.
+const IFUPDOWN2: [&str; 2] = ["/usr/sbin/ifreload", "/sbin/ifreload"];
+
+/// The network of this host.
+#[derive(Debug)]
+pub struct HostNetwork {
+    paths: NetPaths,
+}
+
+impl HostNetwork {
+    /// The network that is declared and kept at these places.
+    pub fn new(paths: NetPaths) -> Self {
+        Self { paths }
+    }
+
+    /// Removes ports of probes that an agent left which died. To be called once, before anything is probed.
+    pub async fn sweep(&self) {
+        if let Err(error) = probe_port::sweep().await {
+            tracing::warn!(%error, "ports of former probes may be left");
+        }
+    }
+
+    /// Does file system calls on a thread of their own.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&NetPaths) -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+        let paths = self.paths.clone();
+        match tokio::time::timeout(FILES, tokio::task::spawn_blocking(move || work(&paths))).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(error)) => Err(Error::Internal(format!("the network's files: {error}"))),
+            Err(_) => Err(failed(format!("{} did not answer within {} s", self.paths.etc_network.display(), FILES.as_secs()))),
+        }
+    }
+
+    async fn link(&self, name: &str) -> Result<super::KernelLink, Error> {
+        let kernel = kernel::read().await?;
+        kernel.link(name).cloned().ok_or_else(|| Error::InterfaceNotFound { interface: name.to_owned() })
+    }
+
+    /// Does `work` on the link to probe from, and removes a port that was made for it.
+    async fn probing<T, W, F>(&self, port: &ProbePort, work: W) -> Result<T, Error>
+    where
+        W: FnOnce(super::KernelLink) -> F,
+        F: Future<Output = Result<T, Error>>,
+    {
+        let Some(vlan) = port.vlan else { return work(self.link(&port.link).await?).await };
+        let link = self.link(&port.link).await?;
+        let name = probe_port::add(&link.name, vlan).await?;
+        let result = match self.link(&name).await {
+            Ok(link) => work(link).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = probe_port::remove(&name).await {
+            tracing::warn!(%error, port = name, "the port of a probe is left");
+        }
+        result
+    }
+}
+
+#[tonic::async_trait]
+impl Network for HostNetwork {
+    async fn kernel(&self) -> Result<Kernel, Error> {
+        kernel::read().await
+    }
+
+    async fn offloads(&self) -> Result<BTreeMap<String, Vec<String>>, Error> {
+        offloads::read(&kernel::read().await?.links).await
+    }
+
+    async fn files(&self) -> Result<Files, Error> {
+        let mut found = self.blocking(files::read).await?;
+        found.ifupdown2 = Some(IFUPDOWN2.iter().any(|path| std::path::Path::new(path).exists()));
+        let paths = self.paths.clone();
+        let sdn = tokio::time::timeout(CLUSTER_FILES, tokio::task::spawn_blocking(move || files::read_sdn(&paths))).await;
+        if let Ok(Ok(Ok(sdn))) = sdn {
+            found.sdn = sdn;
+            found.sdn_known = true;
+        }
+        Ok(found)
+    }
+
+    async fn lock(&self, patience: Duration) -> Result<NetworkLock, Error> {
+        lock::take(&self.paths, patience).await
+    }
+
+    async fn check_text(&self, text: &str) -> Result<(), Error> {
+        ifupdown::check_text(&self.paths, text).await
+    }
+
+    async fn own_file(&self) -> Result<Option<String>, Error> {
+        self.blocking(state::read_own).await
+    }
+
+    async fn write_own_file(&self, text: Option<&str>) -> Result<(), Error> {
+        let text = text.map(str::to_owned);
+        self.blocking(move |paths| state::write_own(paths, text.as_deref())).await
+    }
+
+    async fn forget_old_file(&self) -> Result<(), Error> {
+        self.blocking(state::forget_old).await
+    }
+
+    async fn run_steps(&self, steps: &[Step], file: Option<&str>, patience: Duration) -> Result<String, Error> {
+        ifupdown::run_steps(&self.paths, steps, file, patience).await
+    }
+
+    async fn stop_steps(&self) -> Result<(), Error> {
+        units::stop().await
+    }
+
+    async fn compare(&self, interfaces: &[String]) -> Result<Vec<String>, Error> {
+        ifupdown::compare(interfaces).await
+    }
+
+    async fn delete_link(&self, name: &str) -> Result<(), Error> {
+        kernel::delete_link(name).await
+    }
+
+    async fn arm(&self) -> Result<(), Error> {
+        units::arm().await
+    }
+
+    async fn disarm(&self) -> Result<(), Error> {
+        units::disarm().await
+    }
+
+    async fn read_checkpoint(&self) -> Result<Option<Vec<u8>>, Error> {
+        self.blocking(state::read_checkpoint).await
+    }
+
+    async fn write_checkpoint(&self, bytes: &[u8]) -> Result<(), Error> {
+        let bytes = bytes.to_vec();
+        self.blocking(move |paths| state::write_checkpoint(paths, &bytes)).await
+    }
+
+    async fn remove_checkpoint(&self) -> Result<(), Error> {
+        self.blocking(state::remove_checkpoint).await
+    }
+
+    async fn keep(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let (name, bytes) = (name.to_owned(), bytes.to_vec());
+        self.blocking(move |paths| state::keep(paths, &name, &bytes)).await
+    }
+
+    fn boot(&self) -> Result<Boot, Error> {
+        let path: PathBuf = self.paths.proc.join("sys/kernel/random/boot_id");
+        let id = std::fs::read_to_string(&path).map_err(|e| failed(format!("{}: {e}", path.display())))?;
+        Ok(Boot { id: id.trim().to_owned(), time: clock::since_boot() })
+    }
+
+    async fn who_has(&self, port: &ProbePort, addresses: &[IpAddr], timeout: Duration) -> Result<BTreeMap<IpAddr, String>, Error> {
+        self.probing(port, async |link| probe::who_has(&link, addresses, timeout).await).await
+    }
+
+    async fn probe_answer(&self, port: &ProbePort, token: &str, time: Duration) -> Result<u32, Error> {
+        self.probing(port, async |link| probe::answer(&link, token, time).await).await
+    }
+
+    async fn probe_send(&self, port: &ProbePort, token: &str, mtus: &[u32], timeout: Duration) -> Result<Probed, Error> {
+        self.probing(port, async |link| probe::send(&link, token, mtus, timeout).await).await
+    }
+}

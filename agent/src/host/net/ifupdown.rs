@@ -1,0 +1,218 @@
+//! ifupdown2: how its programs are called. What they say by their exit status is passed on; whoever calls looks at the kernel.
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{Action, NetPaths, Step, command, failed, units};
+use crate::error::Error;
+
+/// A check of a text, or a comparison, takes a second on a slow host.
+const READING: Duration = Duration::from_secs(30);
+
+/// Runs its arguments: a word that says what is done ("up", "down"), how many interfaces, the interfaces; and so on. All of them are run,
+/// whatever became of the first; the status is that of the last that failed.
+const SCRIPT: &str = r#"
+status=0
+file=$1
+shift
+while [ $# -ge 3 ]; do
+    verb=$1; shift
+    count=$1; shift
+    line=
+    while [ "$count" -gt 0 ]; do line="$line $1"; shift; count=$((count - 1)); done
+    echo "if$verb$line"
+    if [ -n "$file" ]; then "if$verb" -i "$file" $line || status=$?; else "if$verb" $line || status=$?; fi
+done
+exit $status
+"#;
+
+/// The words for [`SCRIPT`]: neighbours with the same verb are one call, since each start of ifupdown2 takes half a second.
+fn words(steps: &[Step]) -> Vec<OsString> {
+    let verb = |step: &Step| if step.action == Action::Down { "down" } else { "up" };
+    let mut words = Vec::new();
+    for group in steps.chunk_by(|a, b| verb(a) == verb(b)) {
+        words.push(group.first().map_or("up", verb).into());
+        words.push(group.len().to_string().into());
+        words.extend(group.iter().map(|s| OsString::from(&s.interface)));
+    }
+    words
+}
+
+/// Names as the kernel has them; anything else could be read as an option or as several words.
+fn check_names<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<(), Error> {
+    for name in names {
+        let good = !name.is_empty()
+            && name.len() <= 15
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+        if !good {
+            return Err(Error::Internal(format!("'{}' is no interface's name", name.escape_debug())));
+        }
+    }
+    Ok(())
+}
+
+/// A file of the state folder that ifupdown2 reads; removed when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(paths: &NetPaths, name: &str, text: &str) -> Result<Self, Error> {
+        // In memory, where there is room: the disk may be full.
+        let folder = [Path::new("/run/pvelet"), paths.state.as_path()].into_iter().find(|f| fs::create_dir_all(f).is_ok());
+        let path = folder.unwrap_or(&paths.state).join(name);
+        let write = || {
+            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+            file.write_all(text.as_bytes())
+        };
+        write().map_err(|e| failed(format!("{}: {e}", path.display())))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Runs steps in the transient unit; returns what the tools wrote.
+pub(super) async fn run_steps(paths: &NetPaths, steps: &[Step], file: Option<&str>, patience: Duration) -> Result<String, Error> {
+    check_names(steps.iter().map(|s| &s.interface))?;
+    let scratch = file.map(|text| Scratch::new(paths, "steps.interfaces", text)).transpose()?;
+    let mut argv: Vec<OsString> = ["/bin/sh", "-c", SCRIPT, "steps"].map(OsString::from).to_vec();
+    argv.push(scratch.as_ref().map(|s| s.0.clone().into_os_string()).unwrap_or_default());
+    argv.extend(words(steps));
+    fs::create_dir_all(&paths.state).map_err(|e| failed(format!("{}: {e}", paths.state.display())))?;
+    let log = paths.state.join("steps.log");
+    let result = units::run(&argv, &log, patience).await;
+    let said = tail(&log);
+    match result {
+        Ok(()) => Ok(said),
+        Err(error) => {
+            let lines: Vec<&str> = said.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+            let last = lines[lines.len().saturating_sub(4)..].join("; ");
+            Err(failed(if last.is_empty() { error.to_string() } else { format!("{last} ({error})") }))
+        }
+    }
+}
+
+fn tail(log: &Path) -> String {
+    const KEPT: usize = 16 << 10;
+    let bytes = fs::read(log).unwrap_or_default();
+    String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(KEPT)..]).into_owned()
+}
+
+/// Whether a text is one that ifupdown2 takes.
+pub(super) async fn check_text(paths: &NetPaths, text: &str) -> Result<(), Error> {
+    let scratch = Scratch::new(paths, "check.interfaces", text)?;
+    let mut args: Vec<OsString> = ["-s", "-a", "-i"].map(OsString::from).to_vec();
+    args.push(scratch.0.clone().into_os_string());
+    let ended = command::run("ifup", &args, READING).await?;
+    // It complains about what it does not understand with a status of 0, too.
+    if ended.code == Some(0) && !ended.stderr.contains("error:") {
+        return Ok(());
+    }
+    Err(failed(format!("ifupdown2 does not take what was to be declared: {}", ended.complaint())))
+}
+
+/// Where interfaces differ from what is declared: one line each.
+pub(super) async fn compare(interfaces: &[String]) -> Result<Vec<String>, Error> {
+    if interfaces.is_empty() {
+        return Ok(Vec::new());
+    }
+    check_names(interfaces)?;
+    let mut args: Vec<OsString> = ["-c", "-o", "json"].map(OsString::from).to_vec();
+    args.extend(interfaces.iter().map(OsString::from));
+    let ended = command::run("ifquery", &args, READING).await?;
+    differences(&ended.stdout).ok_or_else(|| failed(format!("ifquery -c: {}", ended.complaint())))
+}
+
+/// What `ifquery -c -o json` calls different.
+fn differences(json: &str) -> Option<Vec<String>> {
+    let list: Vec<serde_json::Value> = serde_json::from_str(json).ok()?;
+    let mut found = Vec::new();
+    for interface in &list {
+        let name = interface["name"].as_str().unwrap_or("?");
+        let status = &interface["config_status"];
+        for (key, values) in status.as_object().into_iter().flatten() {
+            let texts: Vec<&str> = match values {
+                serde_json::Value::Array(list) => list.iter().filter_map(|v| v.as_str()).collect(),
+                other => other.as_str().into_iter().collect(),
+            };
+            if texts.contains(&"fail") && counts(key) {
+                found.push(format!("{name}: {key} is not as declared"));
+            }
+        }
+    }
+    Some(found)
+}
+
+/// Whether a difference is a real one. The kernel is compared by the agent itself; of ifupdown2's view only what it has no false alarm about
+/// counts.
+fn counts(key: &str) -> bool {
+    matches!(key, "vlan-id" | "vlan-raw-device" | "vlan-protocol" | "bridge-ports" | "bridge-vlan-aware" | "mtu" | "address")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn step(action: Action, interface: &str) -> Step {
+        Step { action, interface: interface.to_owned() }
+    }
+
+    #[test]
+    fn neighbours_with_the_same_verb_are_one_call() {
+        let steps = [
+            step(Action::Down, "a"),
+            step(Action::Up, "b"),
+            step(Action::Change, "c"),
+            step(Action::Down, "d"),
+        ];
+        assert_eq!(words(&steps), ["down", "1", "a", "up", "2", "b", "c", "down", "1", "d"]);
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "the script is tried with programs that only say how they were called")]
+    fn the_script_runs_every_step_and_passes_a_failure_on() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        for (name, status) in [("ifup", 0), ("ifdown", 7)] {
+            let path = dir.path().join(name);
+            fs::write(&path, format!("#!/bin/sh\necho \"called {name} $*\"\nexit {status}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let run = |file: &str| {
+            let words = words(&[step(Action::Down, "a"), step(Action::Up, "b"), step(Action::Up, "c")]);
+            let path = format!("{}:/usr/bin:/bin", dir.path().display());
+            let mut command = std::process::Command::new("/bin/sh");
+            let out = command.env("PATH", path).args(["-c", SCRIPT, "steps", file]).args(words).output().unwrap();
+            (String::from_utf8(out.stdout).unwrap(), out.status.code())
+        };
+        assert_eq!(run(""), ("ifdown a\ncalled ifdown a\nifup b c\ncalled ifup b c\n".into(), Some(7)));
+        assert_eq!(run("/f").0, "ifdown a\ncalled ifdown -i /f a\nifup b c\ncalled ifup -i /f b c\n");
+    }
+
+    #[test]
+    fn no_option_and_no_second_word_passes_as_a_name() {
+        for bad in ["", "-a", "a b", "a;b", "$(x)", "sixteen-bytes-xx", "a/b"] {
+            assert!(check_names([&bad.to_owned()]).is_err(), "{bad}");
+        }
+        check_names([&"bond0.70".to_owned(), &"vmbr_x-1".to_owned()]).unwrap();
+    }
+
+    #[test]
+    fn differences_that_ifquery_tells_are_found() {
+        let json = r#"[{"name":"v100","auto":true,"config":{"mtu":"1400"},"config_status":{"mtu":"fail","vlan-id":["pass"],"bridge-fd":"fail"},"status":"fail"}]"#;
+        assert_eq!(differences(json).unwrap(), ["v100: mtu is not as declared"]);
+        assert_eq!(differences("[]").unwrap(), Vec::<String>::new());
+        assert_eq!(differences("no json"), None);
+    }
+}

@@ -1,0 +1,211 @@
+//! Undoing a change: one way for the agent, the timer, and whoever asks. It may end at any point and be begun again: each part looks what is
+//! left to be done.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::{
+    checkpoint::{self, Checkpoint, Phase, unix_millis},
+    definition::Interface,
+    own_file::{OwnFile, in_order},
+    verify,
+};
+use crate::{
+    crash_point,
+    error::Error,
+    host::net::{Action, Kernel, KernelLink, Network, Step},
+};
+
+/// How long ifupdown2 may take to bring back what was there; what hangs is then done by netlink.
+const STEPS: Duration = Duration::from_secs(40);
+/// The kernel is asked so often, and so long, until it is as it was: links come and go, addresses settle.
+pub(super) const LOOKS: u32 = 40;
+pub(super) const LOOK_PAUSE: Duration = Duration::from_millis(250);
+
+/// Who undoes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// The agent.
+    Agent,
+    /// systemd's timer.
+    Timer,
+    /// The boot unit.
+    Boot,
+}
+
+impl By {
+    /// As it stands in the checkpoint.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Timer => "timer",
+            Self::Boot => "boot",
+        }
+    }
+}
+
+/// Undoes a change that is unfinished; whoever calls holds the lock. Returns what people should know. The checkpoint afterwards tells
+/// `RolledBack`, or `RollbackFailed`.
+pub(super) async fn undo(net: &dyn Network, change: &mut Checkpoint, by: By, why: &str) -> Vec<String> {
+    let mut warnings = Vec::new();
+    change.phase = Phase::RollingBack;
+    if change.detail.is_empty() {
+        why.clone_into(&mut change.detail);
+    }
+    by.as_str().clone_into(&mut change.undone_by);
+    // A disk that takes nothing must not keep the host from being restored: what is done here can be done again.
+    if let Err(error) = checkpoint::save(net, change).await {
+        warnings.push(format!("that the change is being undone could not be written down: {error}"));
+    }
+    crash_point!("network.undo_begun");
+    if let Err(error) = net.stop_steps().await {
+        warnings.push(format!("what ran for the change may still run: {error}"));
+    }
+    let file = restore_file(net, change, &mut warnings).await;
+    crash_point!("network.undo_file_restored");
+    let left = match file {
+        Err(error) => vec![format!("{error}")],
+        Ok(()) if !change.touched => Vec::new(),
+        Ok(()) => restore_links(net, change).await,
+    };
+    crash_point!("network.undo_steps_run");
+    if left.is_empty() {
+        change.phase = Phase::RolledBack;
+    } else {
+        change.phase = Phase::RollbackFailed;
+        change.detail = format!("{}; it could not be undone: {}", change.detail, left.join("; "));
+    }
+    match checkpoint::save(net, change).await {
+        Ok(()) => {
+            quiet(net, &mut warnings).await;
+        }
+        // The timer stays armed and comes back to it.
+        Err(error) => warnings.push(format!("that the change was undone could not be written down: {error}")),
+    }
+    crash_point!("network.undone");
+    warnings
+}
+
+/// Ends what a change needed while it was unfinished.
+pub(super) async fn quiet(net: &dyn Network, warnings: &mut Vec<String>) {
+    if let Err(error) = net.forget_old_file().await {
+        warnings.push(format!("the former file is left: {error}"));
+    }
+    if let Err(error) = net.disarm().await {
+        warnings.push(format!("the timer goes on, and will find nothing to do: {error}"));
+    }
+}
+
+/// Gives the own file its old text, whatever it holds. What somebody else wrote into it is kept.
+pub(super) async fn restore_file(net: &dyn Network, change: &Checkpoint, warnings: &mut Vec<String>) -> Result<(), Error> {
+    let own = net.own_file().await?;
+    if own == change.plan.old_text {
+        return Ok(());
+    }
+    if own != change.plan.new_text {
+        let name = format!("edited-{}", unix_millis());
+        let kept = net.keep(&name, own.as_deref().unwrap_or_default().as_bytes()).await;
+        warnings.push(match kept {
+            Ok(()) => format!("somebody edited the agent's own file during the change; that text is kept as {name} in the agent's state"),
+            Err(error) => format!("somebody edited the agent's own file during the change, and that text could not be kept: {error}"),
+        });
+    }
+    net.write_own_file(change.plan.old_text.as_deref()).await
+}
+
+/// Brings the links back. Returns what is not as it was.
+async fn restore_links(net: &dyn Network, change: &Checkpoint) -> Vec<String> {
+    let mut said = Vec::new();
+    for attempt in 0..2 {
+        let now = match net.kernel().await {
+            Ok(now) => now,
+            Err(error) => return vec![error.to_string()],
+        };
+        if verify::restored(&change.plan, &change.before, &now).is_empty() {
+            return Vec::new();
+        }
+        said.clear();
+        // The first time what was changed is changed back in place; if that was not enough, it is made anew.
+        for (steps, text) in backwards(change, &now, attempt > 0) {
+            if let Err(error) = net.run_steps(&steps, text, STEPS).await {
+                tracing::warn!(%error, "while a change is undone");
+                said.push(error.to_string());
+                // What hangs must not hold the next one up.
+                let _ = net.stop_steps().await;
+            }
+        }
+        for name in made(change) {
+            if let Err(error) = net.delete_link(&name).await {
+                said.push(format!("'{name}' is left: {error}"));
+            }
+        }
+        if let Ok(left) = look(net, |now| verify::restored(&change.plan, &change.before, now)).await
+            && left.is_empty()
+        {
+            return Vec::new();
+        }
+    }
+    match net.kernel().await {
+        Ok(now) => verify::restored(&change.plan, &change.before, &now).into_iter().chain(said).collect(),
+        Err(error) => vec![error.to_string()],
+    }
+}
+
+/// Looks at the kernel until nothing differs, no longer than patience lasts. Returns what differs at the end.
+pub(super) async fn look(net: &dyn Network, differs: impl Fn(&Kernel) -> Vec<String>) -> Result<Vec<String>, Error> {
+    let mut left = differs(&net.kernel().await?);
+    for _ in 0..LOOKS {
+        if left.is_empty() {
+            break;
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+        left = differs(&net.kernel().await?);
+    }
+    Ok(left)
+}
+
+/// Links that the change made: there was none of that name before.
+fn made(change: &Checkpoint) -> Vec<String> {
+    let names = change.plan.wanted.iter().map(|i| &i.name);
+    names.filter(|name| change.before.link(name).is_none()).cloned().collect()
+}
+
+/// Whether a link is as it was, as far as ifupdown2 could change it.
+fn same(before: &Kernel, now: &Kernel, name: &str) -> bool {
+    let ports = |kernel: &Kernel| -> BTreeSet<String> {
+        kernel.links.iter().filter(|l| l.master.as_deref() == Some(name)).map(|l| l.name.clone()).collect()
+    };
+    let parts = |l: &KernelLink| {
+        (l.kind.clone(), l.up, l.mtu, l.master.clone(), l.parent.clone(), l.vlan, l.vlan_aware, l.vlans.clone(), l.addresses.clone())
+    };
+    before.link(name).map(parts) == now.link(name).map(parts) && ports(before) == ports(now)
+}
+
+/// Steps, and the text that declares their interfaces; `None`: the live files.
+type Call<'a> = (Vec<Step>, Option<&'a str>);
+
+/// The steps of a change backwards: what it made goes; what it changed or removed comes back. What is as it was is left alone. `anew`: what
+/// could be changed in place is made anew.
+fn backwards<'a>(change: &'a Checkpoint, now: &Kernel, anew: bool) -> Vec<Call<'a>> {
+    let (before, plan) = (&change.before, &change.plan);
+    let step = |action, name: &str| Step { action, interface: name.to_owned() };
+    let there = |name: &str| now.link(name).is_some();
+    let was = |name: &str| before.link(name).is_some();
+    // What stands on others goes first, and comes back last. The old file is the agent's own text; what cannot be read has no order.
+    let old = OwnFile::parse(plan.old_text.as_deref()).unwrap_or_default();
+    let old: Vec<Interface> = old.networks.into_iter().flat_map(|n| n.interfaces).collect();
+    let mut order: Vec<&str> = in_order(&old).into_iter().map(|i| i.name.as_str()).collect();
+    for step in plan.steps.iter().rev() {
+        if !order.contains(&step.interface.as_str()) {
+            order.push(&step.interface);
+        }
+    }
+    let made: Vec<Step> = in_order(&plan.wanted).into_iter().rev().map(|i| i.name.as_str()).filter(|n| there(n) && !was(n)).map(|n| step(Action::Down, n)).collect();
+    let back: Vec<&str> = order.into_iter().filter(|n| was(n) && !same(before, now, n)).collect();
+    // ifupdown2 changes neither a link's kind nor what it stands on.
+    let shape = |kernel: &Kernel, name: &str| kernel.link(name).map(|l| (l.kind.clone(), l.parent.clone(), l.vlan));
+    let again = |name: &str| there(name) && (anew || shape(before, name) != shape(now, name));
+    let down: Vec<Step> = back.iter().rev().filter(|n| again(n)).map(|n| step(Action::Down, n)).collect();
+    let up = back.iter().map(|n| step(if there(n) && !again(n) { Action::Change } else { Action::Up }, n)).collect();
+    let calls = [(made, plan.new_text.as_deref()), (down, plan.old_text.as_deref()), (up, None)];
+    calls.into_iter().filter(|(steps, _)| !steps.is_empty()).collect()
+}
