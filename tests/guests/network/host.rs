@@ -219,7 +219,7 @@ impl Host {
 
     /// The end of the agent's log.
     pub fn log(&self) -> String {
-        self.guest.run("journalctl --no-pager --lines=60 --output=cat -u 'pvelet*'").stdout
+        self.guest.run("journalctl --no-pager --lines=40 --output=short-monotonic -u 'pvelet*' | cut -c1-220").stdout
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Case {
     pub step: String,
     pub fault: String,
     pub start: State,
+    /// Whether it shows that a change which could not be undone is told, and ends all changes.
+    pub latched: bool,
     pub run: Box<dyn Fn(&mut Lane<'_>) -> State + Send>,
 }
 
@@ -34,7 +36,7 @@ impl Case {
             run(lane);
             State::Bare
         };
-        Self { name: name.into(), step: "-".into(), fault: fault.into(), start: State::Bare, run: Box::new(run) }
+        Self { name: name.into(), step: "-".into(), fault: fault.into(), start: State::Bare, latched: false, run: Box::new(run) }
     }
 }
 
@@ -141,7 +143,12 @@ impl<'a> Lane<'a> {
         }
         self.looks.entry(state).or_insert(now);
         self.state = state;
-        (if state == case.start { End::Old } else { End::New }, String::new())
+        let end = match (case.latched, state == case.start) {
+            (true, _) => End::Latched,
+            (false, true) => End::Old,
+            (false, false) => End::New,
+        };
+        (end, String::new())
     }
 
     /// From the peer: the host answers, and so does its agent on a new connection.

@@ -117,6 +117,7 @@ fn case(change: Change, step: &'static str, fault: Fault, undoer: Option<Undoer>
         step: step.trim_start_matches("network.").into(),
         fault: fault.word().into(),
         start: change.from(),
+        latched: false,
         run: Box::new(run),
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 pub const SCRIPT: &str = include_str!("files/snapshot.sh");
 
 /// What tells indexes, times, counters and carriers: it is another one each time, or follows from the rest.
-const PASSING: [&str; 23] = [
+const PASSING: [&str; 24] = [
     "ifindex",
     "link_index",
     "operstate",
@@ -32,6 +32,7 @@ const PASSING: [&str; 23] = [
     "promiscuity",
     "allmulti",
     "parentbus",
+    "tentative",
 ];
 /// Flags that follow a carrier.
 const PASSING_FLAGS: [&str; 6] = ["LOWER_UP", "NO-CARRIER", "M-DOWN", "linkdown", "dead", "RUNNING"];

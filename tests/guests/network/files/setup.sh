@@ -30,6 +30,8 @@ UNIT
   printf 'auto bond0\niface bond0 inet manual\n    bond-slaves eth2 eth3\n    bond-miimon 100\n    bond-mode active-backup\n    mtu 9000\n\n'
   printf 'source /etc/network/interfaces.d/*\n'
 } >/etc/network/interfaces
+# PVE's API has made it with its first edit.
+: >/etc/network/.pve-interfaces.lock
 systemctl --quiet enable networking.service
 systemctl start networking.service
 
