@@ -42,6 +42,11 @@ impl Lab {
         Self { management, trunk, pki, runtime, package, dir }
     }
 
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     fn options(&self, n: u8) -> GuestOptions {
         let forwards = if n == PEER { (1..=PEER).map(|n| PROXY + u16::from(n)).collect() } else { vec![] };
         GuestOptions {
@@ -96,6 +101,13 @@ fn pack(dir: &Path) -> PathBuf {
 pub struct WayIn {
     pub shell: Shell,
     ports: Vec<u16>,
+}
+
+impl WayIn {
+    /// On 127.0.0.1, host by host.
+    pub fn ports(&self) -> Vec<u16> {
+        self.ports.clone()
+    }
 }
 
 /// A host.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Condvar, Mutex, mpsc::Receiver},
+    sync::{Mutex, mpsc::Receiver},
     time::Instant,
 };
 
@@ -11,6 +11,7 @@ use pvelet_proto::v1;
 use tonic::Status;
 
 use crate::{
+    controller::Lent,
     drive::{Drive, Wish, look, told},
     host::{Host, Lab, WayIn, name},
     networks::{SUBJECT, State, subject},
@@ -41,32 +42,18 @@ impl Case {
 }
 
 /// The cases that are left.
-pub struct Queue {
-    cases: Mutex<(Vec<Case>, u8)>,
-    ended: Condvar,
-}
+pub struct Queue(Mutex<Vec<Case>>);
 
 impl Queue {
     pub fn new(cases: Vec<Case>) -> Self {
-        Self { cases: Mutex::new((cases, 0)), ended: Condvar::new() }
+        Self(Mutex::new(cases))
     }
 
     /// The next one, best of all one that begins as the host is.
     fn next(&self, state: State) -> Option<Case> {
-        let cases = &mut self.cases.lock().unwrap().0;
+        let mut cases = self.0.lock().unwrap();
         let at = cases.iter().position(|case| case.start == state).unwrap_or(0);
         (!cases.is_empty()).then(|| cases.remove(at))
-    }
-
-    fn end(&self) {
-        self.cases.lock().unwrap().1 += 1;
-        self.ended.notify_all();
-    }
-
-    /// Waits until so many lanes have ended.
-    pub fn wait_empty(&self, lanes: u8) {
-        let held = self.cases.lock().unwrap();
-        drop(self.ended.wait_while(held, |(_, ended)| *ended < lanes).unwrap());
     }
 }
 
@@ -103,19 +90,21 @@ impl<'a> Lane<'a> {
     }
 
     /// Runs all cases.
-    pub fn run(mut self, queue: &Queue, report: &Report) {
+    pub fn run(&mut self, queue: &Queue, report: &Report) {
         while let Some(case) = queue.next(self.state) {
             let begun = Instant::now();
             let (end, detail) = self.run_one(&case);
             if !matches!(end, End::Old | End::New | End::Latched) {
-                let renewed = catch_unwind(AssertUnwindSafe(|| self.renew()));
-                if renewed.is_err() {
-                    break;
-                }
+                self.renew();
             }
             report.add(Row { case: case.name, step: case.step, fault: case.fault, end, detail, time: begun.elapsed() });
         }
-        queue.end();
+        self.go(State::Bare);
+    }
+
+    /// What others need of its host.
+    pub fn lend(&self) -> Lent {
+        Lent { n: self.host.n, shell: self.host.guest.shell() }
     }
 
     fn run_one(&mut self, case: &Case) -> (End, String) {

@@ -38,32 +38,41 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() -> ExitCode {
+    // A case's end is told in its line.
+    std::panic::set_hook(Box::new(|_| ()));
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let chosen = |name: &str| words.is_empty() || words.iter().any(|w| name.contains(w.as_str()));
     let queue = Queue::new(cases().into_iter().filter(|case| chosen(&case.name)).collect());
     let report = Report::default();
     let lab = Lab::new(Segment::new().unwrap(), Segment::new().unwrap());
     thread::scope(|scope| {
+        let (lend, lent) = mpsc::channel();
         let mut ready = Vec::new();
         for n in 1..=LANES {
             let (send, receive) = mpsc::channel();
             ready.push(send);
-            let (lab, queue, report) = (&lab, &queue, &report);
+            let (lab, queue, report, lend) = (&lab, &queue, &report, lend.clone());
             scope.spawn(move || {
-                // The peer is up when this ends well; else there is nothing to do.
-                if let Some(lane) = Lane::start(lab, n, &receive) {
-                    lane.run(queue, report);
-                }
+                // Without a peer there is nothing to do.
+                let Some(mut lane) = Lane::start(lab, n, &receive) else { return };
+                lane.run(queue, report);
+                let _ = lend.send(lane.lend());
+                drop(lend);
+                // A guest ends with its thread: until the last case is over.
+                let _ = receive.recv();
             });
         }
+        drop(lend);
         let mut peer = boot_peer(&lab);
-        for send in ready.drain(..) {
+        for send in &ready {
             let _ = send.send(peer.way_in());
         }
-        queue.wait_empty(LANES);
         if chosen(controller::NAME) {
-            controller::run(&lab, &mut peer, &report);
+            controller::run(&lab, &mut peer, &lent, &report);
+        } else {
+            lent.iter().for_each(drop);
         }
+        drop(ready);
     });
     report.end()
 }
