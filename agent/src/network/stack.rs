@@ -105,7 +105,7 @@ pub(super) fn guest_of(port: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::preflight::tests_support::*;
+    use crate::network::preflight::fixtures::*;
 
     #[test]
     fn a_bridge_stands_on_its_ports_and_what_those_stand_on() {

@@ -34,7 +34,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::host::pve::{ConfigFile, RunState, VmRecord};
+    use crate::host::pve::{RunState, VmRecord, config_file::ConfigFile};
 
     fn vm(vmid: u32, node: &str, config: &str) -> (u32, Arc<VmRecord>) {
         let config = ConfigFile::parse(config);

@@ -16,6 +16,8 @@ const FILES: usize = 1024;
 const SIZE: u64 = 4 << 20;
 /// Where ifupdown2 has its files; texts name them so wherever `NetPaths` says they lie.
 const ETC_NETWORK: &str = "/etc/network";
+/// The tool that ifupdown2 has and the older ifupdown has not.
+const IFRELOAD: [&str; 2] = ["/usr/sbin/ifreload", "/sbin/ifreload"];
 
 fn failed(path: &Path, why: impl std::fmt::Display) -> Error {
     Error::NetworkFailed { message: format!("{}: {why}", path.display()) }
@@ -32,9 +34,9 @@ pub(super) fn read(paths: &NetPaths) -> Result<Files, Error> {
         declared,
         own: text(&own_path)?,
         own_is_sourced,
+        ifupdown2: Some(IFRELOAD.iter().any(|path| Path::new(path).exists())),
         staged: text(&paths.etc_network.join("interfaces.new"))?,
         corosync: text(&paths.corosync)?,
-        ifupdown2: None,
         sdn: Vec::new(),
         sdn_known: false,
     })

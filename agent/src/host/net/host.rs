@@ -18,9 +18,6 @@ const FILES: Duration = Duration::from_secs(10);
 /// The cluster file system may hang; the network is told without it.
 const CLUSTER_FILES: Duration = Duration::from_secs(3);
 
-/// What ifupdown2 has, and the older ifupdown has not.
-const IFUPDOWN2: [&str; 2] = ["/usr/sbin/ifreload", "/sbin/ifreload"];
-
 /// The network of this host.
 #[derive(Debug)]
 pub struct HostNetwork {
@@ -87,7 +84,6 @@ impl Network for HostNetwork {
 
     async fn files(&self) -> Result<Files, Error> {
         let mut found = self.blocking(files::read).await?;
-        found.ifupdown2 = Some(IFUPDOWN2.iter().any(|path| std::path::Path::new(path).exists()));
         let paths = self.paths.clone();
         let sdn = tokio::time::timeout(CLUSTER_FILES, tokio::task::spawn_blocking(move || files::read_sdn(&paths))).await;
         if let Ok(Ok(Ok(sdn))) = sdn {

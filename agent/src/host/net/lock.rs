@@ -22,7 +22,7 @@ pub(super) async fn take(paths: &NetPaths, patience: Duration) -> Result<Network
     let end = Instant::now() + patience;
     let pve = take_one(&paths.etc_network.join(PVE), "PVE's network configuration", end).await?;
     let own = take_one(&paths.state.join("lock"), "the agent's network changes", end).await?;
-    Ok(NetworkLock(vec![pve, own]))
+    Ok(NetworkLock::new((pve, own)))
 }
 
 async fn take_one(path: &Path, what: &str, end: Instant) -> Result<File, Error> {

@@ -1,8 +1,8 @@
 //! The host's network: what the kernel has, what the files below `/etc/network` declare, and the tools that change it.
 
 pub mod command;
-//#[cfg(any(test, feature = "fakes"))]
-//pub mod fake;
+#[cfg(any(test, feature = "fakes"))]
+pub mod fake;
 mod files;
 mod host;
 mod ifupdown;
@@ -114,8 +114,19 @@ fn failed(message: impl Into<String>) -> Error {
 }
 
 /// A lock that is held.
-#[derive(Debug)]
-pub struct NetworkLock(#[allow(dead_code, reason = "held, not read")] pub(crate) Vec<std::fs::File>);
+pub struct NetworkLock(#[allow(dead_code, reason = "held, not read")] Box<dyn Send + Sync>);
+
+impl NetworkLock {
+    fn new(held: impl Send + Sync + 'static) -> Self {
+        Self(Box::new(held))
+    }
+}
+
+impl std::fmt::Debug for NetworkLock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NetworkLock")
+    }
+}
 
 /// Where a host's network is declared, and where the agent keeps what it needs for undoing changes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! Guests and the bridges they are on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::{Check, Rule, Scene, Severity, some, words};
+use super::{Check, Rule, Scene, Severity, some};
 use crate::{
     host::net::{Action, KernelLink},
     network::{
@@ -39,15 +39,11 @@ fn is_guest_bridge(link: &KernelLink) -> bool {
     link.kind == "bridge" && link.addresses.is_empty() && !link.name.starts_with("fwbr")
 }
 
-/// Whether a stanza leaves the interface without a link-local address, or turns IPv6 off.
+/// Whether a stanza turns IPv6 off. `ipv6-addrgen off` does not: without a link-local address the kernel still takes router advertisements.
 fn turns_ipv6_off(scene: &Scene<'_>, name: &str) -> bool {
-    let off = |value: &str| matches!(value, "off" | "no" | "false" | "0" | "none");
-    scene.stanzas.iter().filter(|s| s.name == name).any(|s| {
-        words(s, "ipv6-addrgen").any(off)
-            || s.options.iter().any(|(_, command)| {
-                command.contains("disable_ipv6") && command.contains('1') && (command.contains(name) || command.contains("$IFACE"))
-            })
-    })
+    let commands = scene.stanzas.iter().filter(|s| s.name == name).flat_map(|s| &s.options);
+    let off = |command: &str| command.contains("disable_ipv6") && command.contains('1') && command.contains(name);
+    commands.into_iter().any(|(_, command)| off(command))
 }
 
 pub(super) fn bridge_ipv6(scene: &Scene<'_>) -> Check {
@@ -55,8 +51,8 @@ pub(super) fn bridge_ipv6(scene: &Scene<'_>) -> Check {
     for bridge in scene.now.links().filter(|l| is_guest_bridge(l)) {
         match bridge.ipv6_disabled {
             Some(true) => fine += 1,
-            _ if turns_ipv6_off(scene, &bridge.name) => fine += 1,
             Some(false) => on.push(bridge.name.clone()),
+            None if turns_ipv6_off(scene, &bridge.name) => fine += 1,
             None => unknown.push(bridge.name.clone()),
         }
     }
@@ -151,18 +147,20 @@ pub(super) fn in_use(scene: &Scene<'_>) -> Vec<(String, Vec<String>)> {
     let mut found = Vec::new();
     for name in names {
         let gone = !after.contains_key(name);
-        let mut users: BTreeMap<String, ()> = BTreeMap::new();
+        let mut users: BTreeSet<String> = BTreeSet::new();
         for user in scene.facts.users.iter().filter(|u| u.bridge == name) {
-            users.insert(format!("VM {} ({})", user.vmid, user.nic), ());
+            users.insert(format!("VM {} ({})", user.vmid, user.nic));
         }
         for port in scene.now.ports(name) {
             let is_own_port = before.get(name).is_some_and(|b| stands_on(b, &port.name));
-            match guest_of(&port.name) {
-                Some(vmid) => drop(users.insert(format!("guest {vmid} ({})", port.name), ())),
-                None if is_guest_port(&port.name) => drop(users.insert(format!("a guest ({})", port.name), ())),
-                None if !is_own_port => drop(users.insert(format!("port {}", port.name), ())),
-                None => {}
-            }
+            users.extend(match guest_of(&port.name) {
+                // Told already by its config.
+                Some(vmid) if scene.facts.users.iter().any(|u| u.vmid == vmid && u.bridge == name) => None,
+                Some(vmid) => Some(format!("guest {vmid} ({})", port.name)),
+                None if is_guest_port(&port.name) => Some(format!("a guest ({})", port.name)),
+                None if !is_own_port => Some(format!("port {}", port.name)),
+                None => None,
+            });
         }
         // What stands on it, unless it goes with it or will stand elsewhere. One that is made anew takes its own file's interfaces along.
         let master = scene.now.link(name).and_then(|l| l.master.as_deref());
@@ -171,12 +169,12 @@ pub(super) fn in_use(scene: &Scene<'_>) -> Vec<(String, Vec<String>)> {
             Some(own) => gone && stands_on(own, name),
             None => !plan.gone.iter().any(|g| g == other),
         };
-        users.extend(on_it.filter(stays).map(|other| (format!("interface {other}"), ())));
+        users.extend(on_it.filter(stays).map(|other| format!("interface {other}")));
         let declared = after.values().filter(|i| gone && stands_on(i, name));
-        users.extend(declared.map(|i| (format!("interface {}", i.name), ())));
+        users.extend(declared.map(|i| format!("interface {}", i.name)));
         if !users.is_empty() {
             let kind = scene.now.link(name).map_or("interface", |l| l.kind.as_str());
-            found.push((format!("{kind} '{name}'"), users.into_keys().collect()));
+            found.push((format!("{kind} '{name}'"), users.into_iter().collect()));
         }
     }
     found

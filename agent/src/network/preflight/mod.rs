@@ -249,7 +249,10 @@ fn words<'s>(stanza: &'s Stanza, option: &'s str) -> impl Iterator<Item = &'s st
 }
 
 #[cfg(test)]
-pub(super) mod tests_support;
+pub(super) mod fixtures;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod cluster_tests;

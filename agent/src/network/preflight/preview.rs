@@ -24,8 +24,12 @@ pub(super) fn after<'a>(kernel: &'a Kernel, plan: Option<&Plan>) -> Cow<'a, Kern
     }
     // One may stand on another, in any order: so often, and every height is reached.
     for _ in 0..plan.wanted.len() {
+        let mut changed = false;
         for interface in &plan.wanted {
-            settle(&mut kernel, interface);
+            changed |= settle(&mut kernel, interface);
+        }
+        if !changed {
+            break;
         }
     }
     Cow::Owned(kernel)
@@ -58,7 +62,8 @@ fn place(kernel: &mut Kernel, interface: &Interface) {
     }
 }
 
-fn settle(kernel: &mut Kernel, interface: &Interface) {
+/// Gives a link what it has from those it stands on; whether that changed it.
+fn settle(kernel: &mut Kernel, interface: &Interface) -> bool {
     let mtu_of = |kernel: &Kernel, name: &str| position(kernel, name).map(|i| kernel.links[i].mtu).filter(|mtu| *mtu > 0);
     let (mtu, carrier) = match &interface.kind {
         Kind::Vlan { parent, .. } => (mtu_of(kernel, parent), position(kernel, parent).is_some_and(|i| kernel.links[i].carrier)),
@@ -74,9 +79,10 @@ fn settle(kernel: &mut Kernel, interface: &Interface) {
             (lowest, ports.iter().any(|p| position(kernel, p).is_some_and(|i| kernel.links[i].carrier)))
         }
     };
-    if let Some(at) = position(kernel, &interface.name) {
-        let link = &mut kernel.links[at];
-        link.mtu = interface.mtu.or(mtu).unwrap_or(if link.mtu == 0 { 1500 } else { link.mtu });
-        link.carrier = carrier;
-    }
+    let Some(at) = position(kernel, &interface.name) else { return false };
+    let link = &mut kernel.links[at];
+    let mtu = interface.mtu.or(mtu).unwrap_or(if link.mtu == 0 { 1500 } else { link.mtu });
+    let changed = (link.mtu, link.carrier) != (mtu, carrier);
+    (link.mtu, link.carrier) = (mtu, carrier);
+    changed
 }

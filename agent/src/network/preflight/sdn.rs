@@ -1,8 +1,7 @@
 //! PVE's software-defined network: what is configured against what runs, and who holds its lock.
 //!
 //! PVE keeps what is wanted in `/etc/pve/sdn/<kind>.cfg` and what was last applied, as JSON, in `.running-config` beside it. It calls a change
-//! pending when the two differ in a section or a key. `.lock` holds the token of somebody who locked SDN through the API; `domain-sdn` is the
-//! cluster lock that PVE takes for single calls.
+//! pending when the two differ in a section or a key. `.lock` holds the token of somebody who locked SDN through the API.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -129,10 +128,7 @@ pub(super) fn pending_seen(facts: &Facts<'_>) -> Option<Vec<String>> {
 
 /// Who holds SDN's lock.
 pub(super) fn lock_seen(facts: &Facts<'_>) -> Option<String> {
-    if let Some(lock) = file(facts, ".lock") {
-        return Some(format!("SDN is locked through PVE's API ({})", lock.path.display()));
-    }
-    file(facts, "domain-sdn").map(|lock| format!("PVE holds its cluster lock on SDN ({})", lock.path.display()))
+    file(facts, ".lock").map(|lock| format!("SDN is locked through PVE's API ({})", lock.path.display()))
 }
 
 /// Zones of QinQ that run: zone, bridge it stands on, MTU.
