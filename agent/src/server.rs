@@ -12,8 +12,8 @@ mod tests;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use pvelet_proto::v1::{
-    self, host_service_server::HostServiceServer, network_service_server::NetworkServiceServer, operation_service_server::OperationServiceServer, vm_service_server::VmServiceServer,
-    volume_service_server::VolumeServiceServer,
+    self, host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
+    operation_service_server::OperationServiceServer, vm_service_server::VmServiceServer, volume_service_server::VolumeServiceServer,
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -253,13 +253,8 @@ impl Agent {
 }
 
 /// The services of the API, by name, as health tells of them.
-const SERVICES: [&str; 5] = [
-    "pvelet.v1.HostService",
-    "pvelet.v1.VmService",
-    "pvelet.v1.VolumeService",
-    "pvelet.v1.NetworkService",
-    "pvelet.v1.OperationService",
-];
+const SERVICES: [&str; 5] =
+    ["pvelet.v1.HostService", "pvelet.v1.VmService", "pvelet.v1.VolumeService", "pvelet.v1.NetworkService", "pvelet.v1.OperationService"];
 
 /// The addresses at which clients find the agent: where it listens, and where they came in.
 fn listeners(address: SocketAddr, credentials: &Arc<Credentials>) -> network::Listeners {

@@ -22,7 +22,7 @@ ip link set bond0.70 master vmbr70
 ip link add vmbr1 type bridge vlan_filtering 1
 ip link set vmbr1 mtu 9000
 ip tuntap add tap100i0 mode tap
-ip link set tap100i0 mtu 9000 master vmbr1
+ip link set tap100i0 mtu 9000 address 02:00:00:00:00:64 master vmbr1
 bridge vlan add dev tap100i0 vid 2-99
 bridge vlan add dev tap100i0 vid 200 pvid untagged
 bridge vlan add dev tap100i0 vid 300-301 untagged
@@ -39,7 +39,7 @@ ip address add 2001:db8:70::5/64 dev vmbr70 nodad
 ip address add fe80::70/64 dev vmbr70 nodad
 ip route add 198.51.100.0/24 metric 50 nexthop via 203.0.113.1 nexthop via 203.0.113.2
 ip route add default via 203.0.113.1 dev vmbr70 metric 900
-ip -6 route add default via 2001:db8:70::1 dev vmbr70
+ip -6 route add default via 2001:db8:70::1 dev vmbr70 metric 2000
 ip route add 192.0.2.0/24 via 203.0.113.9 table 100
 ip route add blackhole 100.64.0.0/10
 timeout 120 sh -c 'until [ $(cat /sys/class/net/vmbr70/carrier) = 1 ]; do :; done'
@@ -240,9 +240,9 @@ fn a_probe_port_is_in_its_vlan_alone_and_leaves_nothing() {
 
     // Frames of its own VLAN reach it, those of another do not.
     guest.sh("ip address add 192.0.2.1/24 dev pvprobe0");
-    for (n, vlan) in [(1, "other"), (2, "third")] {
-        guest.sh(&format!("ip netns add {vlan} 2>/dev/null; ip link set pvprobe{n} netns {vlan}"));
-        guest.sh(&format!("ip -n {vlan} address add 192.0.2.{}/24 dev pvprobe{n}; ip -n {vlan} link set pvprobe{n} up", n + 1));
+    for n in [1, 2] {
+        guest.sh(&format!("ip netns add probe{n}; ip link set pvprobe{n} netns probe{n}"));
+        guest.sh(&format!("ip -n probe{n} address add 192.0.2.{}/24 dev pvprobe{n}; ip -n probe{n} link set pvprobe{n} up", n + 1));
     }
     guest.sh("ping -c 1 -W 60 192.0.2.2");
     assert_ne!(guest.run("ping -c 1 -W 5 192.0.2.3").status, 0);

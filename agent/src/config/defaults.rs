@@ -75,8 +75,8 @@ pub const CONFIRM_TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_secs(10)
 pub const READS: u32 = 64;
 /// Held-open mutations cost little; the lanes bound the work itself.
 pub const MUTATIONS: u32 = 128;
-/// Network changes go one at a time.
-pub const NETWORK: u32 = 1;
+/// Network changes go one at a time, and a call may be held open until its change is confirmed: the others are told who is at it.
+pub const NETWORK: u32 = 8;
 /// Each controller holds two streams, each person one.
 pub const STREAMS: u32 = 64;
 /// The largest request is a clone with 32 NICs and a few dozen keys: far below.

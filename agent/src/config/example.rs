@@ -81,7 +81,7 @@ confirm_timeout = "1m"
 # Calls under way at once; the next one is refused at once (RESOURCE_EXHAUSTED OVERLOADED).
 reads = 64
 mutations = 128
-network = 1
+network = 8
 streams = 64
 message_bytes = 1048576
 read_deadline = "10s"

@@ -290,7 +290,12 @@ fn identity(mut s: Section<'_, '_>, trust_domain: &str) -> Option<IdentityRule> 
     let vlans = s.texts("vlans");
     let ranges = vlans.as_ref().map(|list| list.iter().filter_map(|t| vlan_range(t)).collect());
     for bad in vlans.iter().flatten().filter(|t| vlan_range(t).is_none()) {
-        s.refuse("vlans", format!("\"{bad}\""), "is no VLAN and no range of them", "write them like \"100\" or \"100-199\", within 1 to 4094");
+        s.refuse(
+            "vlans",
+            format!("\"{bad}\""),
+            "is no VLAN and no range of them",
+            "write them like \"100\" or \"100-199\", within 1 to 4094",
+        );
     }
     s.finish();
     Some(IdentityRule { uri: uri?, tenants: tenants?, vlans: ranges })

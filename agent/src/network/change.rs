@@ -293,7 +293,12 @@ impl Inner {
 
     async fn answers(&self, gateway: &Gateway) -> bool {
         for _ in 0..GATEWAY_TRIES {
-            if self.net.who_has(&ProbePort::link(&gateway.link), &[gateway.address], GATEWAY).await.is_ok_and(|found| found.contains_key(&gateway.address)) {
+            if self
+                .net
+                .who_has(&ProbePort::link(&gateway.link), &[gateway.address], GATEWAY)
+                .await
+                .is_ok_and(|found| found.contains_key(&gateway.address))
+            {
                 return true;
             }
         }
@@ -394,4 +399,3 @@ async fn run(net: &dyn Network, plan: &Plan) -> Result<(), Error> {
     }
     failed.map_or(Ok(()), Err)
 }
-

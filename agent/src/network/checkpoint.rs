@@ -121,7 +121,15 @@ fn timestamp(ms: u64) -> prost_types::Timestamp {
 
 impl Checkpoint {
     /// A change that is about to be made. It is undone at the latest `patience` from now.
-    pub fn new(operation: &str, network: &str, plan: Plan, before: Kernel, gateways: Vec<Gateway>, boot: &Boot, patience: Duration) -> Self {
+    pub fn new(
+        operation: &str,
+        network: &str,
+        plan: Plan,
+        before: Kernel,
+        gateways: Vec<Gateway>,
+        boot: &Boot,
+        patience: Duration,
+    ) -> Self {
         let now = unix_millis();
         let mut this = Self {
             version: VERSION,

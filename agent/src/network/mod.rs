@@ -20,6 +20,8 @@ pub mod probe;
 mod read;
 pub mod recover;
 mod stack;
+#[cfg(test)]
+mod tests;
 mod undo;
 pub mod users;
 pub mod validate;

@@ -185,7 +185,10 @@ fn stanza(out: &mut String, interface: &Interface) {
             let ports = if ports.is_empty() { "none".to_owned() } else { ports.join(" ") };
             let _ = writeln!(out, "\tbridge-ports {ports}\n\tbridge-stp off\n\tbridge-fd 0");
             if *vlan_aware {
-                let _ = writeln!(out, "\tbridge-vlan-aware yes\n\tbridge-vids {}", vids_text(vids, " "));
+                let _ = writeln!(out, "\tbridge-vlan-aware yes");
+            }
+            if *vlan_aware && !vids.is_empty() {
+                let _ = writeln!(out, "\tbridge-vids {}", vids_text(vids, " "));
             }
         }
     }

@@ -54,7 +54,7 @@ pub fn plan(own: Option<&str>, wish: &Wish, kernel: &Kernel, declared: &Declared
     let index = Index::new(kernel);
     let before: &[Interface] = old.map_or(&[], |o| &o.interfaces);
     let after: &[Interface] = new.map_or(&[], |n| &n.interfaces);
-    let fates = fates(before, after, &index);
+    let fates = fates(before, after, kernel, &index);
     let gone: Vec<&Interface> = before.iter().filter(|b| !after.iter().any(|a| a.name == b.name)).collect();
 
     let fit = fit::Fit::new(name, before, after, &own_file, kernel, &index, declared);
@@ -90,9 +90,10 @@ fn is_another(old: &Interface, new: &Interface) -> bool {
 }
 
 /// What happens to each interface that is declared afterwards.
-fn fates(before: &[Interface], after: &[Interface], index: &Index<'_>) -> Vec<Fate> {
+fn fates(before: &[Interface], after: &[Interface], kernel: &Kernel, index: &Index<'_>) -> Vec<Fate> {
     let mut remade: BTreeSet<&str> = BTreeSet::new();
     let mut out = vec![Fate::Keep; after.len()];
+    let mtu = |name: &str| index.link(name).map(|l| l.mtu);
     for interface in in_order(after) {
         let Some(at) = after.iter().position(|i| i.name == interface.name) else { continue };
         let old = before.iter().find(|b| b.name == interface.name);
@@ -106,6 +107,8 @@ fn fates(before: &[Interface], after: &[Interface], index: &Index<'_>) -> Vec<Fa
             (_, _, Kind::Vlan { parent, .. }) if lost(std::slice::from_ref(parent)) => Fate::Remake,
             (_, _, Kind::Bridge { ports, .. }) if lost(ports) => Fate::Change,
             (Some(Repair::Change), ..) => Fate::Change,
+            // What it stands on gets another MTU with this change.
+            (None, _, Kind::Vlan { .. }) if effective_mtu(&interface.name, after, kernel) != mtu(&interface.name) => Fate::Change,
             (None, old, _) if old != Some(interface) => Fate::Change,
             (None, ..) => Fate::Keep,
         };
@@ -162,6 +165,14 @@ fn changes(
                 if let Some(old) = before.iter().find(|b| b.name == interface.name) {
                     let told: BTreeSet<&str> = found.iter().map(|g| g.what).collect();
                     found.extend(differences(old, interface).into_iter().filter(|d| !told.contains(d.what)));
+                }
+                let mtu = effective_mtu(&interface.name, after, kernel);
+                let is = index.link(&interface.name).map(|l| l.mtu);
+                if let (Kind::Vlan { .. }, Some(mtu), Some(is)) = (&interface.kind, mtu, is)
+                    && mtu != is
+                    && !found.iter().any(|g| g.what == "mtu")
+                {
+                    found.push(Gap::new(Repair::Change, "mtu", is.to_string(), mtu.to_string()));
                 }
                 let mut what: Vec<String> = found.iter().map(|g| format!("{} {} -> {}", g.what, g.is, g.wanted)).collect();
                 if *fate == Fate::Remake {

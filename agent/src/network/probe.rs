@@ -91,7 +91,11 @@ fn parse(request: &v1::ProbeNetworkRequest) -> Result<(Duration, What), Error> {
                 v.push(Violation::new("send.mtus", reason::INVALID_FIELD, format!("{} MTUs; at most {MTUS}", send.mtus.len())));
             }
             for (i, mtu) in send.mtus.iter().enumerate().filter(|(_, m)| !(MTU.0..=MTU.1).contains(*m)).take(MTUS) {
-                v.push(Violation::new(format!("send.mtus[{i}]"), reason::INVALID_FIELD, format!("{mtu} is outside {} to {}", MTU.0, MTU.1)));
+                v.push(Violation::new(
+                    format!("send.mtus[{i}]"),
+                    reason::INVALID_FIELD,
+                    format!("{mtu} is outside {} to {}", MTU.0, MTU.1),
+                ));
             }
             What::Send { token: token("send.token", &send.token, &mut v), mtus: send.mtus.clone() }
         }
@@ -149,8 +153,10 @@ fn on(kernel: &Kernel, request: &v1::ProbeNetworkRequest, timeout: Duration, wha
         Ok(0) => None,
         Ok(vlan) if link.vlan_aware => Some(vlan),
         _ => {
-            let text =
-                format!("{} with {name}, which is no VLAN-aware bridge; probe the interface of that VLAN itself, with vlan 0", request.vlan);
+            let text = format!(
+                "{} with {name}, which is no VLAN-aware bridge; probe the interface of that VLAN itself, with vlan 0",
+                request.vlan
+            );
             return Err(Error::invalid("vlan", reason::INVALID_VLAN, text));
         }
     };
@@ -168,7 +174,8 @@ fn on(kernel: &Kernel, request: &v1::ProbeNetworkRequest, timeout: Duration, wha
     let what = match what {
         What::Send { token, mtus } => {
             let own = [link.mtu.min(MTU.1)];
-            let mtus: BTreeSet<u32> = if mtus.is_empty() { COMMON_MTUS.into_iter().chain(own).collect() } else { mtus.into_iter().collect() };
+            let mtus: BTreeSet<u32> =
+                if mtus.is_empty() { COMMON_MTUS.into_iter().chain(own).collect() } else { mtus.into_iter().collect() };
             What::Send { token, mtus: mtus.into_iter().collect() }
         }
         other => other,

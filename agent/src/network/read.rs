@@ -13,6 +13,9 @@ use super::{
 };
 use crate::{auth::Vlans, error::Error};
 
+/// The tenant of a plan for which none is known.
+const NOBODY: &str = "unknown";
+
 impl Inner {
     /// The network as it is now.
     pub(super) async fn get(&self, request: &v1::GetNetworkRequest) -> Result<v1::GetNetworkResponse, Error> {
@@ -55,7 +58,8 @@ impl Inner {
         Ok(v1::PlanNetworkResponse { plan: Some(view::plan(&plan, diff)), checks: checks.iter().map(view::check).collect() })
     }
 
-    /// For whom a plan is made: as the request says, else for whom the network is.
+    /// For whom a plan is made: as the request says, else for whom the network is. Of a new one that nobody told it makes no difference but in
+    /// the text that is shown.
     fn tenant(gathered: &Gathered, asked: &Asked) -> String {
         let (name, tenant) = match asked {
             Asked::Apply(spec) => (&spec.name, spec.tenant.as_str()),
@@ -64,7 +68,7 @@ impl Inner {
         if !tenant.is_empty() {
             return tenant.to_owned();
         }
-        gathered.own().0.network(name).map(|n| n.tenant.clone()).unwrap_or_default()
+        gathered.own().0.network(name).map_or_else(|| NOBODY.to_owned(), |n| n.tenant.clone())
     }
 }
 

@@ -11,11 +11,7 @@ use super::{
     checkpoint::{self, Checkpoint, Found, Phase},
     undo::{self, By},
 };
-use crate::{
-    error::Error,
-    host::net::Network,
-    operation::Handle,
-};
+use crate::{error::Error, host::net::Network, operation::Handle};
 
 /// How long the timer's command waits for an agent that is just working.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -199,7 +199,13 @@ fn backwards<'a>(change: &'a Checkpoint, now: &Kernel, anew: bool) -> Vec<Call<'
             order.push(&step.interface);
         }
     }
-    let made: Vec<Step> = in_order(&plan.wanted).into_iter().rev().map(|i| i.name.as_str()).filter(|n| there(n) && !was(n)).map(|n| step(Action::Down, n)).collect();
+    let made: Vec<Step> = in_order(&plan.wanted)
+        .into_iter()
+        .rev()
+        .map(|i| i.name.as_str())
+        .filter(|n| there(n) && !was(n))
+        .map(|n| step(Action::Down, n))
+        .collect();
     let back: Vec<&str> = order.into_iter().filter(|n| was(n) && !same(before, now, n)).collect();
     // ifupdown2 changes neither a link's kind nor what it stands on.
     let shape = |kernel: &Kernel, name: &str| kernel.link(name).map(|l| (l.kind.clone(), l.parent.clone(), l.vlan));

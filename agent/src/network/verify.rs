@@ -158,19 +158,22 @@ fn bridge_gaps(link: &KernelLink, (ports, vlan_aware, vids): (&[String], bool, &
     if !vlan_aware {
         return;
     }
-    // A port that is not there is told above.
-    let bad = ports.iter().filter_map(|p| index.link(p)).find(|p| p.master.as_deref() == Some(&link.name) && !carries(p, vids));
-    if let Some(port) = bad {
-        let is = port.vlans.iter().map(|r| (r.first, r.last)).collect::<Vec<_>>();
-        out.push(Gap::new(Repair::Change, "vids", vids_text(&is, " "), vids_text(&merged([&[(1, 1)], vids].concat()), " ")));
+    // Tagged, with untagged frames as VLAN 1: so ifupdown2 sets ports up. One that is not there is told above.
+    let tagged = merged([&[(1, 1)], vids].concat());
+    let of = |port: &KernelLink, pvid: bool| merged(port.vlans.iter().filter(|r| r.pvid || !pvid).map(|r| (r.first, r.last)).collect());
+    for port in ports.iter().filter_map(|p| index.link(p)).filter(|p| p.master.as_deref() == Some(&link.name)) {
+        if of(port, false) != tagged {
+            out.push(Gap::new(Repair::Change, "vids", ids(&of(port, false)), ids(&tagged)));
+            break;
+        } else if of(port, true) != [(1, 1)] {
+            out.push(Gap::new(Repair::Change, "untagged VLAN", ids(&of(port, true)), "1"));
+            break;
+        }
     }
 }
 
-/// Whether a port passes these VLANs tagged, and untagged frames as VLAN 1, as ifupdown2 sets it up.
-fn carries(port: &KernelLink, vids: &[(u16, u16)]) -> bool {
-    let pvid = port.vlans.iter().filter(|r| r.pvid).map(|r| (r.first, r.last)).collect::<Vec<_>>();
-    let is = merged(port.vlans.iter().map(|r| (r.first, r.last)).collect());
-    pvid == [(1, 1)] && is == merged([&[(1, 1)], vids].concat())
+fn ids(vids: &[(u16, u16)]) -> String {
+    if vids.is_empty() { "none".into() } else { vids_text(vids, " ") }
 }
 
 /// An interface with IPv6 gets more addresses by router advertisements: those are nobody's mistake.

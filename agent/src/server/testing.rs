@@ -216,7 +216,13 @@ pub(super) async fn stand_on<P: Pve>(pve: Arc<P>, change: impl FnOnce(&mut Confi
     config.state_dir = files.path("state");
     change(&mut config);
     let (shutdown, scheduled) = watch::channel(false);
-    let world = World { pve: pve.clone(), store: Arc::new(EmptyStore), links: Arc::new(OneBridge), network: FakeHost::new().process(), facts: Arc::new(SameFacts(scheduled)) };
+    let world = World {
+        pve: pve.clone(),
+        store: Arc::new(EmptyStore),
+        links: Arc::new(OneBridge),
+        network: FakeHost::new().process(),
+        facts: Arc::new(SameFacts(scheduled)),
+    };
     let operations = open_operations(&config).await.unwrap();
     let agent = Agent::start(&config, world, operations, None).await.unwrap();
     Stand { agent, ca, files, pve, config, shutdown }

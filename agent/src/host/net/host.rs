@@ -1,11 +1,6 @@
 //! The network of the host itself: netlink, files, ifupdown2, systemd.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use super::{
     Boot, Files, Kernel, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifupdown, kernel, lock, offloads, probe,

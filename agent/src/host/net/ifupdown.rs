@@ -171,12 +171,7 @@ mod tests {
 
     #[test]
     fn neighbours_with_the_same_verb_are_one_call() {
-        let steps = [
-            step(Action::Down, "a"),
-            step(Action::Up, "b"),
-            step(Action::Change, "c"),
-            step(Action::Down, "d"),
-        ];
+        let steps = [step(Action::Down, "a"), step(Action::Up, "b"), step(Action::Change, "c"), step(Action::Down, "d")];
         assert_eq!(words(&steps), ["down", "1", "a", "up", "2", "b", "c", "down", "1", "d"]);
     }
 

@@ -66,11 +66,25 @@ fn read_with(socket: &mut Socket) -> Result<Kernel, Error> {
             parent: parent.and_then(name),
             vlans: vlans.remove(&link.index).unwrap_or_default(),
             addresses: addresses.remove(&link.index).unwrap_or_default(),
+            driver: driver(&link.name),
+            ipv6_disabled: ipv6_disabled(&link.name),
             ..link
         })
         .collect();
     links.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Kernel { links, routes })
+}
+
+/// The driver of a device; empty for links without one.
+fn driver(link: &str) -> String {
+    let target = std::fs::read_link(format!("/sys/class/net/{link}/device/driver")).ok();
+    target.and_then(|t| Some(t.file_name()?.to_string_lossy().into_owned())).unwrap_or_default()
+}
+
+/// Whether IPv6 is off on a link: no netlink message tells. `None`: the kernel has no IPv6, or the link is gone.
+fn ipv6_disabled(link: &str) -> Option<bool> {
+    let text = std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6")).ok()?;
+    Some(text.trim() == "1")
 }
 
 /// The links alone; masters and parents are indexes.

@@ -58,7 +58,8 @@ mod tests {
     #[tokio::test]
     async fn the_second_waits_and_is_told_what_was_not_free() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = NetPaths { etc_network: dir.path().join("etc"), state: dir.path().join("state"), ..super::super::state::tests::paths() };
+        let paths =
+            NetPaths { etc_network: dir.path().join("etc"), state: dir.path().join("state"), ..super::super::state::tests::paths() };
         let held = take(&paths, Duration::ZERO).await.unwrap();
         let error = take(&paths, Duration::from_millis(1)).await.unwrap_err();
         assert_eq!(error, Error::LockTimeout { what: "PVE's network configuration".into() });

@@ -1,6 +1,6 @@
 //! The host's network: what the kernel has, what the files below `/etc/network` declare, and the tools that change it.
 
-pub mod command;
+mod command;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
 mod files;
@@ -11,7 +11,7 @@ mod kernel_decode;
 mod kernel_socket;
 mod lock;
 pub mod offloads;
-mod probe;
+pub mod probe;
 pub mod probe_port;
 mod state;
 mod types;

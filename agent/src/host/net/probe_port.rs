@@ -74,7 +74,7 @@ fn find<'a>(links: &'a [KernelLink], name: &str) -> Option<&'a KernelLink> {
 }
 
 fn add_to(socket: &mut Socket, bridge: &KernelLink, vlan: u16, links: &[KernelLink]) -> Result<String, Error> {
-    for n in 0_u32.. {
+    for n in 0..10_000_u32 {
         let (name, port) = (format!("{PREFIX}{n}"), format!("{PREFIX}{n}p"));
         if find(links, &name).or(find(links, &port)).is_some() {
             continue;
@@ -106,7 +106,7 @@ fn pair(name: &str, port: &str, mtu: u32) -> LinkMessage {
 
 /// A random address among the highest there are for one's own use.
 fn high_address() -> Vec<u8> {
-    [&[0xfe], &Uuid::new_v4().as_bytes()[..5]].concat()
+    [&[0xfe, 0xff], &Uuid::new_v4().as_bytes()[..4]].concat()
 }
 
 fn plug_in(socket: &mut Socket, name: &str, port: &str, bridge: u32, vlan: u16) -> io::Result<()> {
@@ -194,7 +194,7 @@ mod tests {
         in_namespace(async || {
             make(pair("pvprobe0", "pvprobe0p", 8996));
             for link in kernel::read().await.unwrap().links.iter().filter(|l| l.name != "lo") {
-                assert_eq!((link.mtu, &link.mac[..3]), (8996, "fe:"), "{}", link.name);
+                assert_eq!((link.mtu, &link.mac[..6]), (8996, "fe:ff:"), "{}", link.name);
             }
             remove("pvprobe0").await.unwrap();
             remove("pvprobe0").await.unwrap();

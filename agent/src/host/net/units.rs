@@ -1,10 +1,6 @@
 //! Units of systemd: the one in which the steps run, and the timer that undoes a change without the agent.
 
-use std::{
-    ffi::OsString,
-    path::Path,
-    time::Duration,
-};
+use std::{ffi::OsString, path::Path, time::Duration};
 
 use super::{command, failed};
 use crate::error::Error;

@@ -6,6 +6,7 @@ mod clones;
 mod events;
 mod idle;
 mod machine;
+mod network;
 mod report;
 mod volumes;
 
@@ -19,13 +20,14 @@ fn main() {
     let _context = runtime.enter();
     let mut report = Report::default();
     type Part = fn(&tokio::runtime::Runtime, &mut Report);
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("calls", calls::run),
         ("events", events::run),
         ("idle", idle::run),
         ("clones", clones::run),
         ("volumes", volumes::run),
         ("machine", machine::run),
+        ("network", network::run),
     ];
     for (name, part) in parts {
         if wanted(name) {

@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::OwnedMutexGuard, time::Instant};
+use tokio::{
+    sync::{Notify, OwnedMutexGuard},
+    time::Instant,
+};
 
 use self::model::Model;
 use super::{Boot, Files, Kernel, KernelLink, Network, NetworkLock, ProbePort, Probed, Step, TextFile, failed};
@@ -49,7 +52,22 @@ impl std::fmt::Debug for Fault {
 pub struct FakeHost {
     model: Arc<Mutex<Model>>,
     lock: Arc<Mutex<Arc<tokio::sync::Mutex<()>>>>,
-    began: (Duration, Instant),
+    clock: Arc<Mutex<Clock>>,
+}
+
+/// Time since boot. It goes on from one process to the next, though each may have a runtime with a clock of its own.
+#[derive(Debug)]
+struct Clock {
+    origin: Instant,
+    base: Duration,
+    seen: Duration,
+}
+
+impl Clock {
+    fn now(&mut self) -> Duration {
+        self.seen = self.seen.max(self.base + self.origin.elapsed());
+        self.seen
+    }
 }
 
 impl Default for FakeHost {
@@ -59,10 +77,18 @@ impl Default for FakeHost {
 }
 
 impl FakeHost {
-    /// A host with a management NIC `eth0` (192.0.2.10/24, gateway 192.0.2.1), and `eth1` and `eth2` that nobody uses, of MTU 9000. Must be
-    /// called on a runtime.
+    /// A host with a management NIC `eth0` (192.0.2.10/24, gateway 192.0.2.1), and `eth1` and `eth2` that nobody uses, of MTU 9000.
     pub fn new() -> Self {
-        Self { model: Arc::new(Mutex::new(Model::new())), lock: Arc::default(), began: (clock::since_boot(), Instant::now()) }
+        let base = clock::since_boot();
+        let clock = Clock { origin: Instant::now(), base, seen: base };
+        Self { model: Arc::new(Mutex::new(Model::new())), lock: Arc::default(), clock: Arc::new(Mutex::new(clock)) }
+    }
+
+    /// Another host that is as this one is.
+    pub fn copy(&self) -> Self {
+        let other = Self::new();
+        *other.model() = self.model().clone();
+        other
     }
 
     fn model(&self) -> MutexGuard<'_, Model> {
@@ -72,12 +98,21 @@ impl FakeHost {
     /// A process on it. What former ones held is free.
     pub fn process(&self) -> Arc<FakeNetwork> {
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        (clock.base, clock.origin) = (clock.seen, Instant::now());
+        drop(clock);
         self.beside()
     }
 
     /// A process beside those that live.
     pub fn beside(&self) -> Arc<FakeNetwork> {
-        Arc::new(FakeNetwork { host: self.clone(), dead: AtomicBool::new(false), calls: Mutex::default(), faults: Mutex::default() })
+        Arc::new(FakeNetwork {
+            host: self.clone(),
+            dead: AtomicBool::new(false),
+            died: Notify::new(),
+            calls: Mutex::default(),
+            faults: Mutex::default(),
+        })
     }
 
     /// What runs.
@@ -143,19 +178,31 @@ impl FakeHost {
     /// Whether ifupdown2 hangs at this interface.
     pub fn hang(&self, interface: &str, hangs: bool) {
         let mut model = self.model();
-        if hangs { model.hangs.insert(interface.to_owned()) } else { model.hangs.remove(interface) };
+        if hangs {
+            model.hangs.insert(interface.to_owned())
+        } else {
+            model.hangs.remove(interface)
+        };
     }
 
     /// Whether ifupdown2 fails at this interface.
     pub fn fail(&self, interface: &str, fails: bool) {
         let mut model = self.model();
-        if fails { model.fails.insert(interface.to_owned()) } else { model.fails.remove(interface) };
+        if fails {
+            model.fails.insert(interface.to_owned())
+        } else {
+            model.fails.remove(interface)
+        };
     }
 
     /// Netlink does not remove this link.
     pub fn stick(&self, interface: &str, sticks: bool) {
         let mut model = self.model();
-        if sticks { model.sticky.insert(interface.to_owned()) } else { model.sticky.remove(interface) };
+        if sticks {
+            model.sticky.insert(interface.to_owned())
+        } else {
+            model.sticky.remove(interface)
+        };
     }
 
     /// Who answers, by the link behind which it is.
@@ -183,9 +230,17 @@ impl FakeHost {
         self.model().networking();
     }
 
-    fn boot(&self) -> Boot {
-        let (base, began) = self.began;
-        Boot { id: format!("boot-{}", self.model().boot), time: base + began.elapsed() }
+    /// Lets time go by.
+    pub fn time_goes_by(&self, time: Duration) {
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.base += time;
+        clock.now();
+    }
+
+    /// Time since boot, and which boot.
+    pub fn boot(&self) -> Boot {
+        let time = self.clock.lock().unwrap_or_else(PoisonError::into_inner).now();
+        Boot { id: format!("boot-{}", self.model().boot), time }
     }
 }
 
@@ -194,6 +249,7 @@ impl FakeHost {
 pub struct FakeNetwork {
     host: FakeHost,
     dead: AtomicBool,
+    died: Notify,
     calls: Mutex<Vec<&'static str>>,
     faults: Mutex<VecDeque<(String, usize, Fault)>>,
 }
@@ -219,6 +275,14 @@ impl FakeNetwork {
         self.dead.load(Ordering::SeqCst)
     }
 
+    /// Returns when it was killed.
+    pub async fn killed(&self) {
+        let died = self.died.notified();
+        if !self.is_dead() {
+            died.await;
+        }
+    }
+
     /// What happens at this call.
     fn fault(&self, call: &'static str) -> Option<Fault> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
@@ -233,6 +297,7 @@ impl FakeNetwork {
 
     fn die(&self) {
         self.dead.store(true, Ordering::SeqCst);
+        self.died.notify_waiters();
     }
 
     /// Does a call, unless something else is to happen. A dead process does nothing any more.
@@ -241,7 +306,7 @@ impl FakeNetwork {
             std::future::pending::<()>().await;
         }
         // What a dead process left running goes on beside the others.
-        if name != "run_steps" && name != "stop_steps" {
+        if !["run_steps", "step", "stop_steps"].contains(&name) {
             let _ = self.host.model().step();
         }
         let mut dies = false;

@@ -63,15 +63,15 @@ impl Model {
         let mut eth0 = nic("eth0", 2);
         eth0.addresses = vec![IpNet::new_assert([192, 0, 2, 10].into(), 24)];
         let gateway = std::net::IpAddr::from([192, 0, 2, 1]);
-        let default =
-            KernelRoute { destination: None, gateway: Some(gateway), link: "eth0".to_owned(), metric: 0, v6: false };
+        let default = KernelRoute { destination: None, gateway: Some(gateway), link: "eth0".to_owned(), metric: 0, v6: false };
         let kernel = Kernel { links: vec![lo, eth0, nic("eth1", 3), nic("eth2", 4)], routes: vec![default] };
         Self {
             base: kernel.clone(),
             kernel,
-            interfaces: "auto lo\niface lo inet loopback\nauto eth0\niface eth0 inet static\n\taddress 192.0.2.10/24\n\tgateway 192.0.2.1\n\
+            interfaces:
+                "auto lo\niface lo inet loopback\nauto eth0\niface eth0 inet static\n\taddress 192.0.2.10/24\n\tgateway 192.0.2.1\n\
                          iface eth1 inet manual\niface eth2 inet manual\nsource /etc/network/interfaces.d/*\n"
-                .to_owned(),
+                    .to_owned(),
             own: None,
             old_own: None,
             staged: None,

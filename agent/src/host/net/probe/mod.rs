@@ -2,6 +2,7 @@
 
 mod frame;
 mod neighbours;
+mod port;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use smoltcp::wire::EthernetAddress;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+pub use self::port::{answer_on, send_on, who_has_on};
 use self::{
     frame::{ETHERTYPE, Frame, Kind, MAX_FRAME},
     socket::{Interface, PacketSocket},
@@ -30,7 +32,7 @@ const AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 
 /// Which of these addresses somebody else on the link answers for, and the MAC address that does. Each is asked for three times within the
 /// timeout; ends as soon as all were answered. Errors: `InterfaceNotFound`, `NetworkFailed`.
-pub(super) async fn who_has(link: &KernelLink, addresses: &[IpAddr], timeout: Duration) -> Result<BTreeMap<IpAddr, String>, Error> {
+pub async fn who_has(link: &KernelLink, addresses: &[IpAddr], timeout: Duration) -> Result<BTreeMap<IpAddr, String>, Error> {
     neighbours::who_has(&link.name, addresses, timeout).await
 }
 
@@ -44,7 +46,7 @@ async fn open(link: &KernelLink) -> Result<(Interface, PacketSocket), Error> {
 
 /// Answers probes that carry the token; returns how many. Each probe is answered once, to its sender alone and with as many bytes, so that
 /// nobody can make more of it; at most 4096 in all, after which it ends early. Errors: `InterfaceNotFound`, `NetworkFailed`.
-pub(super) async fn answer(link: &KernelLink, token: &str, time: Duration) -> Result<u32, Error> {
+pub async fn answer(link: &KernelLink, token: &str, time: Duration) -> Result<u32, Error> {
     let end = Instant::now() + time;
     let (interface, socket) = open(link).await?;
     let (mut answered, mut buffer) = (HashSet::<(EthernetAddress, u64)>::new(), vec![0; MAX_FRAME]);
@@ -68,7 +70,7 @@ pub(super) async fn answer(link: &KernelLink, token: &str, time: Duration) -> Re
 
 /// Sends probes of each size until it was answered with as many bytes, or the time is over. Sizes above the link's MTU count as not answered
 /// and are not sent. Errors: `InterfaceNotFound`, `NetworkFailed`.
-pub(super) async fn send(link: &KernelLink, token: &str, mtus: &[u32], timeout: Duration) -> Result<Probed, Error> {
+pub async fn send(link: &KernelLink, token: &str, mtus: &[u32], timeout: Duration) -> Result<Probed, Error> {
     let end = Instant::now() + timeout;
     let (interface, socket) = open(link).await?;
     let mut open: BTreeSet<u32> = mtus.iter().copied().filter(|mtu| *mtu <= link.mtu).collect();

@@ -48,7 +48,8 @@ pub(super) async fn who_has(name: &str, addresses: &[IpAddr], timeout: Duration)
     let v6 = ask(&interface, (ETHERTYPE_IPV6, advertisements), v6, (timeout, end), solicitation, advertised);
     let (mut holders, v6) = tokio::try_join!(v4, v6)?;
     holders.extend(v6);
-    Ok(holders.into_iter().map(|(address, mac)| (address, mac.to_string())).collect())
+    let text = |mac: EthernetAddress| mac.as_bytes().iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
+    Ok(holders.into_iter().map(|(address, mac)| (address, text(mac))).collect())
 }
 
 type Holder = (IpAddr, EthernetAddress);
@@ -95,7 +96,13 @@ async fn ask(
 }
 
 /// A frame with this payload.
-fn ethernet(from: EthernetAddress, to: EthernetAddress, ethertype: EthernetProtocol, length: usize, emit: impl FnOnce(&mut [u8])) -> Vec<u8> {
+fn ethernet(
+    from: EthernetAddress,
+    to: EthernetAddress,
+    ethertype: EthernetProtocol,
+    length: usize,
+    emit: impl FnOnce(&mut [u8]),
+) -> Vec<u8> {
     let header = EthernetRepr { src_addr: from, dst_addr: to, ethertype };
     let mut frame = EthernetFrame::new_unchecked(vec![0; header.buffer_len() + length]);
     header.emit(&mut frame);
@@ -183,4 +190,105 @@ fn advertisements() -> Vec<SockFilter> {
         SockFilter::new(RETURN, 0, 0, u32::MAX),
         SockFilter::new(RETURN, 0, 0, 0),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    const MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 7]);
+
+    /// A neighbour advertisement as Linux sends it.
+    fn advertisement(address: Ipv6Addr, lladdr: Option<EthernetAddress>, hop_limit: u8) -> Vec<u8> {
+        let lladdr = lladdr.map(|mac| RawHardwareAddress::from(HardwareAddress::Ethernet(mac)));
+        let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
+            flags: smoltcp::wire::NdiscNeighborFlags::SOLICITED,
+            target_addr: address,
+            lladdr,
+        });
+        let (src_addr, dst_addr) = (address, "fe80::1".parse().unwrap());
+        let ip = Ipv6Repr { src_addr, dst_addr, next_header: IpProtocol::Icmpv6, payload_len: icmp.buffer_len(), hop_limit };
+        ethernet(MAC, EthernetAddress([2; 6]), EthernetProtocol::Ipv6, ip.buffer_len() + ip.payload_len, |payload| {
+            let mut packet = Ipv6Packet::new_unchecked(payload);
+            ip.emit(&mut packet);
+            icmp.emit(&src_addr, &dst_addr, &mut Icmpv6Packet::new_unchecked(packet.payload_mut()), &ChecksumCapabilities::default());
+        })
+    }
+
+    fn arp(operation: ArpOperation, holder: Ipv4Addr, mac: EthernetAddress) -> Vec<u8> {
+        let repr = ArpRepr::EthernetIpv4 {
+            operation,
+            source_hardware_addr: mac,
+            source_protocol_addr: holder,
+            target_hardware_addr: EthernetAddress([2; 6]),
+            target_protocol_addr: Ipv4Addr::new(192, 0, 2, 1),
+        };
+        ethernet(MAC, EthernetAddress([2; 6]), EthernetProtocol::Arp, repr.buffer_len(), |payload| {
+            repr.emit(&mut ArpPacket::new_unchecked(payload));
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn who_answers_is_read(v4 in any::<[u8; 4]>(), v6 in any::<[u8; 16]>(), mac in any::<[u8; 6]>(), request in any::<bool>()) {
+            let (v4, v6, mac) = (Ipv4Addr::from(v4), Ipv6Addr::from(v6), EthernetAddress(mac));
+            let operation = if request { ArpOperation::Request } else { ArpOperation::Reply };
+            let some = mac.is_unicast();
+            prop_assert_eq!(arp_holder(&arp(operation, v4, mac)), some.then_some((IpAddr::V4(v4), mac)));
+            prop_assert_eq!(advertised(&advertisement(v6, Some(mac), 255)), some.then_some((IpAddr::V6(v6), mac)));
+            // Without the option it is the frame's source; a forwarded one counts for nothing.
+            prop_assert_eq!(advertised(&advertisement(v6, None, 255)), Some((IpAddr::V6(v6), MAC)));
+            prop_assert_eq!(advertised(&advertisement(v6, Some(mac), 254)), None);
+        }
+
+        #[test]
+        fn no_frame_makes_the_readers_panic(
+            noise in proptest::collection::vec(any::<u8>(), 0..200),
+            changes in proptest::collection::vec((0usize..120, any::<u8>()), 0..8),
+            cut in 0usize..120,
+            padding in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            arp_holder(&noise);
+            advertised(&noise);
+            let address = Ipv6Addr::LOCALHOST;
+            for whole in [advertisement(address, Some(MAC), 255), arp(ArpOperation::Reply, Ipv4Addr::LOCALHOST, MAC)] {
+                let mut frame = [whole, padding.clone()].concat();
+                for (at, value) in &changes {
+                    if let Some(byte) = frame.get_mut(*at) {
+                        *byte = *value;
+                    }
+                }
+                frame.truncate(cut);
+                arp_holder(&frame);
+                advertised(&frame);
+            }
+        }
+
+        #[test]
+        fn no_icmpv6_message_with_a_good_checksum_makes_the_reader_panic(message in proptest::collection::vec(any::<u8>(), 8..120), ndisc in any::<bool>()) {
+            let mut message = message;
+            if ndisc {
+                message[..2].copy_from_slice(&[136, 0]);
+            }
+            let (src, dst) = (Ipv6Addr::LOCALHOST, "fe80::1".parse().unwrap());
+            let ip = Ipv6Repr { src_addr: src, dst_addr: dst, next_header: IpProtocol::Icmpv6, payload_len: message.len(), hop_limit: 255 };
+            let frame = ethernet(MAC, MAC, EthernetProtocol::Ipv6, ip.buffer_len() + message.len(), |payload| {
+                let mut packet = Ipv6Packet::new_unchecked(payload);
+                ip.emit(&mut packet);
+                packet.payload_mut().copy_from_slice(&message);
+                Icmpv6Packet::new_unchecked(packet.payload_mut()).fill_checksum(&src, &dst);
+            });
+            advertised(&frame);
+        }
+    }
+
+    #[test]
+    fn the_kernel_takes_the_filter() {
+        let socket = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
+        socket.attach_filter(&advertisements()).unwrap();
+    }
 }

@@ -14,7 +14,7 @@ use nix::{
 };
 use smoltcp::wire::EthernetAddress;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{error::Error, host::process::async_fd};
 
@@ -112,7 +112,8 @@ impl PacketSocket {
     /// The next frame for this host; what does not fit the buffer is cut off. May be dropped at any time without losing a frame.
     pub(super) async fn receive<'b>(&self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
         loop {
-            let mut ready = self.fd.readable().await?;
+            // A link that goes down is told as an error of the socket, which alone does not make it readable.
+            let mut ready = self.fd.ready(Interest::READABLE | Interest::ERROR).await?;
             let received = ready.try_io(|fd| Ok(recvfrom::<LinkAddr>(fd.as_raw_fd(), buffer)?));
             match received {
                 Ok(Ok((length, Some(from)))) if from.ifindex() == self.index && FOR_US.contains(&from.pkttype()) => {
