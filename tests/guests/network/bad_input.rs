@@ -44,7 +44,7 @@ fn bad_input(lane: &mut Lane<'_>) -> State {
         ("an address that is none", one(with(vlan("bond0.7", TRUNK, 7), &["198.51.100.300/24"])), Code::InvalidArgument, reason::INVALID_ADDRESS),
         ("an MTU over the parent's", one(mtu(vlan("bond0.7", TRUNK, 7), 9001)), Code::InvalidArgument, reason::INVALID_MTU),
         ("an MTU below the least", one(mtu(vlan("bond0.7", TRUNK, 7), 100)), Code::InvalidArgument, reason::INVALID_MTU),
-        ("the management interface as a port", one(bridge("vmbr7", &["eth1"])), Code::FailedPrecondition, reason::MANAGEMENT_PATH),
+        ("the management interface as a port", one(bridge("vmbr7", &["eth1"])), Code::FailedPrecondition, reason::INTERFACE_TAKEN),
     ];
     for (what, wish, code, reason) in &trials {
         refused(lane, &api, what, wish, *code, reason);

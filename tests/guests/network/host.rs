@@ -178,7 +178,7 @@ impl Host {
              [pve]\nnode = \"{name}\"\napi_address = \"@API@\"\n\
              ticket_command = [\"/usr/lib/pvelet/pve-sim\", \"ticket\", \"--dir\", \"/var/lib/pve-sim\", \"--node\", \"{name}\"]\n\
              etc_pve = \"{pve}/etc/pve\"\nrun = \"{pve}/run\"\ntask_log = \"{pve}/var/log/pve/tasks\"\nstorage_root = \"{pve}\"\n\
-             [vm]\nvmid_range = \"100000-100999\"\n[log]\nlevel = \"info\"\n"
+             [vm]\nvmid_range = \"100000-100999\"\n[log]\nformat = \"text\"\n"
         )
     }
 
@@ -197,9 +197,10 @@ impl Host {
         Snapshot::parse(&self.guest.sh(snapshot::SCRIPT))
     }
 
-    /// Starts the agent where it does not run, and waits until it serves.
+    /// Starts the agent where it does not run, and waits until it serves. systemd tries again where a first start fails.
     pub fn start_agent(&self) {
-        self.guest.sh("systemctl start pvelet-agent.service");
+        self.guest.run("systemctl start pvelet-agent.service");
+        self.wait_until("systemctl --quiet is-active pvelet-agent.service");
     }
 
     /// Tells the agent's next start what is to happen.
@@ -225,7 +226,7 @@ impl Host {
 
     /// Waits in the guest until a shell condition holds.
     pub fn wait_until(&self, condition: &str) {
-        let out = self.guest.run(&format!("timeout {} sh -c 'until {condition}; do :; done'", SOON.as_secs()));
+        let out = self.guest.run(&format!("timeout {} sh -c 'until {condition}; do sleep 0.2; done'", SOON.as_secs()));
         assert_eq!(out.status, 0, "{} never came to: {condition}\n{}", name(self.n), self.log());
     }
 
@@ -251,6 +252,7 @@ pub fn boot_peer(lab: &Lab) -> Peer {
 const PEER_NETWORK: &str = "
     vlan() { ip link add link $1 name $2 type vlan protocol $3 id $4; ip link set $2 up mtu ${6:-1500}; ip address add $5 dev $2; }
     vlan bond0 p100 802.1Q 100 198.51.100.3/24 9000; ip address add 2001:db8:100::3/64 dev p100 nodad
+    vlan bond0 p60 802.1Q 60 10.60.0.3/24
     vlan bond0 p200 802.1Q 200 203.0.113.3/24 9000
     vlan bond0 outer 802.1ad 300 10.30.0.3/24; vlan outer inner 802.1Q 40 10.40.0.3/24";
 

@@ -154,7 +154,7 @@ fn taps_stay(lane: &mut Lane<'_>) {
         let before = ports();
         assert!(before.contains("tap100i0"), "{before}");
         // A change beside it, and one of its own bridge.
-        lane.change(&Wish::Apply(network("beside", vec![vlan("bond0.7", TRUNK, 7)])));
+        lane.change(&Wish::Apply(network("beside", vec![bridge("vmbr8", &[])])));
         lane.change(&Wish::Apply(spec(&["100", "300"])));
         assert_eq!(ports(), before);
         lane.change(&Wish::Remove("beside".into()));

@@ -8,11 +8,12 @@ use std::{
 };
 
 use pvelet_proto::v1;
+use pvelet_tests::Client;
 use tonic::Status;
 
 use crate::{
     controller::Lent,
-    drive::{Drive, Wish, look, told},
+    drive::{Drive, Wish, look, told, waiting},
     host::{Host, Lab, WayIn, name},
     networks::{SUBJECT, State, subject},
     report::{End, Report, Row},
@@ -149,6 +150,12 @@ impl<'a> Lane<'a> {
         self.wait(look(self.host.api(), true)).map(drop).map_err(|s| format!("the agent does not answer: {s}"))
     }
 
+    /// A client with a connection of its own.
+    pub fn client(&self) -> Client {
+        let _runtime = self.lab.runtime.enter();
+        self.host.api().fresh()
+    }
+
     /// Runs something to its end.
     pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.lab.runtime.block_on(work)
@@ -176,6 +183,13 @@ impl<'a> Lane<'a> {
     pub fn change(&self, wish: &Wish) -> v1::Operation {
         let result = self.wait(Drive::new(self.host.api()).carry(wish));
         succeeded(result)
+    }
+
+    /// Makes a change that must come to wait for its confirmation.
+    pub fn applied(&self, drive: &Drive, wish: &Wish) -> v1::Operation {
+        let result = self.wait(drive.applied(wish));
+        let text = told(&result);
+        result.ok().filter(waiting).unwrap_or_else(|| panic!("it should wait for its confirmation: {text}"))
     }
 
     /// The look of the host without the subject.

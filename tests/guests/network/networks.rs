@@ -6,8 +6,6 @@ use pvelet_proto::v1::{self, interface_spec::Kind};
 pub const SUBJECT: &str = "guests";
 /// The trunk for everything but management.
 pub const TRUNK: &str = "bond0";
-/// The management interface.
-pub const MANAGEMENT: &str = "eth1";
 
 /// What a host has of [`SUBJECT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
