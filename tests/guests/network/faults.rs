@@ -130,7 +130,7 @@ fn controller_vanishes(lane: &mut Lane<'_>) {
 /// Nobody is left but systemd's timer.
 fn both_vanish(lane: &mut Lane<'_>) {
     let drive = Drive::new(lane.host.api()).within(SHORT);
-    let op = lane.applied(&drive, &first(lane));
+    lane.applied(&drive, &first(lane));
     lane.host.kill_agent();
     lane.host.wait_until(&format!("grep -q rolled_back {CHECKPOINT}"));
     lane.must_be_bare("the timer has undone it");
@@ -246,7 +246,7 @@ fn old_connection(lane: &mut Lane<'_>) {
 /// PVE's cluster file system does not come up: the host's network is put right all the same.
 fn no_pve_at_boot(lane: &mut Lane<'_>) -> State {
     let drive = Drive::new(lane.host.api());
-    let op = lane.applied(&drive, &first(lane));
+    lane.applied(&drive, &first(lane));
     lane.host.guest.sh("systemctl --quiet disable pve-sim.service; sync");
     lane.host.guest.power_cut();
     lane.host.guest.start().unwrap();
