@@ -9,6 +9,7 @@ use super::{
     Inner,
     checkpoint::{self, Checkpoint, Gateway, Phase},
     definition::{Definition, Kind},
+    descent::descent,
     facts::Gathered,
     plan::{Plan, Wish},
     planner, preflight,
@@ -385,13 +386,21 @@ pub(super) fn ended(change: &Checkpoint) -> Result<(), Error> {
     }
 }
 
-/// Runs the steps of a plan: what goes by the old text, since the live files do not have it any more; what comes by the live files.
+/// Runs the steps of a plan: what goes by a text of its own, since the live files do not have it any more; what comes by the live files.
 async fn run(net: &dyn Network, plan: &Plan) -> Result<(), Error> {
     let down = |step: &Step| step.action == Action::Down;
     let mut failed = None;
     for group in plan.steps.chunk_by(|a, b| down(a) == down(b)) {
-        let text = if group.first().is_some_and(down) { plan.old_text.as_deref() } else { None };
-        if let Err(error) = net.run_steps(group, text, STEPS).await {
+        let ran = if group.first().is_some_and(down) {
+            let going: Vec<String> = group.iter().map(|s| s.interface.clone()).collect();
+            match descent(plan.old_text.as_deref(), &going, &net.kernel().await?) {
+                Ok(descent) => net.run_steps(&descent.steps, Some(&descent.text), STEPS).await,
+                Err(why) => Err(Error::Internal(format!("the agent's own file as it was: {why}"))),
+            }
+        } else {
+            net.run_steps(group, None, STEPS).await
+        };
+        if let Err(error) = ran {
             failed.get_or_insert(error);
             // What hangs must not hold the next ones up.
             let _ = net.stop_steps().await;

@@ -167,7 +167,7 @@ proptest! {
             match what {
                 0 => text.push_str(&format!("# {word}\n")),
                 1 => text.push_str(&format!("auto {word} \\\n\t{word}x\n")),
-                2 => text.push_str("\n"),
+                2 => text.push('\n'),
                 3 => {
                     text.push_str(&format!("iface {word} \\\n inet manual\n\tbridge-ports {word}1 \\\n   {word}2\n"));
                     wanted.push((word, line));

@@ -9,6 +9,7 @@ pub mod checkpoint;
 mod confirm;
 pub mod declared;
 pub mod definition;
+pub mod descent;
 mod diff;
 mod facts;
 pub mod management;
@@ -20,6 +21,8 @@ pub mod probe;
 mod read;
 pub mod recover;
 mod stack;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod undo;

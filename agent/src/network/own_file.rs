@@ -159,7 +159,8 @@ fn json(network: &Definition) -> String {
     out
 }
 
-fn stanza(out: &mut String, interface: &Interface) {
+/// The `iface` stanza of an interface, with its `auto` line.
+pub(super) fn stanza(out: &mut String, interface: &Interface) {
     let name = &interface.name;
     let comment: String = interface.comment.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
     if !comment.trim().is_empty() {

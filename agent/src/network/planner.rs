@@ -58,7 +58,8 @@ pub fn plan(own: Option<&str>, wish: &Wish, kernel: &Kernel, declared: &Declared
     let gone: Vec<&Interface> = before.iter().filter(|b| !after.iter().any(|a| a.name == b.name)).collect();
 
     let fit = fit::Fit::new(name, before, after, &own_file, kernel, &index, declared);
-    if let Some(new) = new {
+    // What is so already needs nobody's leave, whatever came beside it since.
+    if let Some(new) = new.filter(|_| old != new || fates.iter().any(|f| *f != Fate::Keep)) {
         fit.check(new, &fates)?;
     }
     let remade = after.iter().zip(&fates).filter(|(_, f)| **f == Fate::Remake).map(|(i, _)| i);
@@ -80,6 +81,10 @@ pub fn file_diff(plan: &Plan) -> String {
     diff::unified(OWN_PATH, plan.old_text.as_deref(), plan.new_text.as_deref())
 }
 
+fn has_ipv6(interface: &Interface) -> bool {
+    interface.addresses.iter().any(|a| a.addr().is_ipv6())
+}
+
 /// Whether one cannot become the other in place.
 fn is_another(old: &Interface, new: &Interface) -> bool {
     match (&old.kind, &new.kind) {
@@ -92,6 +97,7 @@ fn is_another(old: &Interface, new: &Interface) -> bool {
 /// What happens to each interface that is declared afterwards.
 fn fates(before: &[Interface], after: &[Interface], kernel: &Kernel, index: &Index<'_>) -> Vec<Fate> {
     let mut remade: BTreeSet<&str> = BTreeSet::new();
+    let mut flapped: BTreeSet<&str> = BTreeSet::new();
     let mut out = vec![Fate::Keep; after.len()];
     let mtu = |name: &str| index.link(name).map(|l| l.mtu);
     for interface in in_order(after) {
@@ -109,11 +115,18 @@ fn fates(before: &[Interface], after: &[Interface], kernel: &Kernel, index: &Ind
             (Some(Repair::Change), ..) => Fate::Change,
             // What it stands on gets another MTU with this change.
             (None, _, Kind::Vlan { .. }) if effective_mtu(&interface.name, after, kernel) != mtu(&interface.name) => Fate::Change,
+            // It goes down and comes up with its parent, and the kernel drops its IPv6 addresses then.
+            (None, _, Kind::Vlan { parent, .. }) if has_ipv6(interface) && flapped.contains(parent.as_str()) => Fate::Change,
             (None, old, _) if old != Some(interface) => Fate::Change,
             (None, ..) => Fate::Keep,
         };
         if fate == Fate::Remake {
             remade.insert(&interface.name);
+        }
+        // ifupdown2 takes an interface down to turn its IPv6 on or off.
+        let below = matches!(&interface.kind, Kind::Vlan { parent, .. } if flapped.contains(parent.as_str()));
+        if below || fate == Fate::Change && old.is_some_and(|o| has_ipv6(o) != has_ipv6(interface)) {
+            flapped.insert(&interface.name);
         }
         out[at] = fate;
     }
@@ -178,7 +191,7 @@ fn changes(
                 if *fate == Fate::Remake {
                     what.push("made anew".into());
                 } else if what.is_empty() {
-                    what.push("a port is made anew".into());
+                    what.push("what it stands on changes".into());
                 }
                 out.push(format!("~ {} {}: {}", kind_text(interface), interface.name, what.join(", ")));
             }

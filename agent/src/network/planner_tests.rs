@@ -5,15 +5,18 @@ use pvelet_proto::{reason, v1};
 use super::{
     super::{
         declared::{self, Declared},
-        testing::{bridge, file, host, in_sync, nic, plain, run, spec, vlan, vlan_link},
+        testing::{bridge, bridge_link, file, host, in_sync, nic, plain, run, spec, usual, vlan, vlan_link},
         validate, verify,
     },
     *,
 };
 use crate::host::net::KernelLink;
 
-fn nobody() -> Declared {
-    Declared::default()
+/// With what the host's files declare, and this.
+fn also(path: &str, text: &str) -> Declared {
+    let mut declared = usual();
+    declared.stanzas.extend(declared::parse(&[file(path, text)]).stanzas);
+    declared
 }
 
 fn ask(own: Option<&str>, spec: &v1::NetworkSpec, kernel: &Kernel, declared: &Declared) -> Result<Plan, Error> {
@@ -22,7 +25,7 @@ fn ask(own: Option<&str>, spec: &v1::NetworkSpec, kernel: &Kernel, declared: &De
 
 /// A host that has this network.
 fn with(kernel: &Kernel, own: Option<&str>, spec: &v1::NetworkSpec) -> (Kernel, Option<String>) {
-    let plan = ask(own, spec, kernel, &nobody()).unwrap();
+    let plan = ask(own, spec, kernel, &usual()).unwrap();
     let mut kernel = kernel.clone();
     run(&plan, &mut kernel);
     (kernel, plan.new_text)
@@ -43,7 +46,7 @@ fn aware() -> v1::NetworkSpec {
 
 #[test]
 fn a_new_network_comes_up_from_below() {
-    let plan = ask(None, &classic(), &host(), &nobody()).unwrap();
+    let plan = ask(None, &classic(), &host(), &usual()).unwrap();
     assert_eq!(
         told(&plan),
         ["up eth1.100", "up vmbr100", "+ vlan eth1.100 (802.1Q 100 on eth1, mtu 1500)", "+ bridge vmbr100 (ports eth1.100, mtu 1500)",]
@@ -59,10 +62,11 @@ fn settings_are_changed_in_place_and_nothing_else_is_touched() {
     let mut wanted = first.clone();
     let Some(v1::interface_spec::Kind::Bridge(b)) = &mut wanted.interfaces[0].kind else { panic!() };
     b.vids = vec!["100-299".into()];
-    let plan = ask(own.as_deref(), &wanted, &kernel, &nobody()).unwrap();
+    let plan = ask(own.as_deref(), &wanted, &kernel, &usual()).unwrap();
     assert_eq!(told(&plan), ["change vmbr1", "~ bridge vmbr1: vids 1 100-199 -> 1 100-299"]);
 
-    let table: [(&str, fn(&mut v1::NetworkSpec), &str); 5] = [
+    type Row = (&'static str, fn(&mut v1::NetworkSpec), &'static str);
+    let table: [Row; 5] = [
         ("mtu", |s| s.interfaces[1].mtu = 1400, "~ vlan stor: mtu 9000 -> 1400"),
         ("addresses", |s| s.interfaces[1].addresses = vec!["10.0.0.1/24".into()], "~ vlan stor: addresses none -> 10.0.0.1/24"),
         ("comment", |s| s.interfaces[1].comment = "Ceph".into(), "~ vlan stor: comment '' -> 'Ceph'"),
@@ -72,7 +76,7 @@ fn settings_are_changed_in_place_and_nothing_else_is_touched() {
     for (what, change, line) in table {
         let mut wanted = first.clone();
         change(&mut wanted);
-        let plan = ask(own.as_deref(), &wanted, &kernel, &nobody()).unwrap();
+        let plan = ask(own.as_deref(), &wanted, &kernel, &usual()).unwrap();
         let steps: &[&str] = if matches!(what, "id" | "parent") { &["down stor", "up stor"] } else { &["change stor"] };
         assert_eq!(told(&plan), [steps, &[line]].concat(), "{what}");
     }
@@ -87,7 +91,7 @@ fn what_becomes_another_thing_goes_first_with_the_vlans_on_it() {
         )
     };
     let (kernel, own) = with(&host(), None, &qinq(300));
-    let plan = ask(own.as_deref(), &qinq(301), &kernel, &nobody()).unwrap();
+    let plan = ask(own.as_deref(), &qinq(301), &kernel, &usual()).unwrap();
     assert_eq!(
         plan.steps.iter().map(|s| (s.action, s.interface.as_str())).collect::<Vec<_>>(),
         [
@@ -101,14 +105,14 @@ fn what_becomes_another_thing_goes_first_with_the_vlans_on_it() {
     );
     assert_eq!(
         plan.changes,
-        ["~ vlan outer: tag 802.1Q 300 -> 802.1Q 301, made anew", "~ vlan inner: made anew", "~ bridge vmbr5: a port is made anew"]
+        ["~ vlan outer: tag 802.1Q 300 -> 802.1Q 301, made anew", "~ vlan inner: made anew", "~ bridge vmbr5: what it stands on changes"]
     );
 }
 
 #[test]
 fn an_interface_that_is_no_longer_asked_for_goes() {
     let (kernel, own) = with(&host(), None, &classic());
-    let plan = ask(own.as_deref(), &spec("guests", &[bridge("vmbr100", &[], None)]), &kernel, &nobody()).unwrap();
+    let plan = ask(own.as_deref(), &spec("guests", &[bridge("vmbr100", &[], None)]), &kernel, &usual()).unwrap();
     assert_eq!(told(&plan), ["down eth1.100", "change vmbr100", "- vlan eth1.100", "~ bridge vmbr100: ports eth1.100 -> none"]);
     assert_eq!(plan.gone, ["eth1.100"]);
 }
@@ -116,14 +120,15 @@ fn an_interface_that_is_no_longer_asked_for_goes() {
 #[test]
 fn a_vlan_may_be_given_another_name() {
     let (kernel, own) = with(&host(), None, &spec("n", &[vlan("eth1.100", "eth1", 100)]));
-    let plan = ask(own.as_deref(), &spec("n", &[vlan("stor", "eth1", 100)]), &kernel, &nobody()).unwrap();
+    let plan = ask(own.as_deref(), &spec("n", &[vlan("stor", "eth1", 100)]), &kernel, &usual()).unwrap();
     assert_eq!(told(&plan)[..2], ["down eth1.100", "up stor"]);
 }
 
 #[test]
 fn what_the_kernel_lost_is_mended() {
     let (kernel, own) = with(&host(), None, &classic());
-    let table: [(fn(&mut Kernel), &[&str]); 5] = [
+    type Row = (fn(&mut Kernel), &'static [&'static str]);
+    let table: [Row; 5] = [
         (|_| {}, &[]),
         (|k| k.links.retain(|l| l.name != "vmbr100"), &["up vmbr100", "+ bridge vmbr100 (ports eth1.100, mtu 1500)"]),
         (|k| link(k, "eth1.100").up = false, &["change eth1.100", "~ vlan eth1.100: state down -> up"]),
@@ -133,7 +138,7 @@ fn what_the_kernel_lost_is_mended() {
     for (harm, wanted) in table {
         let mut kernel = kernel.clone();
         harm(&mut kernel);
-        let plan = ask(own.as_deref(), &classic(), &kernel, &nobody()).unwrap();
+        let plan = ask(own.as_deref(), &classic(), &kernel, &usual()).unwrap();
         assert_eq!(told(&plan), wanted);
         assert_eq!(plan.old_text, plan.new_text);
         assert_eq!(plan.is_empty(), wanted.is_empty());
@@ -147,7 +152,7 @@ fn link<'a>(kernel: &'a mut Kernel, name: &str) -> &'a mut KernelLink {
 #[test]
 fn a_network_goes_from_above_and_leaves_no_file() {
     let (kernel, own) = with(&host(), None, &classic());
-    let plan = plan(own.as_deref(), &Wish::Remove("guests".into()), &kernel, &nobody()).unwrap();
+    let plan = plan(own.as_deref(), &Wish::Remove("guests".into()), &kernel, &usual()).unwrap();
     assert_eq!(told(&plan), ["down vmbr100", "down eth1.100", "- bridge vmbr100", "- vlan eth1.100"]);
     assert_eq!((plan.new_text.as_deref(), plan.gone.len(), plan.wanted.len()), (None, 2, 0));
     assert!(file_diff(&plan).starts_with("--- /etc/network/interfaces.d/pvelet\n+++ /dev/null\n"));
@@ -157,7 +162,7 @@ fn a_network_goes_from_above_and_leaves_no_file() {
 fn removing_what_is_not_there_is_an_empty_plan() {
     let (kernel, own) = with(&host(), None, &classic());
     for own in [None, own.as_deref()] {
-        let plan = plan(own, &Wish::Remove("other".into()), &kernel, &nobody()).unwrap();
+        let plan = plan(own, &Wish::Remove("other".into()), &kernel, &usual()).unwrap();
         assert!(plan.is_empty() && plan.changes.is_empty() && file_diff(&plan).is_empty());
     }
 }
@@ -178,10 +183,12 @@ fn owner_of(result: Result<Plan, Error>) -> (String, String) {
 
 #[test]
 fn a_name_that_somebody_has_is_refused() {
-    let (kernel, own) = with(&host(), None, &classic());
-    let declared = declared::parse(&[file("/etc/network/interfaces", "auto vmbr7\niface vmbr7 inet manual\n\tbridge-ports none\n")]);
+    let (mut kernel, own) = with(&host(), None, &classic());
+    kernel.links.push(bridge_link("hand0", 30));
+    let declared = also("/etc/network/interfaces", "auto vmbr7\niface vmbr7 inet manual\n\tbridge-ports none\n");
     let table = [
-        (spec("n", &[bridge("vmbr0", &[], None)]), "somebody who made it by hand (the kernel has a bridge of this name)"),
+        (spec("n", &[bridge("vmbr0", &[], None)]), "/etc/network/interfaces:11"),
+        (spec("n", &[bridge("hand0", &[], None)]), "somebody who made it by hand (the kernel has a bridge of this name)"),
         (spec("n", &[bridge("enp7s0", &[], None)]), "link 'eth2', which has it as its other name"),
         (spec("n", &[bridge("vmbr7", &[], None)]), "/etc/network/interfaces:2"),
         (spec("n", &[bridge("vmbr100", &[], None)]), "network 'guests' of pvelet"),
@@ -198,31 +205,31 @@ fn what_an_interface_stands_on_must_be_free() {
     kernel.links.push(KernelLink { master: Some("bond0".into()), ..nic("eth3", 9, 9000) });
     let (kernel, own) = with(&kernel, None, &aware());
     let text = "iface eth1 inet static\n\taddress 10.8.0.1/24\niface bond9\n\tbond-slaves eth1\n";
-    let addressed = declared::parse(&[file("/etc/network/interfaces", &text[..text.find("iface bond9").unwrap()])]);
-    let enslaved = declared::parse(&[file("/etc/network/interfaces", &text[text.find("iface bond9").unwrap()..])]);
+    let addressed = also("/etc/network/interfaces", &text[..text.find("iface bond9").unwrap()]);
+    let enslaved = also("/etc/network/interfaces", &text[text.find("iface bond9").unwrap()..]);
     let table = [
-        (bridge("b", &["eth0"], None), nobody(), ("eth0", "bridge 'vmbr0', as a port")),
-        (bridge("b", &["eth3"], None), nobody(), ("eth3", "bond 'bond0', as a port")),
-        (vlan("v", "eth3", 5), nobody(), ("eth3", "bond 'bond0', as a port")),
-        (vlan("v", "eth0", 5), nobody(), ("eth0", "bridge 'vmbr0', as a port")),
-        (bridge("b", &["bond0"], None), nobody(), ("bond0", "the host itself, which has address 10.9.0.1/24 on it")),
+        (bridge("b", &["eth0"], None), usual(), ("eth0", "bridge 'vmbr0', as a port")),
+        (bridge("b", &["eth3"], None), usual(), ("eth3", "bond 'bond0', as a port")),
+        (vlan("v", "eth3", 5), usual(), ("eth3", "bond 'bond0', as a port")),
+        (vlan("v", "eth0", 5), usual(), ("eth0", "bridge 'vmbr0', as a port")),
+        (bridge("b", &["bond0"], None), usual(), ("bond0", "the host itself, which has address 10.9.0.1/24 on it")),
         (bridge("b", &["eth1"], None), addressed, ("eth1", "/etc/network/interfaces:1, which gives it addresses")),
         (bridge("b", &["eth1"], None), enslaved, ("eth1", "'bond9' in /etc/network/interfaces:1, as a port")),
-        (bridge("b", &["eth2"], None), nobody(), ("eth2", "bridge 'vmbr1' of network 'trunk' of pvelet, as a port")),
-        (vlan("v", "eth2", 5), nobody(), ("eth2", "bridge 'vmbr1' of network 'trunk' of pvelet, as a port")),
+        (bridge("b", &["eth2"], None), usual(), ("eth2", "bridge 'vmbr1' of network 'trunk' of pvelet, as a port")),
+        (vlan("v", "eth2", 5), usual(), ("eth2", "bridge 'vmbr1' of network 'trunk' of pvelet, as a port")),
     ];
     for (interface, declared, (name, owner)) in table {
         assert_eq!(owner_of(ask(own.as_deref(), &spec("n", &[interface]), &kernel, &declared)), (name.to_owned(), owner.to_owned()));
     }
     // A VLAN on a bridge is fine: that is how a host has an address in one of its VLANs.
-    assert!(ask(own.as_deref(), &spec("n", &[vlan("vmbr0.5", "vmbr0", 5)]), &kernel, &nobody()).is_ok());
+    assert!(ask(own.as_deref(), &spec("n", &[vlan("vmbr0.5", "vmbr0", 5)]), &kernel, &usual()).is_ok());
 }
 
 #[test]
 fn a_parent_that_goes_with_the_change_is_not_found() {
     let (kernel, own) = with(&host(), None, &spec("n", &[vlan("outer", "eth1", 5)]));
     for interface in [vlan("inner", "outer", 6), bridge("b", &["outer"], None)] {
-        let result = ask(own.as_deref(), &spec("n", &[interface]), &kernel, &nobody());
+        let result = ask(own.as_deref(), &spec("n", &[interface]), &kernel, &usual());
         assert_eq!(result.unwrap_err(), Error::InterfaceNotFound { interface: "outer".into() });
     }
 }
@@ -231,10 +238,10 @@ fn a_parent_that_goes_with_the_change_is_not_found() {
 fn a_vlan_of_a_link_is_one_interface() {
     let mut kernel = host();
     kernel.links.push(vlan_link("byhand", "eth1", 7, 1500));
-    let declared = declared::parse(&[file(
+    let declared = also(
         "/etc/network/interfaces.d/x",
         "iface eth1.8 inet manual\niface q\n vlan-raw-device eth1\n vlan-id 9\n vlan-protocol 802.1AD\n",
-    )]);
+    );
     let (kernel, own) = with(&kernel, None, &spec("first", &[vlan("eth1.6", "eth1", 6)]));
     let table = [(7, "'byhand'"), (8, "'eth1.8' in /etc/network/interfaces.d/x:1"), (6, "'eth1.6'")];
     for (id, who) in table {
@@ -246,9 +253,71 @@ fn a_vlan_of_a_link_is_one_interface() {
     for free in [vlan("v", "eth1", 9), vlan("v", "eth2", 7)] {
         assert!(ask(own.as_deref(), &spec("n", &[free]), &kernel, &declared).is_ok());
     }
-    let found = violations(ask(own.as_deref(), &spec("n", &[bridge("b", &["eth1"], Some(&["5-7"]))]), &kernel, &nobody()));
-    assert_eq!(found.len(), 2, "VLANs 6 and 7 would never reach the bridge");
-    assert!(ask(own.as_deref(), &spec("n", &[bridge("b", &["eth1"], Some(&["8"]))]), &kernel, &nobody()).is_ok());
+}
+
+#[test]
+fn a_port_carries_nothing_else() {
+    let wanted = spec("n", &[bridge("b", &["eth1"], None)]);
+    let mut kernel = host();
+    kernel.links.push(vlan_link("byhand", "eth1", 7, 1500));
+    assert_eq!(owner_of(ask(None, &wanted, &kernel, &usual())).1, "VLAN 'byhand', which stands on it");
+    let declared = also("/etc/network/interfaces", "iface eth1.8 inet manual\n");
+    assert_eq!(owner_of(ask(None, &wanted, &host(), &declared)).1, "VLAN 'eth1.8' in /etc/network/interfaces:1, which stands on it");
+    let (mut kernel, own) = with(&host(), None, &spec("first", &[vlan("eth1.6", "eth1", 6)]));
+    assert_eq!(owner_of(ask(own.as_deref(), &wanted, &kernel, &usual())).1, "VLAN 'eth1.6', which stands on it");
+    kernel.links.retain(|l| l.name != "eth1.6");
+    let owner = owner_of(ask(own.as_deref(), &wanted, &kernel, &usual())).1;
+    assert_eq!(owner, "VLAN 'eth1.6' of network 'first' of pvelet, which stands on it");
+    // One that goes with the same change is no hindrance.
+    let (kernel, own) = with(&host(), None, &spec("n", &[vlan("eth1.6", "eth1", 6)]));
+    assert_eq!(told(&ask(own.as_deref(), &wanted, &kernel, &usual()).unwrap())[..2], ["down eth1.6", "up b"]);
+}
+
+#[test]
+fn a_link_that_no_file_declares_is_not_stood_on_where_ifupdown2_would_harm_it() {
+    let mut kernel = host();
+    kernel.links.push(nic("eth5", 20, 9000));
+    kernel.links.push(KernelLink { addresses: vec!["10.55.0.1/24".parse().unwrap()], ..nic("eth6", 21, 1500) });
+    kernel.links.push(nic("eth7", 22, 1500));
+    let table = [
+        (vlan("v", "eth5", 5), Some("so ifupdown2 would set its MTU from 9000 to 1500")),
+        (bridge("b", &["eth1", "eth5"], None), Some("no file declares 'eth5'")),
+        (vlan("v", "eth6", 5), Some("would take its addresses (10.55.0.1/24) away; declare it in /etc/network/interfaces as it is")),
+        (vlan("v", "eth7", 5), None),
+    ];
+    for (interface, wanted) in table {
+        match (ask(None, &spec("n", &[interface]), &kernel, &usual()), wanted) {
+            (Ok(_), None) => {}
+            (Err(Error::NetworkPreflight { checks }), Some(text)) => {
+                assert!(checks[0].0 == "net.undeclared-parent" && checks[0].1.contains(text), "{checks:?}");
+            }
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_is_so_already_stays_so_whatever_came_beside_it() {
+    let wanted = spec("n", &[v1::InterfaceSpec { addresses: vec!["10.1.0.1/24".into()], ..vlan("v", "eth1", 5) }]);
+    let (mut kernel, own) = with(&host(), None, &wanted);
+    link(&mut kernel, "eth2").addresses.push("10.1.0.2/16".parse().unwrap());
+    assert!(ask(own.as_deref(), &wanted, &kernel, &usual()).unwrap().is_empty());
+    link(&mut kernel, "v").up = false;
+    assert_eq!(violations(ask(own.as_deref(), &wanted, &kernel, &usual()))[0].0, reason::SUBNET_OVERLAP);
+}
+
+#[test]
+fn what_loses_its_ipv6_with_its_parent_gets_it_back() {
+    let with_v6 = |name: &str, parent: &str, id, v6: bool| v1::InterfaceSpec {
+        addresses: v6.then(|| format!("2001:db8:{id}::1/64")).into_iter().collect(),
+        ..vlan(name, parent, id)
+    };
+    let wanted =
+        |v6| spec("n", &[with_v6("a", "eth1", 1, v6), with_v6("b", "a", 2, true), with_v6("c", "b", 3, true), with_v6("d", "a", 4, false)]);
+    let (kernel, own) = with(&host(), None, &wanted(false));
+    let plan = ask(own.as_deref(), &wanted(true), &kernel, &usual()).unwrap();
+    assert_eq!(told(&plan)[..3], ["change a", "change b", "change c"]);
+    assert_eq!(plan.steps.len(), 3);
 }
 
 #[test]
@@ -258,7 +327,7 @@ fn addresses_and_subnets_of_others_are_refused() {
     let (kernel, own) =
         with(&kernel, None, &spec("first", &[v1::InterfaceSpec { addresses: vec!["10.6.0.1/24".into()], ..vlan("v6", "eth1", 6) }]));
     let text = "iface x inet static\n address 10.7.0.1\n netmask 255.255.255.0\niface y inet6 static\n address 2001:db8:7::1/64\n";
-    let declared = declared::parse(&[file("/etc/network/interfaces", text)]);
+    let declared = also("/etc/network/interfaces", text);
     let table = [
         ("192.0.2.10/24", Some((reason::ADDRESS_IN_USE, "192.0.2.10 is an address of 'vmbr0' already; choose another"))),
         ("192.0.2.11/28", Some((reason::SUBNET_OVERLAP, "192.0.2.11/28 overlaps with 192.0.2.0/24 of 'vmbr0'; choose another subnet"))),
@@ -288,9 +357,8 @@ fn an_mtu_fits_between_what_is_below_and_what_is_above() {
     kernel.links.push(vlan_link("stor", "eth2", 70, 9000));
     let (_, own) = with(&host(), None, &spec("n", &[vlan("stor", "eth2", 70)]));
     let mtu = |interface: v1::InterfaceSpec, mtu| v1::InterfaceSpec { mtu, ..interface };
-    let ok = |interfaces: &[v1::InterfaceSpec]| ask(own.as_deref(), &spec("n", interfaces), &kernel, &nobody()).map(|_| ());
-    let refused =
-        |interfaces: &[v1::InterfaceSpec]| violations(ask(own.as_deref(), &spec("n", interfaces), &kernel, &nobody())).remove(0).1;
+    let ok = |interfaces: &[v1::InterfaceSpec]| ask(own.as_deref(), &spec("n", interfaces), &kernel, &usual()).map(|_| ());
+    let refused = |interfaces: &[v1::InterfaceSpec]| violations(ask(own.as_deref(), &spec("n", interfaces), &kernel, &usual())).remove(0).1;
     let stor = vlan("stor", "eth2", 70);
     assert_eq!(ok(&[mtu(stor.clone(), 9000)]), Ok(()));
     assert_eq!(
@@ -332,21 +400,21 @@ fn what_others_need_neither_goes_nor_is_made_anew() {
     let anew = spec("base", &[vlan("stor", "eth2", 71), bridge("vmbr1", &["eth1"], Some(&[]))]);
 
     let (stacked, both) = with(&kernel, own.as_deref(), &spec("top", &[bridge("vmbr70", &["stor"], None)]));
-    assert_eq!(users(remove(&stacked, &both, &nobody())), ["network 'top' of pvelet (vmbr70)"]);
-    assert_eq!(users(ask(both.as_deref(), &anew, &stacked, &nobody())), ["network 'top' of pvelet (vmbr70)"]);
+    assert_eq!(users(remove(&stacked, &both, &usual())), ["network 'top' of pvelet (vmbr70)"]);
+    assert_eq!(users(ask(both.as_deref(), &anew, &stacked, &usual())), ["network 'top' of pvelet (vmbr70)"]);
     let more = spec("base", &[v1::InterfaceSpec { comment: "x".into(), ..vlan("stor", "eth2", 70) }, bridge("vmbr1", &["eth1"], None)]);
-    assert_eq!(told(&ask(both.as_deref(), &more, &stacked, &nobody()).unwrap())[0], "change stor");
+    assert_eq!(told(&ask(both.as_deref(), &more, &stacked, &usual()).unwrap())[0], "change stor");
 
     let mut guest = kernel.clone();
     guest.links.push(KernelLink { master: Some("vmbr1".into()), kind: "tun".into(), ..nic("tap100i0", 50, 1500) });
     guest.links.push(KernelLink { master: Some("vmbr1".into()), kind: "veth".into(), ..nic("veth101i0", 51, 1500) });
-    for result in [remove(&guest, &own, &nobody()), ask(own.as_deref(), &anew, &guest, &nobody())] {
+    for result in [remove(&guest, &own, &usual()), ask(own.as_deref(), &anew, &guest, &usual())] {
         assert_eq!(users(result), ["CT 101 (veth101i0)", "VM 100 (tap100i0)"]);
     }
     let mut foreign = kernel.clone();
     foreign.links.push(vlan_link("hand", "stor", 3, 1500));
-    assert_eq!(users(remove(&foreign, &own, &nobody())), ["hand"]);
-    let declared = declared::parse(&[file("/etc/network/interfaces", "iface stor.9 inet manual\n")]);
+    assert_eq!(users(remove(&foreign, &own, &usual())), ["hand"]);
+    let declared = also("/etc/network/interfaces", "iface stor.9 inet manual\n");
     assert_eq!(users(remove(&kernel, &own, &declared)), ["stor.9 (/etc/network/interfaces:1)"]);
 }
 
@@ -354,7 +422,7 @@ fn what_others_need_neither_goes_nor_is_made_anew() {
 fn another_tenants_network_is_not_ours() {
     let (kernel, own) = with(&host(), None, &classic());
     let definition = validate::definition(&classic(), "team-b", &kernel).unwrap();
-    let error = plan(own.as_deref(), &Wish::Apply(definition), &kernel, &nobody()).unwrap_err();
+    let error = plan(own.as_deref(), &Wish::Apply(definition), &kernel, &usual()).unwrap_err();
     assert_eq!(error, Error::NotOurs { what: "network 'guests'".into() });
 }
 
@@ -362,7 +430,7 @@ fn another_tenants_network_is_not_ours() {
 fn an_edited_file_is_not_overwritten() {
     let (kernel, own) = with(&host(), None, &classic());
     let edited = own.unwrap().replace("vlan-id 100", "vlan-id 101");
-    let error = ask(Some(&edited), &classic(), &kernel, &nobody()).unwrap_err();
+    let error = ask(Some(&edited), &classic(), &kernel, &usual()).unwrap_err();
     assert_eq!(
         error,
         Error::NetworkChanged { what: "/etc/network/interfaces.d/pvelet: its digest does not fit, so somebody edited it".into() }
@@ -418,8 +486,8 @@ proptest! {
         for wanted in [first, second, third] {
             let Ok(definition) = validate::definition(&wanted, "team-a", &kernel) else { continue };
             let wish = Wish::Apply(definition);
-            let Ok(made) = plan(own.as_deref(), &wish, &kernel, &nobody()) else { continue };
-            let twice = plan(own.as_deref(), &wish, &kernel, &nobody());
+            let Ok(made) = plan(own.as_deref(), &wish, &kernel, &usual()) else { continue };
+            let twice = plan(own.as_deref(), &wish, &kernel, &usual());
             prop_assert_eq!(Ok(&made), twice.as_ref(), "the same question has the same answer");
             let before = kernel.clone();
             run(&made, &mut kernel);
@@ -429,10 +497,10 @@ proptest! {
                 prop_assert!(!verify::restored(&made, &before, &kernel).is_empty() || made.changes.iter().all(|c| c.starts_with('~')));
             }
             own = made.new_text;
-            let again = plan(own.as_deref(), &wish, &kernel, &nobody()).unwrap();
+            let again = plan(own.as_deref(), &wish, &kernel, &usual()).unwrap();
             prop_assert!(again.is_empty() && again.changes.is_empty(), "{:?}", again);
         }
-        let removal = plan(own.as_deref(), &Wish::Remove("n".into()), &kernel, &nobody()).unwrap();
+        let removal = plan(own.as_deref(), &Wish::Remove("n".into()), &kernel, &usual()).unwrap();
         run(&removal, &mut kernel);
         prop_assert_eq!(removal.new_text, None);
         prop_assert_eq!(plain(&kernel), plain(&bare));
@@ -443,7 +511,7 @@ proptest! {
     #[test]
     fn drift_is_mended(wanted in networks(), harm in proptest::collection::vec((any::<prop::sample::Index>(), 0..6u8), 0..4)) {
         let (mut kernel, own) = with(&host(), None, &spec("beside", &[vlan("beside", "eth1", 4000)]));
-        let Ok(made) = ask(own.as_deref(), &wanted, &kernel, &nobody()) else { return Ok(()) };
+        let Ok(made) = ask(own.as_deref(), &wanted, &kernel, &usual()) else { return Ok(()) };
         run(&made, &mut kernel);
         let names: Vec<String> = made.wanted.iter().map(|i| i.name.clone()).collect();
         for (index, how) in harm {
@@ -467,7 +535,7 @@ proptest! {
                 }
             }
         }
-        let Ok(mend) = ask(made.new_text.as_deref(), &wanted, &kernel, &nobody()) else { return Ok(()) };
+        let Ok(mend) = ask(made.new_text.as_deref(), &wanted, &kernel, &usual()) else { return Ok(()) };
         run(&mend, &mut kernel);
         prop_assert_eq!(in_sync(mend.new_text.as_deref(), &kernel), Vec::<String>::new());
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use pvelet_proto::v1;
 
 use super::{
-    declared::{self, Stanza},
+    declared::{self, Declared, Stanza},
     own_file::OwnFile,
     plan::Plan,
 };
@@ -41,6 +41,14 @@ pub(super) fn host() -> Kernel {
     let mut kernel = Kernel { links: vec![lo, eth0, nic("eth1", 3, 1500), eth2, bond0, vmbr0], routes: vec![route] };
     kernel.links.sort_by(|a, b| a.name.cmp(&b.name));
     kernel
+}
+
+/// What the files of that host declare, as PVE writes them: all its NICs.
+pub(super) fn usual() -> Declared {
+    let text = "auto lo\niface lo inet loopback\niface eth0 inet manual\niface eth1 inet manual\niface eth2 inet manual\n\tmtu 9000\n\
+                auto bond0\niface bond0 inet manual\n\tmtu 9000\nauto vmbr0\niface vmbr0 inet static\n\taddress 192.0.2.10/24\n\
+                \tgateway 192.0.2.1\n\tbridge-ports eth0\n";
+    declared::parse(&[file("/etc/network/interfaces", text)])
 }
 
 pub(super) fn vlan(name: &str, parent: &str, id: u32) -> v1::InterfaceSpec {

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{
     checkpoint::{self, Checkpoint, Phase, unix_millis},
     definition::Interface,
+    descent::descent,
     own_file::{OwnFile, in_order},
     verify,
 };
@@ -126,7 +127,7 @@ async fn restore_links(net: &dyn Network, change: &Checkpoint) -> Vec<String> {
         said.clear();
         // The first time what was changed is changed back in place; if that was not enough, it is made anew.
         for (steps, text) in backwards(change, &now, attempt > 0) {
-            if let Err(error) = net.run_steps(&steps, text, STEPS).await {
+            if let Err(error) = net.run_steps(&steps, text.as_deref(), STEPS).await {
                 tracing::warn!(%error, "while a change is undone");
                 said.push(error.to_string());
                 // What hangs must not hold the next one up.
@@ -181,13 +182,12 @@ fn same(before: &Kernel, now: &Kernel, name: &str) -> bool {
 }
 
 /// Steps, and the text that declares their interfaces; `None`: the live files.
-type Call<'a> = (Vec<Step>, Option<&'a str>);
+type Call = (Vec<Step>, Option<String>);
 
 /// The steps of a change backwards: what it made goes; what it changed or removed comes back. What is as it was is left alone. `anew`: what
 /// could be changed in place is made anew.
-fn backwards<'a>(change: &'a Checkpoint, now: &Kernel, anew: bool) -> Vec<Call<'a>> {
+fn backwards(change: &Checkpoint, now: &Kernel, anew: bool) -> Vec<Call> {
     let (before, plan) = (&change.before, &change.plan);
-    let step = |action, name: &str| Step { action, interface: name.to_owned() };
     let there = |name: &str| now.link(name).is_some();
     let was = |name: &str| before.link(name).is_some();
     // What stands on others goes first, and comes back last. The old file is the agent's own text; what cannot be read has no order.
@@ -199,19 +199,22 @@ fn backwards<'a>(change: &'a Checkpoint, now: &Kernel, anew: bool) -> Vec<Call<'
             order.push(&step.interface);
         }
     }
-    let made: Vec<Step> = in_order(&plan.wanted)
-        .into_iter()
-        .rev()
-        .map(|i| i.name.as_str())
-        .filter(|n| there(n) && !was(n))
-        .map(|n| step(Action::Down, n))
-        .collect();
+    let made = in_order(&plan.wanted).into_iter().rev().map(|i| i.name.as_str()).filter(|n| there(n) && !was(n));
     let back: Vec<&str> = order.into_iter().filter(|n| was(n) && !same(before, now, n)).collect();
     // ifupdown2 changes neither a link's kind nor what it stands on.
     let shape = |kernel: &Kernel, name: &str| kernel.link(name).map(|l| (l.kind.clone(), l.parent.clone(), l.vlan));
     let again = |name: &str| there(name) && (anew || shape(before, name) != shape(now, name));
-    let down: Vec<Step> = back.iter().rev().filter(|n| again(n)).map(|n| step(Action::Down, n)).collect();
-    let up = back.iter().map(|n| step(if there(n) && !again(n) { Action::Change } else { Action::Up }, n)).collect();
-    let calls = [(made, plan.new_text.as_deref()), (down, plan.old_text.as_deref()), (up, None)];
-    calls.into_iter().filter(|(steps, _)| !steps.is_empty()).collect()
+    let going = back.iter().copied().rev().filter(|n| again(n));
+    let mut calls = Vec::new();
+    for (text, names) in [(&plan.new_text, made.collect::<Vec<_>>()), (&plan.old_text, going.collect())] {
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        // Without a text that can be read netlink does it.
+        if let Ok(descent) = descent(text.as_deref(), &names, now) {
+            calls.push((descent.steps, Some(descent.text)));
+        }
+    }
+    let action = |name: &str| if there(name) && !again(name) { Action::Change } else { Action::Up };
+    calls.push((back.iter().map(|n| Step { action: action(n), interface: (*n).to_owned() }).collect(), None));
+    calls.retain(|(steps, _)| !steps.is_empty());
+    calls
 }

@@ -26,7 +26,7 @@ const MTU: std::ops::RangeInclusive<u32> = 576..=65535;
 /// RFC 8200: the smallest MTU with which IPv6 works.
 pub(super) const IPV6_MTU: u32 = 1280;
 /// What ifupdown2 gives a bridge for which nothing is declared, whatever its ports have.
-const DEFAULT_MTU: u32 = 1500;
+pub(super) const DEFAULT_MTU: u32 = 1500;
 const VID: std::ops::RangeInclusive<u16> = 1..=4094;
 /// What a VLAN-aware bridge lets pass if nothing is said: all but VLAN 1, which is that of untagged frames.
 const ALL_VIDS: (u16, u16) = (2, 4094);

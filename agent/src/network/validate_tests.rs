@@ -155,7 +155,8 @@ fn vlans_are_1_to_4094() {
 
 #[test]
 fn vids_are_numbers_and_ranges() {
-    let table: [(&[&str], Option<&[(u16, u16)]>); 15] = [
+    type Row = (&'static [&'static str], Option<&'static [(u16, u16)]>);
+    let table: [Row; 15] = [
         (&[], Some(&[(2, 4094)])),
         (&["100"], Some(&[(100, 100)])),
         (&["1-4094"], Some(&[(1, 4094)])),

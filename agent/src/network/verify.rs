@@ -9,19 +9,13 @@ use super::{
     definition::{Definition, Interface, Kind},
     own_file::{OwnFile, lower, vids_text},
     plan::Plan,
+    stack::is_guest_port,
     validate::merged,
 };
 use crate::host::net::{Kernel, KernelLink, KernelRoute, VlanRange, VlanTag};
 
-/// First letters of the ports by which guests are on a bridge. PVE makes and removes them whenever it likes.
-const GUEST_PORTS: [&str; 4] = ["tap", "veth", "fwpr", "fwln"];
 /// Links that come and go with guests and probes.
 const EPHEMERAL: [&str; 6] = ["tap", "veth", "fwpr", "fwln", "fwbr", "pvprobe"];
-
-/// Whether a link is a port by which a guest is on its bridge.
-pub(super) fn is_guest_port(name: &str) -> bool {
-    GUEST_PORTS.iter().any(|p| name.starts_with(p))
-}
 
 fn is_ephemeral(name: &str) -> bool {
     EPHEMERAL.iter().any(|p| name.starts_with(p))

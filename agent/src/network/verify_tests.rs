@@ -3,7 +3,7 @@ use super::{
     super::{
         plan::Wish,
         planner,
-        testing::{PVID, bridge, host, nic, run, spec, vlan, vlan_link},
+        testing::{PVID, bridge, host, nic, run, spec, usual, vlan, vlan_link},
         validate,
     },
     *,
@@ -14,7 +14,7 @@ use crate::host::net::KernelLink;
 fn change() -> (Plan, Kernel, Kernel) {
     let ask = |own: Option<&str>, interfaces: &[pvelet_proto::v1::InterfaceSpec], kernel: &Kernel| {
         let definition = validate::definition(&spec("n", interfaces), "team-a", kernel).unwrap();
-        planner::plan(own, &Wish::Apply(definition), kernel, &super::super::declared::Declared::default()).unwrap()
+        planner::plan(own, &Wish::Apply(definition), kernel, &usual()).unwrap()
     };
     let mut before = host();
     let first = ask(None, &[bridge("vmbr1", &["eth2"], Some(&["100"])), vlan("old", "eth1", 5)], &before);

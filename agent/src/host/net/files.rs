@@ -179,7 +179,7 @@ fn glob(pattern: &Path) -> io::Result<Vec<PathBuf>> {
     for part in pattern.components() {
         let name = part.as_os_str().to_string_lossy();
         if !name.contains(['*', '?', '[']) {
-            found = found.into_iter().map(|p| p.join(&part)).filter(|p| p.exists()).collect();
+            found = found.into_iter().map(|p| p.join(part)).filter(|p| p.exists()).collect();
             continue;
         }
         let mut next = Vec::new();

@@ -13,8 +13,9 @@ use super::{
         declared::{Declared, Stanza},
         definition::{Definition, Interface, Kind},
         own_file::{OwnFile, lower},
-        validate::{effective_mtu, overlap},
-        verify::{Index, is_guest_port},
+        stack::guest_of,
+        validate::{DEFAULT_MTU, effective_mtu, overlap},
+        verify::{Index, addresses_text},
     },
     Fate,
 };
@@ -22,6 +23,9 @@ use crate::{
     error::{Error, Violation},
     host::net::{Kernel, KernelLink, VlanTag},
 };
+
+/// The id of a check that only a plan can make.
+const UNDECLARED: &str = "net.undeclared-parent";
 
 pub(super) struct Fit<'a> {
     before: &'a [Interface],
@@ -102,14 +106,14 @@ impl<'a> Fit<'a> {
                     self.parent(parent)?;
                     self.tag(index, interface, (parent, VlanTag { id: *id, service: *service }), fates, &mut v);
                 }
-                Kind::Bridge { ports, vlan_aware, vids } => {
-                    for (p, port) in ports.iter().enumerate() {
+                Kind::Bridge { ports, .. } => {
+                    for port in ports {
                         self.port(interface, port)?;
-                        if *vlan_aware {
-                            self.hidden_vlans((index, p), port, vids, &mut v);
-                        }
                     }
                 }
+            }
+            for link in lower(interface) {
+                self.declared(link)?;
             }
             self.mtu(index, interface, &mut v);
         }
@@ -206,21 +210,36 @@ impl<'a> Fit<'a> {
                 return Err(taken(port, format!("the host itself, which has address {address} on it")));
             }
         }
-        match self.stanzas.get(port).into_iter().flatten().find(|s| s.has_addresses()) {
-            Some(stanza) => Err(taken(port, format!("{}, which gives it addresses", stanza.place()))),
+        if let Some(stanza) = self.stanzas.get(port).into_iter().flatten().find(|s| s.has_addresses()) {
+            return Err(taken(port, format!("{}, which gives it addresses", stanza.place())));
+        }
+        self.carries_nothing(port)
+    }
+
+    /// A VLAN on a port takes its frames before the bridge sees them, and goes down with the port when that leaves the bridge.
+    fn carries_nothing(&self, port: &str) -> Result<(), Error> {
+        let stays = |l: &&&KernelLink| self.old(&l.name).is_none() || self.new_of(&l.name).is_some();
+        let link = self.index.vlans(port).iter().find(stays).map(|l| format!("VLAN '{}', which stands on it", l.name));
+        let own = self.others.iter().find(|(_, i)| matches!(&i.kind, Kind::Vlan { parent, .. } if parent == port));
+        let own = own.map(|(network, i)| format!("VLAN '{}' of {}, which stands on it", i.name, network_text(network)));
+        let stanza = self.declared_vlans.get(port).and_then(|s| s.first());
+        match link.or(own).or(stanza.map(|s| format!("VLAN '{}' in {}, which stands on it", s.name, s.place()))) {
+            Some(owner) => Err(taken(port, owner)),
             None => Ok(()),
         }
     }
 
-    /// A VLAN that stands on a port takes its frames before the bridge sees them.
-    fn hidden_vlans(&self, (at, p): (usize, usize), port: &str, vids: &[(u16, u16)], v: &mut Vec<Violation>) {
-        let stays = |l: &&&KernelLink| self.old(&l.name).is_none() || self.new_of(&l.name).is_some();
-        for vlan in self.index.vlans(port).iter().filter(stays) {
-            let Some(tag) = vlan.vlan.filter(|t| !t.service && vids.iter().any(|(a, b)| (*a..=*b).contains(&t.id))) else { continue };
-            let text =
-                format!("VLAN {} of '{port}' ends in '{}' and would never reach the bridge; leave it out of vids", tag.id, vlan.name);
-            v.push(Violation::new(format!("network.interfaces[{at}].bridge.ports[{p}]"), reason::INVALID_VLAN, text));
-        }
+    /// A link below that no file declares is ifupdown2's own: with what stands on it, it gets MTU 1500 and loses its addresses.
+    fn declared(&self, name: &str) -> Result<(), Error> {
+        let ours = self.ours.contains(name) || self.others.iter().any(|(_, i)| i.name == name);
+        let Some(link) = self.index.link(name).filter(|_| !ours && !self.stanzas.contains_key(name)) else { return Ok(()) };
+        let loss = match link.addresses.as_slice() {
+            [] if link.mtu == DEFAULT_MTU => return Ok(()),
+            [] => format!("set its MTU from {} to {DEFAULT_MTU}", link.mtu),
+            addresses => format!("take its addresses ({}) away", addresses_text(addresses)),
+        };
+        let seen = format!("no file declares '{name}', so ifupdown2 would {loss}; declare it in /etc/network/interfaces as it is");
+        Err(Error::NetworkPreflight { checks: vec![(UNDECLARED.to_owned(), seen)] })
     }
 
     /// Not more than what it stands on has, nor less than what stands on it has.
@@ -305,14 +324,12 @@ fn is_port(bridge: &Interface, name: &str) -> bool {
 
 /// A guest's port with its guest: `VM 100 (tap100i0)`.
 fn port_text(name: &str) -> String {
-    let digits = name.trim_start_matches(|c: char| c.is_ascii_alphabetic());
-    let vmid: String = digits.chars().take_while(char::is_ascii_digit).collect();
-    match name {
-        _ if !is_guest_port(name) || vmid.is_empty() => name.to_owned(),
-        _ if name.starts_with("veth") => format!("CT {vmid} ({name})"),
-        _ if name.starts_with("tap") => format!("VM {vmid} ({name})"),
-        _ => format!("guest {vmid} ({name})"),
-    }
+    let kind = match name {
+        _ if name.starts_with("tap") => "VM",
+        _ if name.starts_with("veth") => "CT",
+        _ => "guest",
+    };
+    guest_of(name).map_or_else(|| name.to_owned(), |vmid| format!("{kind} {vmid} ({name})"))
 }
 
 /// The tag of a VLAN that a stanza declares.

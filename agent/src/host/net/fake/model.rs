@@ -5,12 +5,44 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use crate::{
-    host::net::{Action, Kernel, KernelLink, KernelRoute, Step, VlanRange, VlanTag},
+    host::net::{Action, Kernel, KernelLink, KernelRoute, Step, TextFile, VlanRange, VlanTag},
     network::{
+        declared::{self, Declared, Stanza},
         definition::{Interface, Kind},
-        own_file::OwnFile,
     },
 };
+
+fn declared(text: &str) -> Declared {
+    declared::parse(&[TextFile { path: "interfaces".into(), text: text.to_owned(), modified: None }])
+}
+
+/// The VLANs and bridges that a text declares.
+fn interfaces(text: Option<&str>) -> Vec<Interface> {
+    let one = |stanza: &Stanza| {
+        let kind = match (stanza.parent(), stanza.option("bridge-ports")) {
+            (Some(parent), _) => Kind::Vlan {
+                parent: parent.to_owned(),
+                id: stanza.option("vlan-id")?.parse().ok()?,
+                service: stanza.option("vlan-protocol") == Some("802.1ad"),
+            },
+            (None, Some(_)) => Kind::Bridge {
+                ports: stanza.ports().map(str::to_owned).collect(),
+                vlan_aware: stanza.option("bridge-vlan-aware") == Some("yes"),
+                vids: stanza.option("bridge-vids").into_iter().flat_map(str::split_whitespace).filter_map(range).collect(),
+            },
+            (None, None) => return None,
+        };
+        let addresses = stanza.options.iter().filter(|(key, _)| key == "address").filter_map(|(_, a)| a.parse().ok()).collect();
+        let mtu = stanza.option("mtu").and_then(|m| m.parse().ok());
+        Some(Interface { name: stanza.name.clone(), kind, mtu, addresses, comment: String::new() })
+    };
+    declared(text.unwrap_or_default()).stanzas.iter().filter_map(one).collect()
+}
+
+fn range(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Some((first.parse().ok()?, last.parse().ok()?))
+}
 
 /// Ports that guests make and remove.
 const GUESTS: [&str; 4] = ["tap", "veth", "fwpr", "fwln"];
@@ -98,8 +130,7 @@ impl Model {
 
     /// `networking.service`: brings up all that is declared.
     pub(super) fn networking(&mut self) {
-        let own = OwnFile::parse(self.own.as_deref()).unwrap_or_default();
-        let all: Vec<Interface> = own.networks.into_iter().flat_map(|n| n.interfaces).collect();
+        let all = interfaces(self.own.as_deref());
         // What stands on others comes up after them, in whatever order they stand.
         for _ in 0..all.len() {
             for interface in &all {
@@ -118,16 +149,28 @@ impl Model {
         if self.fails.contains(name) {
             return Err(format!("error: {name}: it fails, as the test wants it"));
         }
-        let text = text.or_else(|| self.own.clone());
-        let own = OwnFile::parse(text.as_deref()).unwrap_or_default();
-        let Some((_, interface)) = own.interfaces().find(|(_, i)| i.name == name) else {
+        let all = interfaces(text.as_deref().or(self.own.as_deref()));
+        let Some(interface) = all.iter().find(|i| i.name == name) else {
             return Err(format!("error: cannot find interfaces: {name}"));
         };
         if step.action == Action::Down {
             self.delete(name);
+            // It takes a bridge's ports along, and a VLAN's parent where the files do not declare that.
+            let along: Vec<&String> = match &interface.kind {
+                Kind::Bridge { ports, .. } => ports.iter().collect(),
+                Kind::Vlan { parent, .. } => Some(parent).filter(|p| !self.is_declared(text.as_deref(), p)).into_iter().collect(),
+            };
+            for link in self.kernel.links.iter_mut().filter(|l| along.contains(&&l.name)) {
+                link.up = false;
+            }
             return Ok(());
         }
         self.up(interface)
+    }
+
+    fn is_declared(&self, text: Option<&str>, name: &str) -> bool {
+        let text = text.map_or_else(|| format!("{}\n{}", self.interfaces, self.own.as_deref().unwrap_or_default()), str::to_owned);
+        declared(&text).of(name).next().is_some()
     }
 
     fn position(&self, name: &str) -> Option<usize> {
