@@ -43,9 +43,22 @@ pub(crate) mod testing {
 
     use tokio_util::sync::CancellationToken;
 
-    /// Every crash point.
+    /// Every crash point of machines.
     pub(crate) const ALL: [&str; 5] =
         ["machine.finalizer.stored", "machine.attempt.stored", "machine.status.stored", "machine.call.answered", "machine.released"];
+
+    /// Every crash point of networks.
+    pub(crate) const NETWORK: [&str; 9] = [
+        "network.finalizer.stored",
+        "network.attempt.stored",
+        "network.status.stored",
+        "network.call.answered",
+        "network.connected",
+        "network.probed",
+        "network.confirmed",
+        "network.rolled_back",
+        "network.released",
+    ];
 
     thread_local! {
         /// A test's tasks all run on its own thread.

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use pvelet_proto::v1::{
-    self, host_service_client::HostServiceClient, network_service_client::NetworkServiceClient, operation_service_client::OperationServiceClient, vm_service_client::VmServiceClient,
-    volume_service_client::VolumeServiceClient,
+    self, host_service_client::HostServiceClient, network_service_client::NetworkServiceClient,
+    operation_service_client::OperationServiceClient, vm_service_client::VmServiceClient, volume_service_client::VolumeServiceClient,
 };
 use tokio::sync::Semaphore;
 use tonic::{Response, Status, transport::Endpoint};
@@ -30,11 +30,15 @@ const PAGE: u32 = 1000;
 pub struct AgentClient {
     target: Arc<Target>,
     guarded: Guarded,
+    shared: Arc<Shared>,
 }
 
 impl AgentClient {
     pub(super) fn new(target: Target, shared: &Arc<Shared>) -> Self {
-        let target = Arc::new(target);
+        Self::of(Arc::new(target), shared)
+    }
+
+    fn of(target: Arc<Target>, shared: &Arc<Shared>) -> Self {
         let live = Live::default();
         let connector = {
             let (target, shared, live) = (Arc::clone(&target), Arc::clone(shared), live.clone());
@@ -55,7 +59,14 @@ impl AgentClient {
             .connect_with_connector_lazy(connector);
         let own = Arc::new(Semaphore::new(shared.limits.per_agent));
         let guarded = Guarded::new(channel, live, own, shared);
-        Self { target, guarded }
+        Self { target, guarded, shared: Arc::clone(shared) }
+    }
+
+    /// The same agent over a connection of its own, which the first call opens and which ends with the last clone. What a network change
+    /// has cut is not noticed on a connection that stands already.
+    pub fn fresh(&self) -> Self {
+        let deadline = self.guarded.deadline();
+        Self::of(Arc::clone(&self.target), &self.shared).with_deadline(deadline)
     }
 
     /// Its name.
@@ -75,7 +86,8 @@ impl AgentClient {
 
     /// The same client with another deadline for unary calls, such as for one with `RequestMeta.wait`.
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self { target: Arc::clone(&self.target), guarded: self.guarded.with_deadline(deadline) }
+        let (target, shared) = (Arc::clone(&self.target), Arc::clone(&self.shared));
+        Self { target, guarded: self.guarded.with_deadline(deadline), shared }
     }
 
     /// Calls of HostService.
@@ -116,6 +128,11 @@ impl AgentClient {
     /// The host's facts.
     pub async fn get_host(&self) -> Result<v1::Host, AgentError> {
         self.answer(self.host().get_host(v1::GetHostRequest {}).await)?.host.ok_or_else(|| self.incomplete("GetHost", "host"))
+    }
+
+    /// The host's network, without the preflight checks.
+    pub async fn get_network(&self) -> Result<v1::GetNetworkResponse, AgentError> {
+        self.answer(self.network().get_network(v1::GetNetworkRequest { skip_checks: true }).await)
     }
 
     /// All VMs that fit, over all pages.

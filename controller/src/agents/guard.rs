@@ -54,6 +54,10 @@ impl Guarded {
         Self { deadline, ..self.clone() }
     }
 
+    pub(super) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         self.live.is_connected()
     }

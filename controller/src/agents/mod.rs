@@ -8,6 +8,7 @@ mod client;
 mod error;
 mod fan_out;
 mod guard;
+mod probe;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ pub use client::AgentClient;
 pub use error::{AgentError, Cause, Failure, FieldError, code_name};
 pub use fan_out::{HostResult, fan_out};
 pub use guard::Guarded;
+pub use probe::{Probe, Probed, probe};
 
 use crate::tls::{Address, Credentials};
 

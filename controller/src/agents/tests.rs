@@ -114,6 +114,28 @@ async fn calls_to_one_agent_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_network_change_is_confirmed_over_a_fresh_connection_only() {
+    let ca = ca();
+    let agents = agents(&ca, Limits::default());
+    let agent = FakeAgent::start(&ca, "pve1", vec![]).await;
+    let client = agents.set(target("pve1", &agent.address.to_string()));
+    let meta = Some(v1::RequestMeta { tenant: "default".into(), request_id: "r1".into(), ..v1::RequestMeta::default() });
+    let interfaces = vec![v1::InterfaceSpec { name: "vmbr9".into(), ..v1::InterfaceSpec::default() }];
+    let network = Some(v1::NetworkSpec { name: "n".into(), tenant: String::new(), interfaces });
+    let request = v1::ApplyNetworkRequest { meta: meta.clone(), network, confirm_timeout: None };
+    let operation = client.network().apply_network(request).await.unwrap().into_inner().operation.unwrap().name;
+    let confirm = |client: AgentClient| {
+        let request = v1::ConfirmNetworkRequest { meta: meta.clone(), operation: operation.clone() };
+        async move { client.answer(client.network().confirm_network(request).await) }
+    };
+    assert!(confirm(client.clone()).await.is_err_and(|e| e.is(reason::STALE_CONNECTION)));
+    assert!(confirm(client.with_deadline(LONG)).await.is_err_and(|e| e.is(reason::STALE_CONNECTION)));
+    let fresh = client.fresh();
+    assert!(!fresh.is_connected() && client.is_connected());
+    confirm(fresh).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_broken_connection_is_made_again_by_the_next_call() {
     let ca = ca();
     let agents = agents(&ca, Limits::default());

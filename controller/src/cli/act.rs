@@ -1,6 +1,7 @@
 //! Commands that change something.
 
 mod clone;
+pub(super) mod network;
 pub(super) mod volume;
 
 use std::{sync::PoisonError, time::Duration};

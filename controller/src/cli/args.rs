@@ -3,6 +3,7 @@
 //! Doc comments here are the help that people read: brackets and angles in them are its notation, not links.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
+mod network;
 mod volume;
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
@@ -10,6 +11,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pvelet_proto::id;
 
+pub(super) use network::*;
 pub(super) use volume::*;
 
 use super::parse::{self, IpArg, NicArg, VolumeArg};
@@ -23,6 +25,7 @@ Examples:
   pveletctl delete 1004 --yes                     without being asked
   pveletctl storages                              where volumes can be made, and how full it is there
   pveletctl volumes attach 0b951f20 web-1         by the beginning of the volume's id
+  pveletctl network preflight                     what a change of the network would meet
   pveletctl watch                                 what happens, as it happens
   pveletctl --agent 10.0.0.1:7443 --ca ca.crt --cert me.crt --key me.key hosts
   pveletctl pki init --dir pki --trust-domain pvelet.example
@@ -40,7 +43,7 @@ The configuration file is --config, else $PVELETCTL_CONFIG, else ~/.config/pvele
 pveletctl config init makes it. Colour only on a terminal, and not where NO_COLOR is set.
 An interrupted pveletctl cancels nothing: an operation goes on without it.";
 
-/// Hosts, VMs and volumes of pvelet, from the command line.
+/// Hosts, VMs, volumes and networks of pvelet, from the command line.
 #[derive(Debug, Parser)]
 #[command(name = "pveletctl", version, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 120)]
 pub(super) struct Cli {
@@ -106,6 +109,9 @@ pub(super) enum Command {
     /// List volumes of all hosts, or do something about them
     #[command(visible_alias = "volume")]
     Volumes(Volumes),
+    /// Show, check and change the hosts' VLANs and bridges
+    #[command(subcommand, visible_alias = "net")]
+    Network(NetworkCommand),
     /// Show everything about hosts, VMs, volumes or operations
     #[command(subcommand)]
     Get(Get),

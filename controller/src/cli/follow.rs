@@ -77,7 +77,7 @@ pub(super) enum Item {
 }
 
 impl Item {
-    fn show(&self, o: &Operation) {
+    pub(super) fn show(&self, o: &Operation) {
         let percent = o.progress.as_ref().map_or(0, |p| p.percent);
         match self {
             Self::Bar(bar) => {
@@ -97,7 +97,7 @@ impl Item {
         }
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();
         }

@@ -191,6 +191,7 @@ async fn dispatch(cli: Cli, io: &Io) -> Result<Exit, CliError> {
         Command::Vms(args) => read::vms(&session()?, &args).await,
         Command::Storages => read::volume::storages(&session()?).await,
         Command::Volumes(args) => act::volume::run(&session()?, &args).await,
+        Command::Network(command) => act::network::run(&session()?, &command).await,
         Command::Get(get) => read::get(&session()?, &get).await,
         Command::Ops(args) => read::operations(&session()?, &args).await,
         Command::Clone(args) => act::clone(&session()?, &args).await,

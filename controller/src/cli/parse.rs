@@ -1,5 +1,6 @@
 //! Values of options; each error names what was given and what would be right (clap adds the option's name).
 
+mod network;
 mod volume;
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
 use jiff::SignedDuration;
 use pvelet_proto::id;
 
+pub(super) use network::{Addresses, VlanArg, addresses, confirm_timeout, interface, network, vlan};
 pub(super) use volume::{ImageArg, SnapshotArg, VolumeArg, claim, cluster, image, sha256, snapshot, volume, volume_id, volume_snapshot};
 
 use crate::tls::Address;

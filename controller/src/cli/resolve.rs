@@ -1,5 +1,6 @@
 //! From what people type to the VM, operation or host that they mean.
 
+pub(super) mod network;
 pub(super) mod volume;
 
 use pvelet_proto::{

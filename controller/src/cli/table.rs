@@ -9,8 +9,30 @@ pub(super) enum Look {
     Plain,
     /// Does not run, is over, is not important.
     Dim,
+    /// It will hurt.
+    Warn,
     /// Something is wrong.
     Bad,
+    /// Something is added.
+    Good,
+}
+
+impl Look {
+    fn style(self) -> Style {
+        match self {
+            Self::Plain => Style::new(),
+            Self::Dim => Style::new().dimmed(),
+            Self::Warn => AnsiColor::Yellow.on_default(),
+            Self::Bad => AnsiColor::Red.on_default(),
+            Self::Good => AnsiColor::Green.on_default(),
+        }
+    }
+
+    /// A line, coloured where colour is.
+    pub(super) fn paint(self, colour: bool, line: &str) -> String {
+        let style = self.style();
+        if colour { format!("{style}{line}{style:#}") } else { line.to_owned() }
+    }
 }
 
 /// Rows under a header.
@@ -47,11 +69,7 @@ impl Rows {
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
         }
-        let styles = std::iter::once(Style::new().bold()).chain(looks.into_iter().map(|look| match look {
-            Look::Plain => Style::new(),
-            Look::Dim => Style::new().dimmed(),
-            Look::Bad => AnsiColor::Red.on_default(),
-        }));
+        let styles = std::iter::once(Style::new().bold()).chain(looks.into_iter().map(Look::style));
         let mut text = String::new();
         for (line, style) in table.lines().zip(styles) {
             let line = line.trim_end();

@@ -3,6 +3,7 @@
 
 mod act;
 mod local;
+mod network;
 mod volume;
 mod volume_act;
 

@@ -10,7 +10,11 @@ mod machine;
 mod machine_check;
 mod machine_status;
 mod manifest;
+mod network;
+mod network_check;
+mod network_status;
 mod quantity;
+mod seconds;
 
 use std::{collections::BTreeMap, fmt, fmt::Debug};
 
@@ -29,7 +33,13 @@ pub use machine::{
 };
 pub use machine_status::{ActionKind, Attempt, Failure, MachineStatus, Phase, Success};
 pub use manifest::{Manifest, Problem, parse};
+pub use network::{
+    BridgeSpec, HostSelector, InterfaceSpec, Network, NetworkSpec, ProbeSpec, ProbeTarget, PveNetwork, VlanProtocol, VlanSpec,
+    check_network,
+};
+pub use network_status::{NetworkAttempt, NetworkFailure, NetworkHost, NetworkHostState, NetworkStatus, NetworkVerb, ProbeStatus, Undo};
 pub use quantity::Quantity;
+pub use seconds::Seconds;
 
 /// The value of `apiVersion` in every manifest.
 pub const API_VERSION: &str = "pvelet.dev/v1alpha1";
@@ -44,6 +54,10 @@ pub const ABANDON: &str = "pvelet.dev/abandon";
 pub const ADOPT: &str = "pvelet.dev/adopt";
 /// The finalizer that keeps a machine's record until its VM has been dealt with.
 pub const MACHINE_FINALIZER: &str = "pvelet.dev/machine";
+/// The finalizer that keeps a network's record until the network is removed from its hosts.
+pub const NETWORK_FINALIZER: &str = "pvelet.dev/network";
+/// Annotation on a network whose change was undone: another value, whatever it is, lets it be tried again.
+pub const RETRY: &str = "pvelet.dev/retry";
 
 /// A kind: its name, the shape of its spec and of its status.
 pub trait Kind: Clone + Debug + PartialEq + Send + Sync + 'static {
@@ -110,7 +124,7 @@ impl fmt::Display for ObjectKey {
 /// Kind and key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectRef {
-    /// `PveHost` or `PveMachine`.
+    /// `PveHost`, `PveMachine` or `PveNetwork`.
     pub kind: String,
     /// Which one.
     pub key: ObjectKey,

@@ -20,12 +20,13 @@ use super::{
     fleet::Reservation,
     host,
     machine::{Machines, Next},
+    network::{NetworkIndex, Networks},
     queue::Queue,
 };
 use crate::{
     agents::Agents,
     epoch::Epoch,
-    kind::{Host, Kind, Machine, ObjectKey, ObjectRef, Phase, PveMachine},
+    kind::{Host, Kind, Machine, Network, ObjectKey, ObjectRef, Phase, PveMachine},
     metrics::Metrics,
     placement::Size,
     store::{Store, StoreError},
@@ -46,6 +47,7 @@ pub struct Controller<S> {
     fleet: Arc<Fleet>,
     index: Arc<Index>,
     machines: Machines<S>,
+    networks: Networks<S>,
     queue: Queue,
     failures: Mutex<HashMap<ObjectRef, u32>>,
     metrics: Arc<Metrics>,
@@ -67,14 +69,24 @@ impl<S: Store> Controller<S> {
             fleet: Arc::clone(&fleet),
             index: Arc::clone(&index),
             controller: name.to_owned(),
-            epoch,
+            epoch: epoch.clone(),
             placing: tokio::sync::Mutex::default(),
+        };
+        let networks = Networks {
+            store: Arc::clone(&store),
+            fleet: Arc::clone(&fleet),
+            index: Arc::<NetworkIndex>::default(),
+            controller: name.to_owned(),
+            epoch,
+            turn: tokio::sync::Mutex::default(),
+            checked: Mutex::default(),
         };
         Arc::new(Self {
             store,
             fleet,
             index,
             machines,
+            networks,
             queue: Queue::default(),
             failures: Mutex::default(),
             metrics,
@@ -131,6 +143,7 @@ impl<S: Store> Controller<S> {
         let result = match id.kind.as_str() {
             Host::KIND => host::reconcile(&self.store, &self.fleet, &id.key).await.map(|()| Next::Sleep),
             Machine::KIND => Box::pin(self.machines.reconcile(&id.key)).await,
+            Network::KIND => Box::pin(self.networks.reconcile(&id.key)).await,
             _ => Ok(Next::Sleep),
         };
         self.metrics.passed(&id.kind, result.is_ok());
@@ -166,11 +179,16 @@ impl<S: Store> Controller<S> {
 
     fn wake(&self, wake: Wake) {
         let machine = |key: ObjectKey| ObjectRef { kind: Machine::KIND.to_owned(), key };
+        let network = |key: ObjectKey| ObjectRef { kind: Network::KIND.to_owned(), key };
         match wake {
             Wake::Host(name) => {
                 let cluster = self.fleet.host(&name).map(|(view, _)| view.cluster);
                 for key in self.index.concerned(cluster.as_deref()) {
                     self.queue.add(machine(key));
+                }
+                // Any of them may select it, or wait for it.
+                for key in self.networks.index.all() {
+                    self.queue.add(network(key));
                 }
                 self.queue.add(host_ref(&name));
             }
@@ -189,6 +207,9 @@ impl<S: Store> Controller<S> {
                 let uid = request_id.split(':').next().unwrap_or_default();
                 for key in self.index.find(uid, &uuid, "") {
                     self.queue.add(machine(key));
+                }
+                if let Some(key) = self.networks.index.find(uid) {
+                    self.queue.add(network(key));
                 }
             }
         }

@@ -198,9 +198,25 @@ impl Fleet {
 
     /// What has been told of an attempt.
     pub(super) fn knowledge(&self, attempt: &Attempt) -> Option<Knowledge> {
-        let session = self.session(&attempt.cluster, &attempt.node)?;
+        self.knowledge_of(&attempt.cluster, &attempt.node, &attempt.request_id)
+    }
+
+    /// What the agent on this node has told of an operation.
+    pub(super) fn knowledge_of(&self, cluster: &str, node: &str, request_id: &str) -> Option<Knowledge> {
+        let session = self.session(cluster, node)?;
         let state = session.state();
-        state.operations.get(&attempt.request_id).cloned()
+        state.operations.get(request_id).cloned()
+    }
+
+    /// These hosts, all of them, as far as they are known: one whose agent is not listened to yet is one that is being connected to.
+    pub(super) fn views(&self, hosts: &[PveHost]) -> Vec<HostView> {
+        let of = |host: &PveHost| {
+            let name = host.key().to_string();
+            let known = self.host(&name).map(|(view, _)| view).filter(|v| (&v.cluster, &v.node) == (&host.spec.cluster, &host.spec.node));
+            let (link, facts) = known.map_or((Link::Connecting, None), |v| (v.link, v.facts));
+            view(host, &name, link, facts)
+        };
+        hosts.iter().map(of).collect()
     }
 
     /// The newest order to stop this VM that was carried out, on any host.

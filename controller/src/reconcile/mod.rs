@@ -4,6 +4,7 @@ mod controller;
 mod fleet;
 mod host;
 mod machine;
+mod network;
 mod operation;
 mod queue;
 mod session;

@@ -1,6 +1,6 @@
 //! Operations as the agents tell them, reduced to what is decided by.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use jiff::Timestamp;
 use pvelet_proto::{reason, v1};
@@ -11,11 +11,16 @@ use crate::agents::AgentError;
 /// How many operations of one agent are kept; an older one is asked for when it matters.
 const KEPT: usize = 4096;
 
+/// The step of a network change that is applied and waits for ConfirmNetwork.
+const WAITING: &str = "waiting for confirmation";
+
 /// The operations of one agent, by request id.
 #[derive(Debug, Default)]
 pub(super) struct OperationTable {
     known: HashMap<String, Knowledge>,
     order: VecDeque<String>,
+    /// Those that wait for the confirmation of a network change.
+    waiting: HashSet<String>,
     /// The newest stop that was carried out, by the VM's UUID, unless a machine's own policy ordered it.
     stops: HashMap<String, (String, Timestamp)>,
 }
@@ -25,8 +30,9 @@ impl OperationTable {
     pub(super) fn insert(&mut self, host: &str, operation: &v1::Operation) -> bool {
         self.note_stop(operation);
         let known = knowledge(host, operation);
+        let begins_to_wait = self.note_waiting(operation);
         match self.known.get(&operation.request_id) {
-            Some(old) if *old == known => return false,
+            Some(old) if *old == known => return begins_to_wait,
             // A call's answer may be older than what the stream has told meanwhile; nothing that ended goes on.
             Some(Knowledge::Ended(_)) if matches!(known, Knowledge::Active { .. }) => return false,
             _ => {}
@@ -37,6 +43,7 @@ impl OperationTable {
                 && let Some(oldest) = self.order.pop_front()
             {
                 self.known.remove(&oldest);
+                self.waiting.remove(&oldest);
             }
         }
         true
@@ -53,8 +60,19 @@ impl OperationTable {
     /// Forgets what had not ended: after a lost connection it may have.
     pub(super) fn forget_active(&mut self) {
         self.known.retain(|_, known| !matches!(known, Knowledge::Active { .. }));
+        self.waiting.clear();
         let known = &self.known;
         self.order.retain(|id| known.contains_key(id));
+    }
+
+    /// Whether it waits since just now. Other progress is no news.
+    fn note_waiting(&mut self, operation: &v1::Operation) -> bool {
+        let waits = operation.state() == v1::OperationState::Running && operation.step == WAITING;
+        if waits {
+            return self.waiting.insert(operation.request_id.clone());
+        }
+        self.waiting.remove(&operation.request_id);
+        false
     }
 
     fn note_stop(&mut self, operation: &v1::Operation) {
@@ -134,6 +152,15 @@ mod tests {
             ..operation(v1::OperationState::Running)
         };
         assert!(!table.insert("pve1", &further));
+    }
+
+    #[test]
+    fn a_network_change_that_begins_to_wait_is_news_once() {
+        let mut table = OperationTable::default();
+        assert!(table.insert("pve1", &operation(v1::OperationState::Running)));
+        let waiting = v1::Operation { step: WAITING.into(), ..operation(v1::OperationState::Running) };
+        assert_eq!((table.insert("pve1", &waiting), table.insert("pve1", &waiting)), (true, false));
+        assert!(table.insert("pve1", &operation(v1::OperationState::Succeeded)));
     }
 
     #[test]

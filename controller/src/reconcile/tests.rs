@@ -4,6 +4,7 @@
 mod agent;
 mod cluster;
 mod disks;
+mod network;
 mod volumes;
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
@@ -107,14 +108,18 @@ async fn until<K: Kind>(store: &FolderStore, name: &str, wanted: impl Fn(&Object
 }
 
 async fn until_gone(store: &FolderStore, name: &str) {
+    until_gone_of::<Machine>(store, name).await;
+}
+
+async fn until_gone_of<K: Kind>(store: &FolderStore, name: &str) {
     let mut changes = store.watch();
     let gone = timeout(DEADLINE, async {
-        while store.get::<Machine>(&ObjectKey::named(name)).await.unwrap().is_some() {
+        while store.get::<K>(&ObjectKey::named(name)).await.unwrap().is_some() {
             changes.recv().await.unwrap();
         }
     });
     if gone.await.is_err() {
-        panic!("not gone: {:?}", store.get::<Machine>(&ObjectKey::named(name)).await.unwrap());
+        panic!("not gone: {:?}", store.get::<K>(&ObjectKey::named(name)).await.unwrap());
     }
 }
 

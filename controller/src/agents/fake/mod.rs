@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod net;
+pub(crate) mod network;
 pub(crate) mod volume;
 
 use std::{
@@ -19,6 +20,7 @@ use pvelet_proto::{
     v1::{
         self, Operation, OperationKind, OperationState, Vm, VmRef, VmState,
         host_service_server::{HostService, HostServiceServer},
+        network_service_server::NetworkServiceServer,
         operation_service_server::{OperationService, OperationServiceServer},
         vm_service_server::{VmService, VmServiceServer},
         volume_service_server::VolumeServiceServer,
@@ -34,8 +36,8 @@ use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use tonic::{Code, Request, Response, Status, transport::Server};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use net::ServerIo;
-pub(crate) use net::{Relay, server_config};
+pub(crate) use net::{Relay, ServerIo, server_config};
+use network::{Book, NetworkFake};
 
 use crate::pki::Ca;
 
@@ -84,6 +86,7 @@ pub(crate) struct State {
 pub(crate) struct FakeAgent {
     pub(crate) address: SocketAddr,
     pub(crate) state: Arc<Mutex<State>>,
+    pub(crate) network: NetworkFake,
     /// While `true`, reads are never answered.
     pub(crate) hang: watch::Sender<bool>,
     /// While `true`, mutations are done and never answered.
@@ -124,7 +127,7 @@ impl FakeAgent {
                 let (acceptor, send) = (acceptor.clone(), send.clone());
                 tokio::spawn(async move {
                     if let Ok(tls) = acceptor.accept(tcp).await {
-                        let _ = send.send(Ok::<_, io::Error>(ServerIo(tls))).await;
+                        let _ = send.send(Ok::<_, io::Error>(ServerIo::new(tls))).await;
                     }
                 });
             }
@@ -159,7 +162,9 @@ impl FakeAgent {
         let (mute, receive_mute) = watch::channel(false);
         let changed = broadcast::channel(64).0;
         let service = Service { state: Arc::clone(&state), changed: changed.clone(), hang: receive_hang, mute: receive_mute };
+        let network = NetworkFake::new(Arc::new(service.clone()));
         let server = Server::builder()
+            .add_service(NetworkServiceServer::new(network.clone()))
             .add_service(HostServiceServer::new(service.clone()))
             .add_service(VmServiceServer::new(service.clone()))
             .add_service(VolumeServiceServer::new(service.clone()))
@@ -170,7 +175,7 @@ impl FakeAgent {
             let _accepting = AbortOnDrop(accepting.abort_handle());
             let _ = server.await;
         });
-        Self { address, state, hang, mute, changed, stop: running.abort_handle() }
+        Self { address, state, network, hang, mute, changed, stop: running.abort_handle() }
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -275,6 +280,27 @@ impl Service {
         state.operations.push(operation.clone());
         let _ = self.changed.send(operation);
         Ok(accepted)
+    }
+}
+
+impl Book for Service {
+    fn begin(&self, meta: &v1::RequestMeta, kind: OperationKind, network: &str) -> Result<(Operation, bool), Status> {
+        let ending = std::mem::replace(&mut self.state.lock().unwrap().ending, Ending::Never);
+        let before = self.state.lock().unwrap().operations.len();
+        let begun = self.mutate_on(Some(meta.clone()), kind, None, None, format!("{} {network}", kind.as_str_name()));
+        let mut state = self.state.lock().unwrap();
+        state.ending = ending;
+        let operation = Operation { network: network.to_owned(), ..begun? };
+        Ok((operation, state.operations.len() > before))
+    }
+
+    fn update(&self, operation: Operation) {
+        let mut state = self.state.lock().unwrap();
+        let operation = Operation { revision: operation.revision + 100, ..operation };
+        if let Some(kept) = state.operations.iter_mut().find(|o| o.name == operation.name) {
+            kept.clone_from(&operation);
+        }
+        let _ = self.changed.send(operation);
     }
 }
 

@@ -4,7 +4,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -47,13 +50,31 @@ pub(crate) fn server_config(ca: &Ca, own: &Issued, crl: Option<&Crl>) -> ServerC
     config
 }
 
+/// A clock that never stands still: of two moments the later has the larger number.
+pub(crate) fn tick() -> u64 {
+    static NOW: AtomicU64 = AtomicU64::new(1);
+    NOW.fetch_add(1, Ordering::SeqCst)
+}
+
+/// When a connection was accepted, by [`tick`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Accepted(pub(crate) u64);
+
 /// What tonic's server wants a connection to be.
-pub(super) struct ServerIo(pub(super) tokio_rustls::server::TlsStream<TcpStream>);
+pub(crate) struct ServerIo(tokio_rustls::server::TlsStream<TcpStream>, Accepted);
+
+impl ServerIo {
+    pub(crate) fn new(tls: tokio_rustls::server::TlsStream<TcpStream>) -> Self {
+        Self(tls, Accepted(tick()))
+    }
+}
 
 impl Connected for ServerIo {
-    type ConnectInfo = ();
+    type ConnectInfo = Accepted;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Accepted {
+        self.1
+    }
 }
 
 impl AsyncRead for ServerIo {

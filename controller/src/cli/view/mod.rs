@@ -3,6 +3,7 @@
 //! Every list of many hosts stands beside `errors`, one for each host that did not answer.
 
 mod host;
+mod network;
 mod operation;
 mod storage;
 mod vm;
@@ -15,6 +16,9 @@ use pvelet_proto::v1::{self, OperationKind, OperationState};
 use serde::Serialize;
 
 pub(in crate::cli) use host::{Facts, HostView, Hosts};
+pub(in crate::cli) use network::{
+    ChangeView, ChangedView, CheckView, HolderView, HostNetworkView, NetworkViews, PlanView, ProbeView, ReachedView,
+};
 pub(in crate::cli) use operation::{OperationView, Operations};
 pub(in crate::cli) use storage::{StorageView, Storages, UsageView, Usages};
 pub(in crate::cli) use vm::{VmView, Vms};

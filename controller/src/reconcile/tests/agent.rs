@@ -1,42 +1,34 @@
 //! The agent of one node of the cluster in memory, over the real transport.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc};
 
 use futures_util::{Stream, StreamExt, stream};
 use pvelet_proto::v1::{
     self,
     host_service_server::{HostService, HostServiceServer},
+    network_service_server::NetworkServiceServer,
     operation_service_server::{OperationService, OperationServiceServer},
     vm_service_server::{VmService, VmServiceServer},
     volume_service_server::VolumeServiceServer,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    task::JoinHandle,
-};
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
-use tonic::{
-    Request, Response, Status,
-    transport::{Server, server::Connected},
-};
+use tonic::{Request, Response, Status, transport::Server};
 
-use super::cluster::{Cluster, Effect, Told};
+use super::{
+    cluster::{Cluster, Effect, Told},
+    network::NodeBook,
+};
 use crate::{
-    agents::fake::server_config,
+    agents::fake::{ServerIo, network::NetworkFake, server_config},
     pki::{Ca, Lifetime},
 };
 
 /// Runs until dropped.
 pub(super) struct Agent {
     pub(super) address: SocketAddr,
+    pub(super) network: NetworkFake,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -67,13 +59,15 @@ impl Agent {
                 let (acceptor, send) = (acceptor.clone(), send.clone());
                 tokio::spawn(async move {
                     if let Ok(tls) = acceptor.accept(tcp).await {
-                        let _ = send.send(Ok::<_, io::Error>(Io(tls))).await;
+                        let _ = send.send(Ok::<_, io::Error>(ServerIo::new(tls))).await;
                     }
                 });
             }
         });
         let service = Service { cluster: Arc::clone(cluster), node: node.to_owned() };
+        let network = NetworkFake::new(Arc::new(NodeBook { cluster: Arc::clone(cluster), node: node.to_owned() }));
         let server = Server::builder()
+            .add_service(NetworkServiceServer::new(network.clone()))
             .add_service(HostServiceServer::new(service.clone()))
             .add_service(VmServiceServer::new(service.clone()))
             .add_service(VolumeServiceServer::new(service.clone()))
@@ -82,7 +76,7 @@ impl Agent {
         let serving = tokio::spawn(async move {
             let _ = server.await;
         });
-        Self { address, tasks: vec![accepting, serving] }
+        Self { address, network, tasks: vec![accepting, serving] }
     }
 }
 
@@ -281,34 +275,5 @@ impl OperationService for Service {
         self.cluster.cancel(&self.node, &name);
         self.cluster.lock().asked.push((self.node.clone(), "CancelOperation", String::new()));
         Ok(Response::new(v1::CancelOperationResponse { operation: None }))
-    }
-}
-
-/// What tonic's server wants a connection to be.
-struct Io(tokio_rustls::server::TlsStream<TcpStream>);
-
-impl Connected for Io {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Io {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

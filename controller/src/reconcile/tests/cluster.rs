@@ -35,7 +35,7 @@ pub(super) struct State {
     pub(super) failure: Option<Status>,
     /// The next calls are refused with this.
     pub(super) refusal: Option<Status>,
-    revision: u64,
+    pub(super) revision: u64,
     clock: i64,
 }
 

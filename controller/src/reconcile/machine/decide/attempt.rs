@@ -240,7 +240,7 @@ pub(super) fn condition_reason(action: ActionKind, reason: &str) -> String {
 }
 
 /// `STORAGE_FULL` as `StorageFull`.
-pub(super) fn camel_reason(reason: &str) -> String {
+pub(in crate::reconcile) fn camel_reason(reason: &str) -> String {
     let camel = |word: &str| {
         let mut letters = word.chars();
         letters.next().map(|c| c.to_ascii_uppercase().to_string() + &letters.as_str().to_ascii_lowercase()).unwrap_or_default()

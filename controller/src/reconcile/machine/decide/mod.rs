@@ -27,6 +27,7 @@ use crate::{
     reconcile::{HostView, Link, Sighting, machine_uid},
 };
 
+pub(in crate::reconcile) use attempt::camel_reason;
 pub use attempt::{Ending, Knowledge};
 pub use disks::VolumeSight;
 
