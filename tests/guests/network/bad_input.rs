@@ -41,7 +41,12 @@ fn bad_input(lane: &mut Lane<'_>) -> State {
         ("an interface of somebody else", one(vlan("bond0", "eth1", 7)), Code::FailedPrecondition, reason::INTERFACE_TAKEN),
         ("an address in use", one(with(vlan("bond0.7", TRUNK, 7), &[&v4])), Code::InvalidArgument, reason::ADDRESS_IN_USE),
         ("overlapping subnets", one(with(vlan("bond0.7", TRUNK, 7), &["198.51.0.99/16"])), Code::InvalidArgument, reason::SUBNET_OVERLAP),
-        ("an address that is none", one(with(vlan("bond0.7", TRUNK, 7), &["198.51.100.300/24"])), Code::InvalidArgument, reason::INVALID_ADDRESS),
+        (
+            "an address that is none",
+            one(with(vlan("bond0.7", TRUNK, 7), &["198.51.100.300/24"])),
+            Code::InvalidArgument,
+            reason::INVALID_ADDRESS,
+        ),
         ("an MTU over the parent's", one(mtu(vlan("bond0.7", TRUNK, 7), 9001)), Code::InvalidArgument, reason::INVALID_MTU),
         ("an MTU below the least", one(mtu(vlan("bond0.7", TRUNK, 7), 100)), Code::InvalidArgument, reason::INVALID_MTU),
         ("the management interface as a port", one(bridge("vmbr7", &["eth1"])), Code::FailedPrecondition, reason::INTERFACE_TAKEN),
@@ -55,7 +60,10 @@ fn bad_input(lane: &mut Lane<'_>) -> State {
         "[[identity]]\nuri = \"spiffe://pvelet.test/role/operator/tester-{n}\"\ntenants = [\"*\"]\n\
          [[identity]]\nuri = \"spiffe://pvelet.test/role/operator/narrow-{n}\"\ntenants = [\"*\"]\nvlans = [\"100-199\"]\n"
     );
-    lane.host.guest.sh(&format!("cp /etc/pvelet/agent.toml.in /root/agent.toml.in; printf '{}' >>/etc/pvelet/agent.toml.in", config.replace('\n', "\\n")));
+    lane.host.guest.sh(&format!(
+        "cp /etc/pvelet/agent.toml.in /root/agent.toml.in; printf '{}' >>/etc/pvelet/agent.toml.in",
+        config.replace('\n', "\\n")
+    ));
     lane.host.restart_agent();
     let api = lane.host.api_as(narrow, "default");
     refused(lane, &api, "a VLAN outside the scope", &one(vlan("bond0.7", TRUNK, 7)), Code::PermissionDenied, reason::SCOPE_NETWORK);

@@ -36,7 +36,8 @@ pub fn run(lane: &Lane<'_>) {
         let mut inside = 0.0;
         for line in times.lines() {
             let words: Vec<&str> = line.split(' ').collect();
-            let (Some(tool), Some(first), Some(ms)) = (words.first(), words.get(1), words.last().and_then(|w| w.parse::<f64>().ok())) else {
+            let (Some(tool), Some(first), Some(ms)) = (words.first(), words.get(1), words.last().and_then(|w| w.parse::<f64>().ok()))
+            else {
                 continue;
             };
             let ms = ms / 1e3;

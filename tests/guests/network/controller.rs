@@ -14,6 +14,7 @@ use pvelet_tests::{
 
 use crate::{
     host::{Lab, Peer, name},
+    kinds::ping,
     report::{End, Report, Row},
 };
 
@@ -74,11 +75,13 @@ fn three_hosts(lab: &Lab, ports: &[u16], hosts: &[Lent]) {
         wait_for(&controller.manifests, LIMIT, wanted).unwrap_or_else(|e| panic!("{what}: {e}\n{}", controller.log()))
     };
     let ready = |records: &status::Records, object: &str| {
-        records.iter().any(|(key, record)| key.to_lowercase().contains("network") && key.ends_with(object) && condition(record, "Ready") == "True")
+        records
+            .iter()
+            .any(|(key, record)| key.to_lowercase().contains("network") && key.ends_with(object) && condition(record, "Ready") == "True")
     };
     wait("storage is ready", &|records| ready(records, "storage"));
     for other in 2..=3 {
-        hosts[0].shell.sh(&format!("ping -q -c 1 -w 60 -M do -s 8972 10.50.0.{other}"));
+        hosts[0].shell.sh(&ping(&format!("-M do -s 8972 10.50.0.{other}")));
     }
 
     // The second host's cable for everything but management is out: the first has the network, the third is not touched.

@@ -9,6 +9,7 @@ use tonic::Code;
 use crate::{
     drive::{Drive, Wish, ended, look, told, waiting},
     host::SOON,
+    kinds::ping,
     lane::{Case, Lane, succeeded},
     networks::{SUBJECT, State, TRUNK, network, vlan, with},
 };
@@ -152,7 +153,9 @@ fn no_space(lane: &mut Lane<'_>) {
 fn full_when_undone(lane: &mut Lane<'_>) -> State {
     let drive = Drive::new(lane.host.api());
     let op = lane.applied(&drive, &first(lane));
-    lane.host.guest.sh("fallocate --length=$(df --output=avail --block-size=1 / | tail -n 1) /var/full || true; cat /dev/zero >/var/fuller || true; sync");
+    lane.host.guest.sh(
+        "fallocate --length=$(df --output=avail --block-size=1 / | tail -n 1) /var/full || true; cat /dev/zero >/var/fuller || true; sync",
+    );
     let rolled = lane.wait(async { drive.roll_back(&drive.api.fresh(), &op.name).await });
     lane.host.guest.sh("rm -f /var/full /var/fuller; sync");
     lane.host.restart_agent();
@@ -200,7 +203,9 @@ fn ifreload_meanwhile(lane: &mut Lane<'_>) {
 }
 
 fn staged_edit(lane: &mut Lane<'_>) {
-    lane.host.guest.sh("{ cat /etc/network/interfaces; printf 'auto vmbr9\\niface vmbr9\\n    bridge-ports none\\n'; } >/etc/network/interfaces.new");
+    lane.host
+        .guest
+        .sh("{ cat /etc/network/interfaces; printf 'auto vmbr9\\niface vmbr9\\n    bridge-ports none\\n'; } >/etc/network/interfaces.new");
     let refusal = Refusal::of(lane.wait(Drive::new(lane.host.api()).applied(&first(lane))));
     refusal.is(Code::FailedPrecondition, reason::FOREIGN_CHANGE_PENDING, "a staged edit");
     assert!(refusal.text.contains("interfaces.new"), "{refusal:?}");
@@ -208,7 +213,11 @@ fn staged_edit(lane: &mut Lane<'_>) {
 }
 
 fn lock_held(lane: &mut Lane<'_>) {
-    let mut holder = lane.host.guest.spawn("exec flock /etc/network/.pve-interfaces.lock sh -c 'echo pvelet-lock-held >/dev/console; exec sleep 100000'").unwrap();
+    let mut holder = lane
+        .host
+        .guest
+        .spawn("exec flock /etc/network/.pve-interfaces.lock sh -c 'echo pvelet-lock-held >/dev/console; exec sleep 100000'")
+        .unwrap();
     lane.host.guest.wait_console("pvelet-lock-held", SOON).unwrap();
     let refusal = Refusal::of(lane.wait(Drive::new(lane.host.api()).carry(&first(lane))));
     lane.host.guest.sh("pkill -f 'sleep 100000'");
@@ -298,7 +307,7 @@ fn management_forced(lane: &mut Lane<'_>) {
         lane.host.wait_until(&format!("grep -q phase[^a-z]*waiting {CHECKPOINT}"));
         assert_ne!(peer.run(&format!("ping -q -c 1 -w 3 10.60.0.{n}")).status, 0, "the way to the agent was not cut");
         lane.host.wait_until(&format!("grep -q phase[^a-z]*rolled_back {CHECKPOINT}"));
-        peer.sh(&format!("ping -q -c 1 -w 60 10.60.0.{n}"));
+        peer.sh(&ping(&format!("10.60.0.{n}")));
         let result = lane.wait(async { drive.until(&drive.api.fresh(), ended).await });
         rolled_back(lane, result, "the agent's own way was cut");
     });
@@ -339,7 +348,11 @@ fn restoring_fails(lane: &mut Lane<'_>) {
     Refusal::of(lane.wait(Drive::new(lane.host.api()).applied(&next))).is(Code::FailedPrecondition, reason::NETWORK_LATCHED, "latched");
     // It holds over a restart.
     lane.host.restart_agent();
-    Refusal::of(lane.wait(Drive::new(lane.host.api()).applied(&next))).is(Code::FailedPrecondition, reason::NETWORK_LATCHED, "still latched");
+    Refusal::of(lane.wait(Drive::new(lane.host.api()).applied(&next))).is(
+        Code::FailedPrecondition,
+        reason::NETWORK_LATCHED,
+        "still latched",
+    );
     // A person puts it right, and says so.
     lane.host.guest.sh("chattr -i /etc/network/interfaces.d /etc/network/interfaces.d/pvelet; ifdown vmbr100 bond0.100 || true; ip link del vmbr100 2>/dev/null || true; ip link del bond0.100 2>/dev/null || true; rm -f /etc/network/interfaces.d/pvelet");
     let admin = lane.host.api_as(lane.lab.pki.role(Role::Admin, &format!("person-{}", lane.host.n)), "default");

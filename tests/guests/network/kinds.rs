@@ -6,7 +6,7 @@ use tonic::Status;
 use crate::{
     drive::{Drive, Wish, look, told},
     lane::{Case, Lane, succeeded},
-    networks::{TRUNK, State, bridge, mtu, network, service_vlan, vlan, vlan_aware, with},
+    networks::{State, TRUNK, bridge, mtu, network, service_vlan, vlan, vlan_aware, with},
 };
 
 /// The peer's address on VLAN 100, and that on VLAN 200.
@@ -51,7 +51,12 @@ fn with_network(lane: &Lane<'_>, spec: v1::NetworkSpec, trial: impl FnOnce()) {
 }
 
 fn reaches(lane: &Lane<'_>, address: &str, options: &str) {
-    lane.host.guest.sh(&format!("ping -q -c 1 -w 60 {options} {address}"));
+    lane.host.guest.sh(&ping(&format!("{options} {address}")));
+}
+
+/// One answer is enough, however late. (`ping` gives up when nobody tells it a MAC address for three seconds.)
+pub fn ping(what: &str) -> String {
+    format!("timeout 120 sh -c 'until ping -q -c 1 -W 10 {what}; do sleep 0.2; done'")
 }
 
 fn vlan_on_a_bond(lane: &mut Lane<'_>) {
@@ -93,7 +98,7 @@ fn vlan_aware_bridge(lane: &mut Lane<'_>) {
     with_network(lane, spec, || {
         plug(lane, "vmbr1", 100, &format!("198.51.100.{n}/24"));
         plug(lane, "vmbr1", 200, &format!("203.0.113.{n}/24"));
-        lane.host.guest.sh(&format!("ip netns exec vm100 ping -q -c 1 -w 60 {ON_100}"));
+        lane.host.guest.sh(&format!("ip netns exec vm100 {}", ping(ON_100)));
         let lost = lane.host.guest.run(&format!("ip netns exec vm200 ping -q -c 3 -w 5 {ON_200}"));
         assert_eq!(lost.status, 1, "a frame of VLAN 200 came through: {lost:?}");
         // The same asked of the agent: who has the peer's addresses on these VLANs.
@@ -128,7 +133,8 @@ fn qinq(lane: &mut Lane<'_>) {
 
 fn jumbo(lane: &mut Lane<'_>) {
     let address = format!("198.51.100.{}/24", lane.host.n);
-    let spec = network("jumbo", vec![mtu(vlan("bond0.100", TRUNK, 100), 9000), with(mtu(bridge("vmbr9", &["bond0.100"]), 9000), &[&address])]);
+    let spec =
+        network("jumbo", vec![mtu(vlan("bond0.100", TRUNK, 100), 9000), with(mtu(bridge("vmbr9", &["bond0.100"]), 9000), &[&address])]);
     with_network(lane, spec, || {
         reaches(lane, ON_100, "-M do -s 8972");
         assert_ne!(lane.host.guest.run(&format!("ping -q -c 1 -w 5 -M do -s 8973 {ON_100}")).status, 0);
@@ -147,10 +153,8 @@ fn taps_stay(lane: &mut Lane<'_>) {
     let spec = |vids: &[&str]| network("trunk", vec![vlan_aware("vmbr1", &[TRUNK], vids)]);
     let ports = || lane.host.guest.sh("bridge link show master vmbr1 | cut -d: -f2; bridge vlan show dev tap100i0");
     with_network(lane, spec(&["100", "200"]), || {
-        lane.host.guest.sh(
-            "ip tuntap add tap100i0 mode tap; ip link set tap100i0 master vmbr1 up; bridge vlan del dev tap100i0 vid 1; \
-             bridge vlan add dev tap100i0 vid 100 pvid untagged",
-        );
+        lane.host.guest.sh("ip tuntap add tap100i0 mode tap; ip link set tap100i0 master vmbr1 up; bridge vlan del dev tap100i0 vid 1; \
+             bridge vlan add dev tap100i0 vid 100 pvid untagged");
         let before = ports();
         assert!(before.contains("tap100i0"), "{before}");
         // A change beside it, and one of its own bridge.

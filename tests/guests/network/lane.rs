@@ -15,6 +15,7 @@ use crate::{
     controller::Lent,
     drive::{Drive, Wish, look, told, waiting},
     host::{Host, Lab, WayIn, name},
+    kinds::ping,
     networks::{SUBJECT, State, subject},
     report::{End, Report, Row},
     snapshot::Snapshot,
@@ -143,7 +144,7 @@ impl<'a> Lane<'a> {
 
     /// From the peer: the host answers, and so does its agent on a new connection.
     pub fn reachable(&self) -> Result<(), String> {
-        let out = self.way_in.shell.run(&format!("ping -q -c 1 -w 20 192.0.2.{}", self.host.n));
+        let out = self.way_in.shell.run(&ping(&format!("192.0.2.{}", self.host.n)));
         if out.status != 0 {
             return Err(format!("{} does not answer: {}{}", name(self.host.n), out.stdout, out.stderr));
         }

@@ -2,7 +2,15 @@
 //!
 //! It prints a line for each case and ends with `network: N cases, 0 unreachable, 0 between states`. Words on the command line choose cases by
 //! what stands in their lines ("add, waiting, SIGKILL"). `PVELET_NETWORK_MATRIX=full` tries every step with both faults for add, change and remove.
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods, reason = "a test fails by panicking")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking"
+)]
 
 mod bad_input;
 mod bench;

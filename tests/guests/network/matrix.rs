@@ -185,7 +185,9 @@ fn back(lane: &mut Lane<'_>, change: Change, step: &str, fault: Fault, undoer: U
             lane.host.kill_agent();
             match fault {
                 // Its next round ends what this one began.
-                Fault::Kill => lane.host.wait_until("[ ! -e /etc/pvelet-fault/deadline ] && grep -q rolled_back /var/lib/pvelet/network/checkpoint.json"),
+                Fault::Kill => lane
+                    .host
+                    .wait_until("[ ! -e /etc/pvelet-fault/deadline ] && grep -q rolled_back /var/lib/pvelet/network/checkpoint.json"),
                 Fault::Cut => lane.host.guest.wait_console(&paused, SOON).unwrap(),
             }
         }

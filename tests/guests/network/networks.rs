@@ -22,12 +22,12 @@ pub enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Change {
     Add,
-    Change,
+    Alter,
     Remove,
 }
 
 impl Change {
-    pub const ALL: [Self; 3] = [Self::Add, Self::Change, Self::Remove];
+    pub const ALL: [Self; 3] = [Self::Add, Self::Alter, Self::Remove];
 
     pub fn from(self) -> State {
         if self == Self::Add { State::Bare } else { State::First }
@@ -36,7 +36,7 @@ impl Change {
     pub fn to(self) -> State {
         match self {
             Self::Add => State::First,
-            Self::Change => State::Second,
+            Self::Alter => State::Second,
             Self::Remove => State::Bare,
         }
     }
@@ -44,7 +44,7 @@ impl Change {
     pub fn word(self) -> &'static str {
         match self {
             Self::Add => "add",
-            Self::Change => "change",
+            Self::Alter => "change",
             Self::Remove => "remove",
         }
     }
@@ -56,10 +56,9 @@ pub fn subject(n: u8, state: State) -> Option<v1::NetworkSpec> {
     let v6 = format!("2001:db8:100::{n}/64");
     match state {
         State::Bare => None,
-        State::First => Some(network(
-            SUBJECT,
-            vec![mtu(vlan("bond0.100", TRUNK, 100), 9000), with(bridge("vmbr100", &["bond0.100"]), &[&v4, &v6])],
-        )),
+        State::First => {
+            Some(network(SUBJECT, vec![mtu(vlan("bond0.100", TRUNK, 100), 9000), with(bridge("vmbr100", &["bond0.100"]), &[&v4, &v6])]))
+        }
         State::Second => Some(network(
             SUBJECT,
             vec![

@@ -49,7 +49,9 @@ impl Snapshot {
         let mut all = BTreeMap::new();
         let mut section = "";
         for line in text.lines() {
-            if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')).filter(|n| n.bytes().all(|b| b.is_ascii_alphanumeric())) {
+            if let Some(name) =
+                line.strip_prefix('[').and_then(|l| l.strip_suffix(']')).filter(|n| n.bytes().all(|b| b.is_ascii_alphanumeric()))
+            {
                 section = name;
             } else if section == "files" {
                 let (digest, path) = line.split_once("  ").unwrap_or((line, ""));

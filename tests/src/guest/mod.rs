@@ -135,7 +135,11 @@ impl Guest {
 
     fn make(options: GuestOptions) -> io::Result<Self> {
         let mac = |nic: usize| {
-            let b = if options.setup.is_empty() { *Uuid::new_v4().as_bytes() } else { hash(&(&options.name, nic)).to_be_bytes().repeat(2).try_into().unwrap() };
+            let b = if options.setup.is_empty() {
+                *Uuid::new_v4().as_bytes()
+            } else {
+                hash(&(&options.name, nic)).to_be_bytes().repeat(2).try_into().unwrap()
+            };
             format!("52:54:00:{:02x}:{:02x}:{:02x}", b[0], b[1], b[2])
         };
         let macs = (0..options.nics.len()).map(mac).collect();
