@@ -9,6 +9,11 @@ for unit in lvm2-monitor.service blk-availability.service lvm2-lvmpolld.socket s
   systemd-network-generator.service; do
   ln -sf /dev/null "/etc/systemd/system/$unit"
 done
+# Bonds and bridges have the addresses of their ports. Else udev gives them others, sooner or later than the ports come.
+mkdir -p /etc/systemd/network
+printf '[Match]\nOriginalName=*\n[Link]\nNamePolicy=keep\nMACAddressPolicy=none\n' >/etc/systemd/network/99-default.link
+udevadm control --reload
+echo 'options bonding max_bonds=0' >/etc/modprobe.d/bonding.conf
 printf '%s\n' virtio_net bonding 8021q bridge tun fuse >/etc/modules-load.d/network.conf
 
 # The order that PVE's own package of ifupdown2 has: after the devices, and after whoever prepares the network.
@@ -30,9 +35,7 @@ tune2fs -m 0 /dev/vda >/dev/null
   [ "$n" = 3 ] || printf '    gateway 192.0.2.10%s\n' "$n"
   [ "$n" != 3 ] || printf '    address 192.0.2.101/24\n    address 192.0.2.102/24\n'
   printf '\niface eth2 inet manual\n\niface eth3 inet manual\n\n'
-  printf 'auto bond0\niface bond0 inet manual\n    bond-slaves eth2 eth3\n    bond-miimon 100\n    bond-mode active-backup\n    mtu 9000\n'
-  # Else it is now the one of a port, now a random one.
-  printf '    hwaddress %s\n\n' "$(cat /sys/class/net/eth2/address)"
+  printf 'auto bond0\niface bond0 inet manual\n    bond-slaves eth2 eth3\n    bond-miimon 100\n    bond-mode active-backup\n    mtu 9000\n\n'
   printf 'source /etc/network/interfaces.d/*\n'
 } >/etc/network/interfaces
 # PVE's API has made it with its first edit.
