@@ -10,7 +10,7 @@ TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/
 GUEST_FEATURES := $(TEST_FEATURES),pvelet-tests/guests
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-guests test-volumes test-full guest-image check fmt clippy deny docs lint bench clean clean-guests
+.PHONY: help setup build demo test test-quick test-guests test-volumes test-network test-full guest-image check fmt clippy deny docs lint bench bench-network clean clean-guests
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,8 +31,12 @@ test: build ## All tests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
 	@$(MAKE) --no-print-directory test-guests
 
-test-guests: build guest-image ## What needs a kernel of its own: LVM-thin and btrfs, in Debian 13 guests
+test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrfs and the network, in Debian 13 guests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(GUEST_FEATURES) --test guests -- $(GUEST_TESTS)
+	@$(MAKE) --no-print-directory test-network
+
+test-network: build guest-image ## Network changes in three guests at once: kills, power cuts, tagged frames
+	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(GUEST_FEATURES) --test network -- $(NETWORK_TESTS)
 
 test-volumes: build ## All tests of volumes, 200 random sequences and the guests included
 	@PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES) --test volumes -- --nocapture
@@ -42,9 +46,9 @@ guest-image: ## Build the Debian 13 image of the test guests, where it is missin
 	@tests/setup.sh guests
 	@tests/guest/build-image.sh >/dev/null
 
-test-full: build ## All tests, with many more random cases
+test-full: build ## All tests, with many more random cases, and every step of a network change with every fault
 	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
-	@$(MAKE) --no-print-directory test-guests
+	@PVELET_NETWORK_MATRIX=full $(MAKE) --no-print-directory test-guests
 
 check: setup fmt clippy deny docs lint ## Format, clippy, licences, docs, house rules
 
@@ -66,6 +70,10 @@ lint:
 bench: setup ## Benchmarks: a table, and target/bench.json
 	@tests/with-rust.sh $(CARGO) build --release --workspace --bins
 	@tests/with-rust.sh $(CARGO) run --release --package pvelet-tests --bin pvelet-bench
+
+bench-network: guest-image ## What a network change costs beside ifupdown2, in a guest
+	@tests/with-rust.sh $(CARGO) build --release --workspace --bins --features $(GUEST_FEATURES)
+	@tests/with-rust.sh $(CARGO) test --quiet --release --workspace --features $(GUEST_FEATURES) --test network -- --bench
 
 clean: ## Remove what was built
 	@$(CARGO) clean

@@ -1,6 +1,6 @@
 //! Calls to agents as some client, with the shortest way to what tests want to know.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use pvelet_controller::{
     agents::{AgentClient, Agents, Limits, Target},
@@ -35,12 +35,17 @@ pub fn operation_reason(op: &v1::Operation) -> String {
 impl Client {
     /// A client of `agent` with these credentials.
     pub fn new(agent: &Agent, credentials: Credentials) -> Self {
+        Self::at(agent.address, &agent.cluster, &agent.node, credentials)
+    }
+
+    /// A client of the agent of a node, wherever it is reached.
+    pub fn at(address: SocketAddr, cluster: &str, node: &str, credentials: Credentials) -> Self {
         let agents = Agents::new(credentials, Limits { deadline: Duration::from_secs(120), per_agent: 256, ..Limits::default() });
         let target = Target {
-            name: agent.node.clone(),
-            address: agent.address.to_string().parse().expect("address"),
-            cluster: Some(agent.cluster.clone()),
-            node: Some(agent.node.clone()),
+            name: node.to_owned(),
+            address: address.to_string().parse().expect("address"),
+            cluster: Some(cluster.to_owned()),
+            node: Some(node.to_owned()),
         };
         Self { agent: agents.set(target), tenant: "default".into(), _agents: agents }
     }

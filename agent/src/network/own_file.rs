@@ -22,6 +22,9 @@ const DIGEST: &str = "# pvelet-sha256: ";
 const NETWORK: &str = "# pvelet-network: ";
 /// The format this version writes.
 const VERSION: u32 = 1;
+/// Ports that stay on a bridge when it is changed, though no file declares them: guests', and those of probes. PVE's build of ifupdown2 keeps
+/// guests' by itself; no other does.
+const CONDONED: &str = "^(tap|veth|fwpr|fwln|pvprobe)[0-9]";
 /// Below this there is no IPv6 on a link, so nothing to turn off.
 const IPV6_MTU: u32 = 1280;
 
@@ -184,7 +187,7 @@ pub(super) fn stanza(out: &mut String, interface: &Interface) {
         }
         Kind::Bridge { ports, vlan_aware, vids } => {
             let ports = if ports.is_empty() { "none".to_owned() } else { ports.join(" ") };
-            let _ = writeln!(out, "\tbridge-ports {ports}\n\tbridge-stp off\n\tbridge-fd 0");
+            let _ = writeln!(out, "\tbridge-ports {ports}\n\tbridge-ports-condone-regex {CONDONED}\n\tbridge-stp off\n\tbridge-fd 0");
             if *vlan_aware {
                 let _ = writeln!(out, "\tbridge-vlan-aware yes");
             }

@@ -45,6 +45,7 @@ iface svc inet static
 auto vmbr1
 iface vmbr1 inet manual
 	bridge-ports svc eth3
+	bridge-ports-condone-regex ^(tap|veth|fwpr|fwln|pvprobe)[0-9]
 	bridge-stp off
 	bridge-fd 0
 	bridge-vlan-aware yes
@@ -56,6 +57,7 @@ iface vmbr1 inet manual
 auto vmbr2
 iface vmbr2 inet manual
 	bridge-ports none
+	bridge-ports-condone-regex ^(tap|veth|fwpr|fwln|pvprobe)[0-9]
 	bridge-stp off
 	bridge-fd 0
 	ipv6-addrgen off

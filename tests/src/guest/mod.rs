@@ -17,11 +17,12 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 pub use image::{Image, accelerator};
-use qemu::Qemu;
+use qemu::{Qemu, READY};
 pub use segment::Segment;
 use ssh::Ssh;
 use tempfile::TempDir;
@@ -46,13 +47,16 @@ pub struct GuestOptions {
     pub nics: Vec<Segment>,
     /// Ports of the guest that the test wants to reach: see [`Guest::port`].
     pub forwards: Vec<u16>,
+    /// A shell script that is run once, before the state of such a guest is kept: what is slow to set up. It may use the guest's name; the
+    /// addresses of its NICs are then made from that name, so no two guests on a segment may have the same one.
+    pub setup: String,
     /// Whether it must boot from cold: its boot id is then its own. Else it may continue from a kept state of such a guest.
     pub cold: bool,
 }
 
 impl Default for GuestOptions {
     fn default() -> Self {
-        Self { name: "guest".into(), memory_mib: 512, disks_mib: vec![], nics: vec![], forwards: vec![], cold: false }
+        Self { name: "guest".into(), memory_mib: 512, disks_mib: vec![], nics: vec![], forwards: vec![], setup: String::new(), cold: false }
     }
 }
 
@@ -67,13 +71,41 @@ pub struct Output {
     pub stderr: String,
 }
 
+/// A way into a guest that can be used from any thread, until the guest is cut or switched off.
+#[derive(Debug, Clone)]
+pub struct Shell {
+    name: String,
+    ssh: Arc<Ssh>,
+}
+
+impl Shell {
+    /// As [`Guest::run`].
+    pub fn run(&self, line: &str) -> Output {
+        self.run_for(line, COMMAND)
+    }
+
+    /// As [`Guest::run_for`].
+    pub fn run_for(&self, line: &str, limit: Duration) -> Output {
+        let out = self.ssh.command(line, limit).output().unwrap_or_else(|e| panic!("ssh: {e}"));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Output { status: out.status.code().unwrap_or(137), stdout: text(&out.stdout), stderr: text(&out.stderr) }
+    }
+
+    /// As [`Guest::sh`].
+    pub fn sh(&self, script: &str) -> String {
+        let out = self.run(&format!("set -e; {script}"));
+        assert_eq!(out.status, 0, "in {}: {script}\n{}{}", self.name, out.stdout, out.stderr);
+        out.stdout
+    }
+}
+
 /// A guest. Everything of it is gone when it is dropped.
 #[derive(Debug)]
 pub struct Guest {
     options: GuestOptions,
     macs: Vec<String>,
     qemu: Option<Qemu>,
-    ssh: Option<Ssh>,
+    ssh: Option<Arc<Ssh>>,
     ports: BTreeMap<u16, u16>,
     dir: TempDir,
 }
@@ -87,6 +119,7 @@ impl Guest {
             let mut guest = Self::make(options)?;
             guest.make_disks()?;
             guest.start()?;
+            guest.set_up()?;
             return Ok(guest);
         }
         let state = Image::get().state(&state_key(&options)?, |dir| Self::make_state(&options, dir))?;
@@ -101,8 +134,12 @@ impl Guest {
     }
 
     fn make(options: GuestOptions) -> io::Result<Self> {
-        let mac = |_| {
-            let b = Uuid::new_v4().into_bytes();
+        let mac = |nic: usize| {
+            let b = if options.setup.is_empty() {
+                *Uuid::new_v4().as_bytes()
+            } else {
+                hash(&(&options.name, nic)).to_be_bytes().repeat(2).try_into().unwrap()
+            };
             format!("52:54:00:{:02x}:{:02x}:{:02x}", b[0], b[1], b[2])
         };
         let macs = (0..options.nics.len()).map(mac).collect();
@@ -112,9 +149,11 @@ impl Guest {
 
     /// Boots such a guest once, and keeps what it then is: memory, devices and disks, in the images of its disks.
     fn make_state(options: &GuestOptions, dir: &Path) -> io::Result<()> {
-        let mut guest = Self::make(GuestOptions { name: "guest".into(), forwards: vec![], ..options.clone() })?;
+        let name = if options.setup.is_empty() { "guest".into() } else { options.name.clone() };
+        let mut guest = Self::make(GuestOptions { name, forwards: vec![], ..options.clone() })?;
         guest.make_disks()?;
         guest.start()?;
+        guest.set_up()?;
         // Once through everything a test does first: what is loaded now need not be then.
         guest.sh("sync; modprobe dm_thin_pool; modprobe btrfs; perl -e 1; python3 -c 1");
         guest.ssh = None;
@@ -124,6 +163,14 @@ impl Guest {
         let _ = qemu.monitor("quit");
         qemu.wait_exit(BOOT)?;
         guest.disk_files().iter().try_for_each(|file| copy(&guest.dir.path().join(file), &dir.join(file)))
+    }
+
+    fn set_up(&self) -> io::Result<()> {
+        if self.options.setup.is_empty() {
+            return Ok(());
+        }
+        let out = self.run(&format!("set -e; {}", self.options.setup));
+        if out.status == 0 { Ok(()) } else { Err(io::Error::other(format!("setup of {}: {out:?}", self.options.name))) }
     }
 
     /// Makes a guest that continues from a kept state one of its own: the time, its name, addresses and ids, and its randomness,
@@ -142,7 +189,8 @@ impl Guest {
         script.push_str("perl -e 'open F, \">\", \"/dev/urandom\"; ioctl F, 0x5207, 0 or die'; ");
         let name = &self.options.name;
         let _ = write!(script, "hostname {name}; echo {name} >/etc/hostname; ");
-        for (i, mac) in self.macs.iter().enumerate() {
+        // With a setup they are the guest's own already, and may be in use.
+        for (i, mac) in self.macs.iter().enumerate().filter(|_| self.options.setup.is_empty()) {
             let _ = write!(script, "ip link set dev eth{} address {mac}; ", i + 1);
         }
         let out = self.run(&script);
@@ -183,14 +231,29 @@ impl Guest {
     }
 
     fn connect(&mut self) -> io::Result<()> {
-        self.ssh = Some(Ssh::connect(self.port(SSH), self.dir.path(), BOOT)?);
+        self.ssh = Some(Arc::new(Ssh::connect(self.port(SSH), self.dir.path(), BOOT)?));
         Ok(())
     }
 
     /// Boots it again, with the disks it has: after [`Self::power_cut`], [`Self::power_off`], or a reboot of its own, which ends QEMU.
     pub fn start(&mut self) -> io::Result<()> {
         self.launch(false)?;
-        self.running()?.wait_ready(BOOT)?;
+        self.up()
+    }
+
+    /// As [`Self::start`], but it returns as soon as the console shows `text`, which may be before anything can be run: for another power cut.
+    pub fn start_until(&mut self, text: &str) -> io::Result<()> {
+        self.launch(false)?;
+        self.wait_console(text, BOOT)
+    }
+
+    /// Waits until its console shows `text` in a line that begins with `pvelet-`; those before are passed over. Fails when the guest ends before.
+    pub fn wait_console(&mut self, text: &str, limit: Duration) -> io::Result<()> {
+        self.running()?.wait_line(text, limit)
+    }
+
+    fn up(&mut self) -> io::Result<()> {
+        self.running()?.wait_line(READY, BOOT)?;
         self.connect()?;
         let out = self.run(&format!("hostname {0}; echo {0} >/etc/hostname", self.options.name));
         if out.status == 0 { Ok(()) } else { Err(io::Error::other(format!("{out:?}"))) }
@@ -216,23 +279,24 @@ impl Guest {
         self.start()
     }
 
+    /// A way in of its own for other threads, while it is up.
+    pub fn shell(&self) -> Shell {
+        Shell { name: self.options.name.clone(), ssh: self.ssh.clone().unwrap_or_else(|| panic!("{} is off", self.options.name)) }
+    }
+
     /// Runs a shell command as root.
     pub fn run(&self, line: &str) -> Output {
-        self.run_for(line, COMMAND)
+        self.shell().run_for(line, COMMAND)
     }
 
     /// Runs a shell command as root, for at most `limit`.
     pub fn run_for(&self, line: &str, limit: Duration) -> Output {
-        let out = self.command(line, limit).output().unwrap_or_else(|e| panic!("ssh: {e}"));
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Output { status: out.status.code().unwrap_or(137), stdout: text(&out.stdout), stderr: text(&out.stderr) }
+        self.shell().run_for(line, limit)
     }
 
     /// Runs a shell script that must succeed, and returns what it printed. It ends at the first command that fails.
     pub fn sh(&self, script: &str) -> String {
-        let out = self.run(&format!("set -e; {script}"));
-        assert_eq!(out.status, 0, "in {}: {script}\n{}{}", self.options.name, out.stdout, out.stderr);
-        out.stdout
+        self.shell().sh(script)
     }
 
     /// Starts a shell command and does not wait for it: for a power cut in its middle.
@@ -271,7 +335,7 @@ impl Guest {
 
     /// Arguments with which `ssh` comes in, for programs that call it themselves; the address is `root@127.0.0.1`.
     pub fn ssh_options(&self) -> Vec<String> {
-        self.ssh.as_ref().map(Ssh::options).unwrap_or_default()
+        self.ssh.as_deref().map(Ssh::options).unwrap_or_default()
     }
 
     /// What the guest's serial console showed, over all its starts.
@@ -314,8 +378,8 @@ fn arguments(options: &GuestOptions, macs: &[String]) -> Vec<String> {
     }
     add("-device", "virtio-rng-pci".into());
     let forwards = [SSH].iter().chain(&options.forwards).fold(String::new(), |s, p| s + &format!(",hostfwd=tcp:127.0.0.1:0-:{p}"));
-    // Restricted: no guest reaches beyond this machine.
-    add("-netdev", format!("user,id=user,restrict=on{forwards}"));
+    // Restricted: no guest reaches beyond this machine. Without IPv6, whose routers would give each guest a default route.
+    add("-netdev", format!("user,id=user,restrict=on,ipv6=off{forwards}"));
     add("-device", "virtio-net-pci,netdev=user,romfile=".into());
     for (i, (segment, mac)) in options.nics.iter().zip(macs).enumerate() {
         let (n, hub, port) = (i + 1, segment.hub(), segment.port());
@@ -332,7 +396,16 @@ fn state_key(options: &GuestOptions) -> io::Result<String> {
     let plain = GuestOptions { nics: vec![], forwards: vec![], ..options.clone() };
     let mut hasher = DefaultHasher::new();
     (version, arguments(&plain, &[]), &options.disks_mib, options.nics.len()).hash(&mut hasher);
+    if !options.setup.is_empty() {
+        (&options.name, &options.setup).hash(&mut hasher);
+    }
     Ok(format!("{:016x}", hasher.finish()))
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn copy(from: &Path, to: &Path) -> io::Result<()> {

@@ -12,21 +12,23 @@ use std::{
     process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
 /// What the guest writes on its console when ssh answers (`tests/guest/customize.sh`).
-const READY: &str = "pvelet-guest-ready";
+pub(super) const READY: &str = "pvelet-guest-ready";
+/// What the lines begin with that somebody may wait for.
+const MARK: &str = "pvelet-";
 
 /// A running QEMU. Dropping it is a power cut.
 #[derive(Debug)]
 pub(super) struct Qemu {
     child: Child,
     monitor: BufReader<UnixStream>,
-    ready: Receiver<()>,
+    lines: Receiver<String>,
     console: PathBuf,
 }
 
@@ -43,17 +45,18 @@ impl Qemu {
         let child = command.spawn()?;
         // The parent's ends of the pipe go with it, or its end would never be seen.
         drop(command);
-        let (send, ready) = mpsc::channel();
+        let (send, lines) = mpsc::channel();
         let mut log = File::options().create(true).append(true).open(console)?;
         thread::spawn(move || {
             for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
                 let _ = log.write_all(&line).and_then(|()| log.write_all(b"\n"));
-                if String::from_utf8_lossy(&line).contains(READY) {
-                    let _ = send.send(());
+                let line = String::from_utf8_lossy(&line);
+                if let Some(at) = line.find(MARK) {
+                    let _ = send.send(line[at..].to_owned());
                 }
             }
         });
-        let mut this = Self { child, monitor: BufReader::new(UnixStream::pair()?.0), ready, console: console.to_owned() };
+        let mut this = Self { child, monitor: BufReader::new(UnixStream::pair()?.0), lines, console: console.to_owned() };
         // Bad arguments end it before it connects: then the wait for a connection fails, with the reason in the log.
         let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::from(60_000_u16)).map_err(io::Error::from)? == 0 {
@@ -66,20 +69,24 @@ impl Qemu {
         Ok(this)
     }
 
-    /// Waits until the guest says that ssh answers.
-    pub(super) fn wait_ready(&self, limit: Duration) -> io::Result<()> {
-        match self.ready.recv_timeout(limit) {
-            Ok(()) => Ok(()),
-            Err(RecvTimeoutError::Timeout) => Err(self.failure(&format!("the guest was not up within {limit:?}"))),
-            Err(RecvTimeoutError::Disconnected) => Err(self.failure("QEMU ended before the guest was up")),
+    /// Waits for a line of the console with `text`, [`READY`] when ssh answers; those before are passed over.
+    pub(super) fn wait_line(&self, text: &str, limit: Duration) -> io::Result<()> {
+        let end = Instant::now() + limit;
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.contains(text) => return Ok(()),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return Err(self.failure(&format!("the console did not show {text} within {limit:?}"))),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.failure(&format!("QEMU ended before the console showed {text}"))),
+            }
         }
     }
 
     /// Waits for its end: after the guest switched itself off.
     pub(super) fn wait_exit(&mut self, limit: Duration) -> io::Result<()> {
         loop {
-            match self.ready.recv_timeout(limit) {
-                Ok(()) => {}
+            match self.lines.recv_timeout(limit) {
+                Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => return Err(self.failure(&format!("the guest was not off within {limit:?}"))),
                 Err(RecvTimeoutError::Disconnected) => return self.child.wait().map(drop),
             }
