@@ -90,7 +90,7 @@ fn ask(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &NetworkAttempt, act
 /// The host cannot be asked. What becomes of the change there is the host's own affair: without a confirmation it undoes it.
 fn unreachable(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &NetworkAttempt, why: Option<(&'static str, String)>) -> Action {
     let gone = why.is_none();
-    if gone && inputs.network.has_flag(ABANDON) {
+    if (gone || inputs.network.is_deleting()) && inputs.network.has_flag(ABANDON) {
         draft.status.operation = None;
         draft.forget(&attempt.cluster, &attempt.node);
         return Action::Again;
