@@ -91,6 +91,13 @@ impl World {
         })
     }
 
+    /// What is due is begun.
+    fn begun(self) -> Self {
+        let status = self.decide().status;
+        assert!(status.operation.is_some());
+        self.with(|w| (w.network.status, w.seen) = (status, BTreeMap::new()))
+    }
+
     fn deleted(self) -> Self {
         self.with(|w| w.network.metadata.deletion_timestamp = Some(w.now))
     }
@@ -286,6 +293,9 @@ fn after_a_failure_nothing_goes_on_by_itself() {
             "InterfaceTaken",
         ),
     ]);
+    let used = fresh().done(1).with(|w| drop(w.network.spec.hosts.names.remove(0))).saw(0, differs()).begun();
+    let used = used.ended(reason::NETWORK_IN_USE, false).settle();
+    assert_eq!(used.network.status.host("lab", "pve1").map(|h| h.state), Some(State::Removing), "its users are the reason, not a fault");
     let world = undone();
     assert_eq!(world.network.status.hosts.iter().map(|h| h.state).collect::<Vec<_>>(), [State::Ready, State::RolledBack, State::Pending]);
 }
@@ -309,6 +319,12 @@ fn a_network_is_removed_where_it_is_not_to_be() {
         (
             "a VM uses it: the others go on",
             leaving(fresh().done(2)).saw(0, refused(reason::NETWORK_IN_USE)),
+            "observe pve2",
+            "NetworkInUse",
+        ),
+        (
+            "a VM came onto it meanwhile: the same",
+            leaving(fresh().done(2)).saw(0, differs()).begun().ended(reason::NETWORK_IN_USE, false).settle(),
             "observe pve2",
             "NetworkInUse",
         ),
