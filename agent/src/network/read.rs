@@ -50,6 +50,7 @@ impl Inner {
             (None, remove) if !remove.is_empty() => Asked::Remove(remove),
             _ => return Err(Error::invalid("network", reason::INVALID_FIELD, "name one network to apply, or one to remove")),
         };
+        self.not_latched().await?;
         let gathered = self.gather().await?;
         let tenant = Self::tenant(&gathered, &asked);
         let plan = Self::plan(&gathered, &asked, &tenant, vlans)?;

@@ -19,8 +19,10 @@ const TRIES: u32 = 2;
 /// What is tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// The interface, the same at both ends.
+    /// The interface that sends.
     pub interface: String,
+    /// The one of the other host, that answers.
+    pub at_peer: String,
     /// The VLAN, of a VLAN-aware bridge; otherwise 0.
     pub vlan: u32,
     /// The MTU that must get through; nothing for the smaller one of both ends' interfaces.
@@ -49,8 +51,8 @@ pub async fn probe(from: &AgentClient, to: &AgentClient, what: &Probe) -> Probed
     let mut tried = 1;
     loop {
         let token = Uuid::new_v4().to_string();
-        let answer = call(to, what, Kind::Answer(v1::ProbeAnswer { token: token.clone() }), ANSWER);
-        let send = call(from, what, Kind::Send(v1::ProbeSend { token, mtus: mtus(what) }), SEND);
+        let answer = call(to, &what.at_peer, what.vlan, Kind::Answer(v1::ProbeAnswer { token: token.clone() }), ANSWER);
+        let send = call(from, &what.interface, what.vlan, Kind::Send(v1::ProbeSend { token, mtus: mtus(what) }), SEND);
         let (answer, send) = futures_util::join!(answer, send);
         let found = judge(what, to.name(), &answer, &send);
         if found.problem.is_none() || tried == TRIES {
@@ -60,10 +62,10 @@ pub async fn probe(from: &AgentClient, to: &AgentClient, what: &Probe) -> Probed
     }
 }
 
-async fn call(agent: &AgentClient, what: &Probe, kind: Kind, time: Duration) -> Answer {
+async fn call(agent: &AgentClient, interface: &str, vlan: u32, kind: Kind, time: Duration) -> Answer {
     let request = v1::ProbeNetworkRequest {
-        interface: what.interface.clone(),
-        vlan: what.vlan,
+        interface: interface.to_owned(),
+        vlan,
         probe: Some(kind),
         timeout: prost_types::Duration::try_from(time).ok(),
     };
@@ -126,7 +128,7 @@ mod tests {
             ("it lacks it itself", None, end(0, 0, 1500), broken(), Some("cannot be sent: no such interface")),
         ];
         for (name, mtu, answer, send, want) in rows {
-            let what = Probe { interface: "e.7".into(), vlan: 0, mtu: *mtu };
+            let what = Probe { interface: "e.7".into(), at_peer: "e.7".into(), vlan: 0, mtu: *mtu };
             let problem = judge(&what, "pve2", answer, send).problem;
             match want {
                 None => assert_eq!(problem, None, "{name}"),
@@ -137,7 +139,7 @@ mod tests {
 
     #[test]
     fn sizes_end_with_the_one_that_must_get_through() {
-        let of = |mtu| mtus(&Probe { interface: String::new(), vlan: 0, mtu });
+        let of = |mtu| mtus(&Probe { interface: String::new(), at_peer: String::new(), vlan: 0, mtu });
         assert_eq!((of(None), of(Some(1400)), of(Some(9000))), (vec![], vec![1280, 1400], vec![1280, 1500, 9000]));
     }
 }

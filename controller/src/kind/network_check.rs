@@ -33,6 +33,12 @@ pub(super) fn check(metadata: &Metadata, spec: &NetworkSpec) -> Vec<FieldError> 
     }
     if let Some(mtu) = spec.probe.mtu {
         c.require((576..=65535).contains(&mtu), "spec.probe.mtu", mtu, "use 576 to 65535");
+        let tried = spec.probe_targets();
+        let smaller = |i: &&InterfaceSpec| i.mtu.is_some_and(|own| own < mtu) && tried.iter().any(|t| t.interface == i.name);
+        if let Some(interface) = spec.interfaces.iter().find(smaller) {
+            let own = interface.mtu.unwrap_or_default();
+            c.require(false, "spec.probe.mtu", mtu, &format!("{} has {own}: use at most that, or raise it", interface.name));
+        }
     }
     check_interfaces(&mut c, "spec.interfaces", &spec.interfaces);
     own_addresses(&mut c, spec);

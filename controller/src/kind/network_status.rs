@@ -53,6 +53,7 @@ impl NetworkStatus {
             failure.retry_time = pause.and_then(|pause| now.checked_add(pause).ok());
         }
         self.hosts.iter_mut().for_each(|h| h.last_transition_time = now.min(h.last_transition_time));
+        self.operation.iter_mut().for_each(|a| a.time = now.min(a.time));
     }
 }
 
@@ -93,6 +94,9 @@ pub struct NetworkAttempt {
     pub request_id: String,
     /// The generation of the spec it works for.
     pub generation: i64,
+    /// When it was begun.
+    #[schemars(with = "String")]
+    pub time: Timestamp,
     /// The value of annotation `pvelet.dev/retry` when it was begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<String>,

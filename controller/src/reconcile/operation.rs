@@ -4,15 +4,25 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use jiff::Timestamp;
 use pvelet_proto::{reason, v1};
+use tonic::Code;
 
 use super::{Ending, Knowledge, view::timestamp};
-use crate::agents::AgentError;
+use crate::agents::{AgentError, Cause};
 
 /// How many operations of one agent are kept; an older one is asked for when it matters.
 const KEPT: usize = 4096;
 
 /// The step of a network change that is applied and waits for ConfirmNetwork.
 const WAITING: &str = "waiting for confirmation";
+
+/// The reason given where an older agent does not offer a call: it is no reason of the API, since that agent knows none for it.
+const UNIMPLEMENTED: &str = "UNIMPLEMENTED";
+
+/// The agent's reason, where the error is an answer of the agent about this call and not one of the connection.
+pub(super) fn answered(error: &AgentError) -> Option<String> {
+    let unimplemented = || (error.code == Code::Unimplemented).then(|| UNIMPLEMENTED.to_owned());
+    if matches!(error.cause, Cause::Agent) { error.reason.clone().or_else(unimplemented) } else { None }
+}
 
 /// The operations of one agent, by request id.
 #[derive(Debug, Default)]

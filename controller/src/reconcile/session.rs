@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    Wake,
-    operation::OperationTable,
+    Knowledge, Wake,
+    operation::{OperationTable, knowledge},
     view::{Facts, HostView, Link, RunState, VmTable, VmView},
 };
 use crate::{
@@ -214,6 +214,24 @@ impl Session {
         if news {
             self.tell(Wake::Operation { request_id: operation.request_id.clone(), uuid: stopped.unwrap_or_default() });
         }
+    }
+
+    /// What the agent knows of the operation of a request.
+    ///
+    /// # Errors
+    /// It could not be asked.
+    pub(super) async fn look_up(&self, tenant: &str, request_id: &str) -> Result<Knowledge, AgentError> {
+        let request = v1::ListOperationsRequest {
+            tenant: tenant.to_owned(),
+            request_id: request_id.to_owned(),
+            page_size: 1,
+            ..v1::ListOperationsRequest::default()
+        };
+        let answer = self.client.answer(self.client.operation().list_operations(request).await)?;
+        let Some(operation) = answer.operations.first() else { return Ok(Knowledge::Absent) };
+        self.operation(operation);
+        // The stream may have told more meanwhile.
+        Ok(self.state().operations.get(request_id).cloned().unwrap_or_else(|| knowledge(&self.name, operation)))
     }
 
     /// Reads a VM again after an operation on it, ahead of the event that will tell the same. Failing is harmless: the event comes.

@@ -63,9 +63,12 @@ async fn a_change_that_cannot_be_undone_latches_until_somebody_clears_it() {
     let change = told.last_change.unwrap();
     assert_eq!(change.state(), v1::NetworkChangeState::RollbackFailed);
     rig.quiet();
+    let plan = v1::PlanNetworkRequest { network: None, remove: "m".into() };
     for error in [
         rig.apply(apply("b", "m", vec![vlan("eth2.7", "eth2", 7)])).await.unwrap_err(),
         rig.remove(remove("c", "n")).await.unwrap_err(),
+        // Nor does it look as if all were as declared.
+        rig.networks.plan(plan, &Vlans::all()).await.unwrap_err(),
         rig.confirm(&op.name, rig.boot().time).await.unwrap_err(),
     ] {
         assert_eq!(error.reason(), r::NETWORK_LATCHED);

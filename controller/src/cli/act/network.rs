@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use pvelet_proto::v1::{self, NetworkChange, NetworkChangeState as Stage, NetworkSpec, Operation, OperationState, RequestMeta};
 use tokio::time::sleep;
+use tonic::Code;
 
 use super::{Done, Progress, confirm, good_line, insist, need_terminal};
 use crate::{
@@ -28,6 +28,10 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(250);
 /// How long a host may be away in the middle of a change before it is given up: longer than it waits for its confirmation by itself.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest that a host waits for its confirmation.
+const LONGEST: Duration = Duration::from_secs(600);
+/// How long undoing may take: the call is held open for it.
+const UNDOING: Duration = Duration::from_secs(180);
 /// How long each try over a new connection may take: an interface that was cut answers nothing at all.
 const TRY: Duration = Duration::from_secs(5);
 
@@ -40,8 +44,7 @@ pub(in crate::cli) async fn run(session: &Session, command: &NetworkCommand) -> 
         NetworkCommand::Preflight(args) => read::network::preflight(session, args).await,
         NetworkCommand::Apply(args) => {
             let agent = session.one_agent("apply")?;
-            let tenant = args.how.who.tenant.clone().unwrap_or_else(|| session.tenant.clone());
-            let wanted = resolve::network::wanted(&args.wanted, &tenant, agent.name())?;
+            let wanted = resolve::network::wanted(&args.wanted, args.how.who.tenant.as_deref(), &session.tenant, agent.name())?;
             let name = wanted.name.clone();
             change(session, agent, &name, Some(wanted), &args.how).await
         }
@@ -82,7 +85,10 @@ async fn change(
         session.io.note("nothing was changed");
         return Ok(Exit::Failed);
     }
-    let mutation = how.who.mutation();
+    let mut mutation = how.who.mutation();
+    if let Some(wanted) = &wanted {
+        mutation.tenant = Some(wanted.tenant.clone());
+    }
     let request_id = mutation.request_id();
     let meta = session.meta(&mutation, &request_id);
     let label = format!("{}: {verb} of network {name}", agent.name());
@@ -180,6 +186,11 @@ async fn get_operation(agent: &AgentClient, name: &str) -> Result<Operation, Age
     answer.operation.ok_or_else(|| agent.incomplete("GetOperation", "operation"))
 }
 
+/// Whether it may pass by itself: the host was cut off for a moment, or has too much to do.
+fn passes(error: &AgentError) -> bool {
+    error.unreachable() || error.retryable() || error.code == Code::DeadlineExceeded
+}
+
 /// Looks until the change waits or its operation has ended. What was connected may be cut by the change, so that a failed look is repeated
 /// over a new connection.
 async fn until_waiting(agent: &AgentClient, accepted: Operation, item: &Item) -> Result<Stand, AgentError> {
@@ -203,7 +214,7 @@ async fn until_waiting(agent: &AgentClient, accepted: Operation, item: &Item) ->
         match look.await {
             Ok(Some(stand)) => return Ok(stand),
             Ok(None) => {}
-            Err(e) if AgentError::unreachable(&e) && begun.elapsed() < PATIENCE => agent = agent.fresh(),
+            Err(e) if passes(&e) && begun.elapsed() < PATIENCE => agent = agent.fresh(),
             Err(e) => return Err(e),
         }
         sleep(PAUSE).await;
@@ -213,6 +224,9 @@ async fn until_waiting(agent: &AgentClient, accepted: Operation, item: &Item) ->
 /// Confirms over a new connection, trying until the host's time is over. The change as it is then.
 async fn confirm_change(agent: &AgentClient, change: &NetworkChange, meta: &RequestMeta) -> Result<Option<NetworkChange>, AgentError> {
     let meta = RequestMeta { request_id: format!("{}:confirm", meta.request_id), ..meta.clone() };
+    // The host's clock may differ from this one: it says itself when it is too late.
+    let left = ChangeView::from(change).seconds_left.and_then(|s| u64::try_from(s).ok()).unwrap_or_default();
+    let (begun, limit) = (tokio::time::Instant::now(), Duration::from_secs(left).clamp(PATIENCE, LONGEST));
     loop {
         let fresh = agent.fresh().with_deadline(TRY);
         let request = v1::ConfirmNetworkRequest { meta: Some(meta.clone()), operation: change.operation.clone() };
@@ -220,8 +234,7 @@ async fn confirm_change(agent: &AgentClient, change: &NetworkChange, meta: &Requ
             Ok(answer) => return Ok(answer.change),
             Err(e) => e,
         };
-        let end = change.deadline.as_ref().and_then(|t| Timestamp::new(t.seconds, t.nanos).ok());
-        if !error.unreachable() || end.is_none_or(|end| Timestamp::now() > end) {
+        if !passes(&error) || begun.elapsed() > limit {
             return Err(error);
         }
         sleep(PAUSE).await;
@@ -261,7 +274,8 @@ async fn roll_back(session: &Session, args: &WaitingChange) -> Result<Exit, CliE
     let mutation = args.who.mutation();
     let meta = session.meta(&mutation, &mutation.request_id());
     let request = v1::RollbackNetworkRequest { meta: Some(meta), operation: change.operation };
-    let answer = insist(|| async { agent.answer(agent.network().rollback_network(request.clone()).await) }).await?;
+    let patient = agent.with_deadline(UNDOING);
+    let answer = insist(|| async { patient.answer(patient.network().rollback_network(request.clone()).await) }).await?;
     tell_change(session, &agent, answer.change, "rolled_back")
 }
 

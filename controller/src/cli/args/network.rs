@@ -78,7 +78,7 @@ pub(in crate::cli) struct PlanNetwork {
     /// Plan the removal of this network
     #[arg(long, value_name = "NAME", value_parser = parse::network)]
     pub(in crate::cli) remove: Option<String>,
-    /// For which tenant; default: the configuration's, else your certificate's, else "default"
+    /// For which tenant; default: the manifest's, else the configuration's, else your certificate's, else "default"
     #[arg(long, value_parser = parse::tenant)]
     pub(in crate::cli) tenant: Option<String>,
 }
@@ -105,7 +105,7 @@ pub(in crate::cli) struct HowToChange {
 /// Who asks.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Who {
-    /// For which tenant; default: the configuration's, else your certificate's, else "default"
+    /// For which tenant; default: the manifest's, else the configuration's, else your certificate's, else "default"
     #[arg(long, value_parser = parse::tenant)]
     pub(in crate::cli) tenant: Option<String>,
     /// Repeat an earlier attempt safely: the same id with the same request never acts twice

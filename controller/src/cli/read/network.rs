@@ -198,11 +198,10 @@ pub(in crate::cli) async fn ask_plan(agent: &AgentClient, wanted: Option<v1::Net
 
 pub(in crate::cli) async fn plan(session: &Session, args: &PlanNetwork) -> Result<Exit, CliError> {
     let agent = session.one_agent("plan")?;
-    let tenant = args.tenant.clone().unwrap_or_else(|| session.tenant.clone());
     let (wanted, name) = match &args.remove {
         Some(name) => (None, name.clone()),
         None => {
-            let wanted = network::wanted(&args.wanted, &tenant, agent.name())?;
+            let wanted = network::wanted(&args.wanted, args.tenant.as_deref(), &session.tenant, agent.name())?;
             let name = wanted.name.clone();
             (Some(wanted), name)
         }
@@ -276,7 +275,7 @@ fn rank(c: &CheckView) -> u8 {
 
 pub(in crate::cli) async fn preflight(session: &Session, args: &PreflightNetwork) -> Result<Exit, CliError> {
     let change = match &args.file {
-        Some(file) => Some(network::from_file(file, &session.tenant, session.one_agent("preflight with a change")?.name())?),
+        Some(file) => Some(network::from_file(file, None, &session.tenant, session.one_agent("preflight with a change")?.name())?),
         None => None,
     };
     let results = fan_out(&session.agents, session.deadline, |a| {

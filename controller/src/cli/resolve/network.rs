@@ -18,10 +18,10 @@ struct Plain {
     interfaces: Vec<InterfaceSpec>,
 }
 
-/// The network as this host is asked for it.
-pub(in crate::cli) fn wanted(args: &WantedNetwork, tenant: &str, host: &str) -> Result<NetworkSpec, CliError> {
+/// The network as this host is asked for it: for tenant `given`, else for that of the manifest, else for the `usual` one.
+pub(in crate::cli) fn wanted(args: &WantedNetwork, given: Option<&str>, usual: &str, host: &str) -> Result<NetworkSpec, CliError> {
     if let Some(file) = &args.file {
-        return from_file(file, tenant, host);
+        return from_file(file, given, usual, host);
     }
     let (Some(name), Some(vlan)) = (&args.name, &args.vlan) else {
         return Err(CliError::Usage("say what is wanted: -f FILE, or --name with --vlan".to_owned()));
@@ -33,17 +33,18 @@ pub(in crate::cli) fn wanted(args: &WantedNetwork, tenant: &str, host: &str) -> 
         addresses: args.addresses.clone(),
         ..InterfaceSpec::default()
     };
-    sound("the command line", name, vec![interface], tenant, host)
+    sound("the command line", name, vec![interface], given.unwrap_or(usual), host)
 }
 
-pub(in crate::cli) fn from_file(file: &Path, tenant: &str, host: &str) -> Result<NetworkSpec, CliError> {
+/// The same for a file.
+pub(in crate::cli) fn from_file(file: &Path, given: Option<&str>, usual: &str, host: &str) -> Result<NetworkSpec, CliError> {
     let failed = |why: String| CliError::File { path: file.to_owned(), why };
     let text = fs::read_to_string(file).map_err(|e| failed(format!("cannot read: {e}")))?;
     let is_manifest = text.lines().any(|line| line.starts_with("apiVersion:") || line.starts_with("kind:") || line.starts_with('{'));
     if !is_manifest {
         let plain: Plain = serde_norway::from_str(&text)
             .map_err(|e| failed(format!("neither a PveNetwork manifest nor a network with name and interfaces: {e}")))?;
-        return sound(&file.display().to_string(), &plain.name, plain.interfaces, tenant, host);
+        return sound(&file.display().to_string(), &plain.name, plain.interfaces, given.unwrap_or(usual), host);
     }
     let (manifests, problems) = kind::parse(&text);
     let mistakes: Vec<String> = problems.iter().flat_map(|p| &p.mistakes).map(ToString::to_string).collect();
@@ -56,7 +57,7 @@ pub(in crate::cli) fn from_file(file: &Path, tenant: &str, host: &str) -> Result
         return Err(failed("holds more than one PveNetwork: put the one that is meant into a file of its own".to_owned()));
     }
     let spec: kind::NetworkSpec = serde_json::from_value(one.spec).map_err(|e| failed(e.to_string()))?;
-    spec.on_host(&one.id.key.name, tenant, host).map_err(failed)
+    spec.on_host(&one.id.key.name, given.unwrap_or(&spec.tenant), host).map_err(failed)
 }
 
 /// A network that is not from a manifest: for one host, so that its interfaces have addresses of their own.

@@ -83,6 +83,11 @@ async fn a_file_is_a_manifest_or_a_plain_network_and_its_mistakes_are_told() {
     let path = file(&world, manifest);
     world.run(&["network", "apply", "--host", "pve2", "-f", &path, "--yes"]).await.expect(Exit::Ok);
     assert!(net(&world, 1, |n| n.networks[0].interfaces[0].addresses == ["192.0.2.2/24"]), "the host's own address");
+    for (name, more, want) in [("theirs", &[][..], "team-a"), ("others", &["--tenant", "team-b"], "team-b")] {
+        let path = file(&world, &manifest.replace("spec:\n", "spec:\n  tenant: team-a\n").replace("storage", name));
+        world.run(&[&["network", "apply", "--host", "pve2", "-f", &path, "--yes"], more].concat()).await.expect(Exit::Ok);
+        assert_eq!(net(&world, 1, |n| n.networks.iter().find(|n| n.name == name).unwrap().tenant.clone()), want);
+    }
     for (text, want) in [
         (manifest.replace("id: 100", "id: 0"), "spec.interfaces[0].vlan.id = 0: use 1 to 4094"),
         (FILE.replace("eth1.100", "tap1"), "interfaces[0].name = tap1: tap* is the system's"),

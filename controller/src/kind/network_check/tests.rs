@@ -111,6 +111,10 @@ fn each_mistake_about_hosts_and_time_is_told_with_its_rule() {
         ("hosts: {names: [p1]}, interfaces: [{VLAN}], confirmTimeout: 20s", "spec.confirmTimeout = 20s: a probe needs its time"),
         ("hosts: {names: [p1]}, interfaces: [{VLAN}], confirmTimeout: 60", "spec.confirmTimeout = 60: use a span of time with a unit"),
         ("hosts: {names: [p1]}, interfaces: [{VLAN}], probe: {mtu: 9}", "spec.probe.mtu = 9: use 576 to 65535"),
+        (
+            "hosts: {names: [p1]}, interfaces: [{VLAN, mtu: 1500}], probe: {mtu: 9000}",
+            "spec.probe.mtu = 9000: a has 1500: use at most that, or raise it",
+        ),
         ("hosts: {names: [p1]}, interfaces: [{VLAN}], tenant: A", "spec.tenant = A"),
     ] {
         let told = mistakes(&format!("{{{}}}", spec.replace("VLAN", VLAN)));

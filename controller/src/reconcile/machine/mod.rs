@@ -12,7 +12,12 @@ use tonic::Code;
 use tracing::{debug, info};
 
 use self::decide::{Action, Ending, Inputs, Knowledge, Request, VolumeSight, decide};
-use super::{Fleet, controller::Index, operation::knowledge, session::Session};
+use super::{
+    Fleet,
+    controller::Index,
+    operation::{answered, knowledge},
+    session::Session,
+};
 use crate::{
     agents::AgentError,
     crash::crash_point,
@@ -158,25 +163,8 @@ impl<S: Store> Machines<S> {
     async fn look_up(&self, machine: &PveMachine) -> Option<Knowledge> {
         let attempt = machine.status.operation.as_ref()?;
         let session = self.session(attempt)?;
-        let request = v1::ListOperationsRequest {
-            tenant: tenant(machine),
-            request_id: attempt.request_id.clone(),
-            page_size: 1,
-            ..v1::ListOperationsRequest::default()
-        };
-        match session.client.answer(session.client.operation().list_operations(request).await) {
-            Ok(response) => Some(match response.operations.first() {
-                Some(operation) => {
-                    session.operation(operation);
-                    self.fleet.knowledge(attempt).unwrap_or_else(|| knowledge(&session.name, operation))
-                }
-                None => Knowledge::Absent,
-            }),
-            Err(e) => {
-                info!(machine = %machine.key(), "cannot ask for the operation: {e}");
-                None
-            }
-        }
+        let found = session.look_up(&tenant(machine), &attempt.request_id).await;
+        found.inspect_err(|e| info!(machine = %machine.key(), "cannot ask for the operation: {e}")).ok()
     }
 
     /// Sends the attempt. Nothing comes back when it is not known what became of it.
@@ -191,12 +179,11 @@ impl<S: Store> Machines<S> {
             Err(e) => e,
         };
         info!(machine = %machine.key(), action = attempt.action.as_str(), "{error}");
-        let answered = volumes::answered(&error);
         if error.is(reason::REQUEST_ID_REUSED) {
             // Sent before with another body, by this process or a former one: that one counts.
             return self.look_up(machine).await;
         }
-        let why = answered?;
+        let why = answered(&error)?;
         if !unsent {
             // It may have been sent before and be under way, though now it is refused.
             match self.look_up(machine).await? {

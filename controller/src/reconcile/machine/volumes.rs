@@ -1,19 +1,15 @@
 //! Calls about volumes.
 
 use pvelet_proto::{reason, v1};
-use tonic::Code;
 use tracing::info;
 
 use super::{Machines, decide::VolumeSight};
 use crate::{
-    agents::{AgentClient, AgentError, Cause},
+    agents::{AgentClient, AgentError},
     kind::PveMachine,
-    reconcile::Request,
+    reconcile::{Request, operation::answered},
     store::Store,
 };
-
-/// The reason given where an older agent does not offer a call: it is no reason of the API, since that agent knows none for it.
-pub(super) const UNIMPLEMENTED: &str = "UNIMPLEMENTED";
 
 impl<S: Store> Machines<S> {
     /// What an agent says about a volume; nothing when it could not be asked.
@@ -31,12 +27,6 @@ impl<S: Store> Machines<S> {
         info!(machine = %machine.key(), volume, "cannot ask for the volume: {error}");
         Some(VolumeSight::Refused { reason: answered(&error)?, message: error.text() })
     }
-}
-
-/// The agent's reason, where the error is an answer of the agent about this call and not one of the connection.
-pub(super) fn answered(error: &AgentError) -> Option<String> {
-    let unimplemented = || (error.code == Code::Unimplemented).then(|| UNIMPLEMENTED.to_owned());
-    if matches!(error.cause, Cause::Agent) { error.reason.clone().or_else(unimplemented) } else { None }
 }
 
 /// Sends a call about a volume. `None`: the request is none.

@@ -9,10 +9,14 @@ use super::{
     decide::{Action, Change, Place, ProbeTask, Request, Sight},
 };
 use crate::{
-    agents::{self, AgentClient, AgentError, Cause},
+    agents::{self, AgentClient, AgentError},
     crash::crash_point,
     kind::{ProbeStatus, PveNetwork},
-    reconcile::{Ending, Knowledge, operation::knowledge, session::Session},
+    reconcile::{
+        Ending, Knowledge,
+        operation::{answered, knowledge},
+        session::Session,
+    },
     store::Store,
 };
 
@@ -113,25 +117,8 @@ impl<S: Store> Networks<S> {
     /// Asks the agent for the attempt's operation.
     async fn look_up(&self, network: &PveNetwork, session: &Session) -> Option<Knowledge> {
         let attempt = network.status.operation.as_ref()?;
-        let request = v1::ListOperationsRequest {
-            tenant: network.tenant().to_owned(),
-            request_id: attempt.request_id.clone(),
-            page_size: 1,
-            ..v1::ListOperationsRequest::default()
-        };
-        match session.client.answer(session.client.operation().list_operations(request).await) {
-            Ok(response) => Some(match response.operations.first() {
-                Some(operation) => {
-                    session.operation(operation);
-                    knowledge(&session.name, operation)
-                }
-                None => Knowledge::Absent,
-            }),
-            Err(e) => {
-                info!(network = %network.key(), "cannot ask for the operation: {e}");
-                None
-            }
-        }
+        let found = session.look_up(network.tenant(), &attempt.request_id).await;
+        found.inspect_err(|e| info!(network = %network.key(), "cannot ask for the operation: {e}")).ok()
     }
 
     /// Asks the agent where the change stands.
@@ -200,15 +187,21 @@ impl<S: Store> Networks<S> {
 
     async fn probe(&self, from: &AgentClient, tasks: Vec<ProbeTask>) -> Vec<ProbeStatus> {
         let one = |task: ProbeTask| async move {
-            let what = agents::Probe { interface: task.target.interface.clone(), vlan: task.target.vlan, mtu: task.target.mtu };
+            let target = &task.target;
             let found = match self.fleet.session(&task.place.0, &task.place.1) {
-                Some(peer) => agents::probe(from, &peer.client, &what).await,
+                Some(peer) => {
+                    let interface = surface(from, &target.interface).await;
+                    let at_peer = surface(&peer.client, &target.interface).await;
+                    // A bridge may have less than its port, and what it has is all that can be tried.
+                    let mtu = target.mtu.filter(|_| interface == target.interface && at_peer == target.interface);
+                    agents::probe(from, &peer.client, &agents::Probe { interface, at_peer, vlan: target.vlan, mtu }).await
+                }
                 None => agents::Probed { problem: Some(format!("PveHost {} is gone", task.peer)), ..agents::Probed::default() },
             };
             ProbeStatus {
                 peer: task.peer,
-                interface: what.interface,
-                vlan: what.vlan,
+                interface: task.target.interface,
+                vlan: task.target.vlan,
                 ok: found.problem.is_none(),
                 mtu: found.largest_mtu,
                 rtt_us: found.rtt_us,
@@ -217,6 +210,16 @@ impl<S: Store> Networks<S> {
         };
         stream::iter(tasks).map(one).buffered(PROBES).collect().await
     }
+}
+
+/// Where frames of an interface come out on this host: at the bridge, where another network or somebody's bridge has it as a port. An agent
+/// does not probe ports.
+async fn surface(agent: &AgentClient, interface: &str) -> String {
+    // If it cannot be asked, the probe itself says why.
+    let links = agent.get_network().await.map(|told| told.links).unwrap_or_default();
+    let link = |name: &str| links.iter().find(|l| l.name == name);
+    let bridge = link(interface).and_then(|l| link(&l.master)).filter(|m| m.kind == "bridge");
+    bridge.map_or(interface, |b| b.name.as_str()).to_owned()
 }
 
 /// Where the change of this operation stands.
@@ -232,6 +235,14 @@ fn change(last: Option<&v1::NetworkChange>, operation: Option<&str>) -> Change {
     }
 }
 
+/// Checks for which the agent refuses a change with a reason of their own, the most telling first.
+const REFUSALS: [(&str, &str); 4] = [
+    ("net.staged-interfaces", reason::FOREIGN_CHANGE_PENDING),
+    ("net.sdn-lock", reason::FOREIGN_CHANGE_PENDING),
+    ("net.management-path", reason::MANAGEMENT_PATH),
+    ("net.network-in-use", reason::NETWORK_IN_USE),
+];
+
 /// What a plan means. A check that failed badly makes the agent refuse the change, so that it is not sent.
 fn sight(told: v1::PlanNetworkResponse) -> Sight {
     let plan = told.plan.unwrap_or_default();
@@ -239,18 +250,13 @@ fn sight(told: v1::PlanNetworkResponse) -> Sight {
         return Sight::InSync;
     }
     let bad = |c: &&v1::NetworkCheck| c.state() == v1::CheckState::Failed && c.severity() == v1::CheckSeverity::Error;
-    let bad: Vec<String> = told.checks.iter().filter(bad).map(|c| format!("{}: {}; {}", c.id, c.seen, c.remedy)).collect();
+    let bad: Vec<&v1::NetworkCheck> = told.checks.iter().filter(bad).collect();
     if bad.is_empty() {
-        Sight::Differs(plan.changes)
-    } else {
-        Sight::Refused { reason: reason::NETWORK_PREFLIGHT.to_owned(), message: bad.join("; "), retryable: false }
+        return Sight::Differs(plan.changes);
     }
-}
-
-/// The agent's reason, where the error is an answer of the agent about this call and not one of the connection.
-fn answered(error: &AgentError) -> Option<String> {
-    let unimplemented = || (error.code == tonic::Code::Unimplemented).then(|| "UNIMPLEMENTED".to_owned());
-    if matches!(error.cause, Cause::Agent) { error.reason.clone().or_else(unimplemented) } else { None }
+    let text = |c: &&v1::NetworkCheck| format!("{}: {}; {}", c.id, c.seen, c.remedy);
+    let why = REFUSALS.into_iter().find(|(id, _)| bad.iter().any(|c| c.id == *id)).map_or(reason::NETWORK_PREFLIGHT, |(_, why)| why);
+    Sight::Refused { reason: why.to_owned(), message: bad.iter().map(text).collect::<Vec<_>>().join("; "), retryable: false }
 }
 
 /// The message, with what its metadata names in addition: the VMs and interfaces that use a network, the checks that failed.
@@ -258,4 +264,45 @@ fn full_text(error: &AgentError) -> String {
     let more = ["users", "checks"].into_iter().filter_map(|key| Some((key, error.metadata.get(key)?)));
     more.filter(|(_, value)| !error.message.contains(value.as_str()))
         .fold(error.text(), |text, (key, value)| format!("{text} ({key}: {value})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_is_refused_with_the_reason_that_the_change_would_be() {
+        let step = v1::NetworkStep { action: v1::NetworkAction::Down.into(), interface: "vmbr7".into() };
+        let plan = v1::NetworkPlan { steps: vec![step], changes: vec!["- bridge vmbr7".into()], ..v1::NetworkPlan::default() };
+        let check = |id: &str, severity: v1::CheckSeverity| v1::NetworkCheck {
+            id: id.into(),
+            state: v1::CheckState::Failed.into(),
+            severity: severity.into(),
+            seen: "bridge 'vmbr7': VM 104 (net0)".into(),
+            remedy: "move it".into(),
+            ..v1::NetworkCheck::default()
+        };
+        let (error, warning) = (v1::CheckSeverity::Error, v1::CheckSeverity::Warning);
+        for (checks, want) in [
+            (vec![check("net.network-in-use", error)], Some(reason::NETWORK_IN_USE)),
+            (vec![check("net.ifupdown2", error), check("net.network-in-use", error)], Some(reason::NETWORK_IN_USE)),
+            (vec![check("net.network-in-use", error), check("net.sdn-lock", error)], Some(reason::FOREIGN_CHANGE_PENDING)),
+            (vec![check("net.management-path", error)], Some(reason::MANAGEMENT_PATH)),
+            (vec![check("net.ifupdown2", error)], Some(reason::NETWORK_PREFLIGHT)),
+            (vec![check("net.mtu-chain", warning)], None),
+        ] {
+            let sight = sight(v1::PlanNetworkResponse { plan: Some(plan.clone()), checks: checks.clone() });
+            match (sight, want) {
+                (Sight::Differs(changes), None) => assert_eq!(changes, plan.changes),
+                (Sight::Refused { reason, message, retryable: false }, Some(want)) => {
+                    assert_eq!(reason, want, "{checks:?}");
+                    assert!(message.contains("VM 104"), "{message}");
+                }
+                (sight, want) => panic!("{sight:?}, wanted {want:?}"),
+            }
+        }
+        // What is so already is not refused, whatever else is wrong.
+        let nothing = v1::PlanNetworkResponse { plan: None, checks: vec![check("net.ifupdown2", error)] };
+        assert_eq!(sight(nothing), Sight::InSync);
+    }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::Mutex, time::Instant};
 use tracing::debug;
 
@@ -28,6 +28,8 @@ use crate::{
 
 /// A host takes a dozen steps; more hosts at once take more passes.
 const MAX_STEPS: usize = 64;
+/// How long a change holds others whose host cannot be asked about it: it is final or undone by then, however long it may wait.
+const HOLD: SignedDuration = SignedDuration::from_mins(15);
 /// How often a host that has the network is asked whether it still has. An agent tells nobody by itself that somebody changed it.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
 
@@ -162,14 +164,21 @@ impl<S: Store> Networks<S> {
     ) -> Result<decide::Decision, StoreError> {
         let views = self.fleet.views(hosts);
         let others: Vec<PveNetwork> = self.store.list::<Network>().await?.into_iter().filter(|n| n.key() != network.key()).collect();
-        // A host that is away may be so for days, and undoes its change by itself: it keeps no other waiting.
-        let reachable = |a: &NetworkAttempt| views.iter().any(|h| h.cluster == a.cluster && h.node == a.node && h.link == Link::Up);
-        let busy = others.iter().find_map(|n| Some((n, n.status.operation.as_ref().filter(|a| reachable(a))?)));
+        // A host that is away may be so for days, and undoes its change by itself: it does not keep others waiting for ever.
+        let now = Timestamp::now();
+        let holds = |a: &NetworkAttempt| {
+            let reachable = views.iter().any(|h| h.cluster == a.cluster && h.node == a.node && h.link == Link::Up);
+            reachable || now.duration_since(a.time) < HOLD
+        };
+        let busy = others.iter().find_map(|n| Some((n, n.status.operation.as_ref().filter(|a| holds(a))?)));
         let busy = busy.map(|(n, a)| format!("{} for PveNetwork {}", a.host, n.key()));
         let own = |host: &crate::kind::NetworkHost| network.status.host(&host.cluster, &host.node).is_some_and(|h| h.managed);
         let rivals = others.iter().filter(|n| n.metadata.name == network.metadata.name);
         let taken = rivals
-            .flat_map(|n| n.status.hosts.iter().filter(|h| h.managed && !own(h)).map(|h| (h.name.clone(), n.key().to_string())))
+            .flat_map(|n| {
+                let theirs = n.status.hosts.iter().filter(|h| h.managed && !own(h));
+                theirs.map(|h| ((h.cluster.clone(), h.node.clone()), n.key().to_string()))
+            })
             .collect();
         let known = network.status.operation.as_ref().and_then(|a| self.fleet.knowledge_of(&a.cluster, &a.node, &a.request_id));
         Ok(decide(&Inputs {
@@ -182,7 +191,7 @@ impl<S: Store> Networks<S> {
             connected: learned.fresh.is_some(),
             probes: learned.probes.as_deref(),
             seen,
-            now: Timestamp::now(),
+            now,
         }))
     }
 

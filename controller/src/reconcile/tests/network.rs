@@ -345,8 +345,33 @@ async fn two_networks_never_change_two_hosts_at_once() {
     bench.write("guests.yaml", text);
     let network = running.until::<Network>("guests", |n| n.status.hosts.first().is_some_and(|h| h.reason == "WaitingForTurn")).await;
     assert!(network.status.hosts[0].message.contains("pve1 for PveNetwork storage is first"), "{}", network.status.hosts[0].message);
+    // The first host can no longer be asked, but its change may be under way still.
+    fs::remove_file(bench.path().join("host-pve1.yaml")).unwrap();
+    running.until::<Network>("storage", |n| n.status.hosts.first().is_some_and(|h| h.reason == "HostNotFound")).await;
+    bench.write("guests.yaml", &text.replace("bridge: {}", "bridge: {}, comment: again"));
+    let waits = |n: &PveNetwork| n.status.observed_generation == 2 && n.status.hosts[0].reason == "WaitingForTurn";
+    running.until::<Network>("guests", waits).await;
     assert!(bench.calls(1).is_empty());
+    bench.add_host("pve1", &bench.agents[0].address.to_string());
     bench.agents[0].network.go_on();
     running.until::<Network>("storage", ready).await;
     running.until::<Network>("guests", ready).await;
+}
+
+#[tokio::test]
+async fn an_interface_that_another_bridge_has_as_a_port_is_tried_at_that_bridge() {
+    let bench = Bench::new(&["pve1", "pve2"]).await;
+    let link = |name: &str, kind: &str, master: &str| v1::Link {
+        name: name.into(),
+        kind: kind.into(),
+        master: master.into(),
+        ..v1::Link::default()
+    };
+    bench.net(1, |net| net.links = vec![link("eth1.100", "vlan", "vmbr100"), link("vmbr100", "bridge", "")]);
+    let running = bench.start().await;
+    // The VLAN may carry more than the bridge on it.
+    bench.add_network(&THREE.replace(", pve3", "").replace("{name: eth1.100,", "{name: eth1.100, mtu: 9000,"), "");
+    let network = running.until::<Network>("storage", ready).await;
+    assert_eq!(bench.calls(1), ["apply storage", "probe vmbr100 0", "confirm"]);
+    assert_eq!(network.status.hosts[1].probes[0].interface, "eth1.100");
 }

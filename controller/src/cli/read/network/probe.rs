@@ -27,7 +27,8 @@ pub(in crate::cli) async fn probe(session: &Session, args: &ProbeNetwork) -> Res
             if to.name() == from.name() {
                 return Err(CliError::Usage("--from and --to name the same host: use two".to_owned()));
             }
-            let what = agents::Probe { interface: args.interface.clone(), vlan: args.vlan.unwrap_or(0), mtu: args.mtu };
+            let (interface, at_peer) = (args.interface.clone(), args.interface.clone());
+            let what = agents::Probe { interface, at_peer, vlan: args.vlan.unwrap_or(0), mtu: args.mtu };
             let found = agents::probe(from, to, &what).await;
             let reached = ReachedView {
                 answers: found.answers,

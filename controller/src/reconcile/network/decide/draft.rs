@@ -185,7 +185,10 @@ impl<'a> Draft<'a> {
         let text = |h: &NetworkHost| if h.message.is_empty() { h.name.clone() } else { format!("{}: {}", h.name, h.message) };
         let hosts = &self.status.hosts;
         let under_way = self.status.operation.as_ref().and_then(|a| hosts.iter().find(|h| h.is(&a.cluster, &a.node)));
-        let unfinished = hosts.iter().find(|h| h.state != State::Ready || wish(self.inputs, h) == NetworkVerb::Remove);
+        let current = self.inputs.network.metadata.generation;
+        let finished =
+            |h: &NetworkHost| h.state == State::Ready && h.applied_generation == current && wish(self.inputs, h) == NetworkVerb::Apply;
+        let unfinished = hosts.iter().find(|h| !finished(h));
         let remarked = hosts.iter().find(|h| !h.reason.is_empty());
         let degraded = match &failing {
             Some((name, f)) => {

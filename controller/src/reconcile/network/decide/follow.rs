@@ -90,7 +90,7 @@ fn ask(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &NetworkAttempt, act
 /// The host cannot be asked. What becomes of the change there is the host's own affair: without a confirmation it undoes it.
 fn unreachable(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &NetworkAttempt, why: Option<(&'static str, String)>) -> Action {
     let gone = why.is_none();
-    if gone && inputs.network.has_flag(ABANDON) {
+    if (gone || inputs.network.is_deleting()) && inputs.network.has_flag(ABANDON) {
         draft.status.operation = None;
         draft.forget(&attempt.cluster, &attempt.node);
         return Action::Again;
@@ -229,7 +229,12 @@ fn failed(draft: &mut Draft<'_>, attempt: &NetworkAttempt, why: (&str, &str), re
         return dropped(draft, attempt);
     }
     draft.status.operation = None;
-    let state = if undone { State::RolledBack } else { State::Failed };
+    let state = match (undone, attempt.verb) {
+        (true, _) => State::RolledBack,
+        // Its users are the reason, not a fault.
+        (false, NetworkVerb::Remove) if reason == reason::NETWORK_IN_USE => State::Removing,
+        (false, _) => State::Failed,
+    };
     // Somebody who cancels it does not want it again at once.
     let halted = begun && !UNTOUCHED.contains(&reason) && (!retryable || undone);
     let at = (attempt.cluster.as_str(), attempt.node.as_str());

@@ -39,7 +39,7 @@ pub(crate) struct Inputs<'a> {
     /// All `PveHost`s.
     pub hosts: &'a [HostView],
     /// Hosts on which another object has a network of this name, with that object's name.
-    pub taken: &'a BTreeMap<String, String>,
+    pub taken: &'a BTreeMap<Place, String>,
     /// The change of another network that is waited for, for people.
     pub busy: Option<&'a str>,
     /// What is known of the operation under way.

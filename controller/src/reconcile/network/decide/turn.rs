@@ -134,7 +134,7 @@ fn join(inputs: &Inputs<'_>, draft: &mut Draft<'_>, host: &HostView) -> Turn {
     let generation = network.metadata.generation;
     let entry = draft.status.host(at.0, at.1);
     let (done, changed) = entry.map_or((false, None), |h| (h.applied_generation == generation, Some(h.last_transition_time)));
-    if let Some(other) = inputs.taken.get(&host.name) {
+    if let Some(other) = inputs.taken.get(&place(host)) {
         let text = format!("PveNetwork {other} has a network of this name there; rename one of them, or select other hosts");
         draft.tell(at.0, at.1, State::Pending, "NameTaken", text);
         return Turn::Held(None);
@@ -207,6 +207,7 @@ fn begin(inputs: &Inputs<'_>, draft: &mut Draft<'_>, verb: NetworkVerb, host: &H
         node: host.node.clone(),
         request_id: format!("{}:{}:{generation}:{node}:{number}", network.metadata.uid, verb.as_str()),
         generation,
+        time: inputs.now,
         retry: network.retry().map(str::to_owned),
         name: None,
         undo: None,

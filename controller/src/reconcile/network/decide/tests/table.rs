@@ -15,7 +15,7 @@ use crate::{
 struct World {
     network: PveNetwork,
     hosts: Vec<HostView>,
-    taken: BTreeMap<String, String>,
+    taken: BTreeMap<Place, String>,
     busy: Option<&'static str>,
     known: Knowledge,
     change: Option<Change>,
@@ -89,6 +89,13 @@ impl World {
             w.change = Some(Change::Waiting);
             w.seen.clear();
         })
+    }
+
+    /// What is due is begun.
+    fn begun(self) -> Self {
+        let status = self.decide().status;
+        assert!(status.operation.is_some());
+        self.with(|w| (w.network.status, w.seen) = (status, BTreeMap::new()))
     }
 
     fn deleted(self) -> Self {
@@ -189,12 +196,7 @@ fn hosts_have_their_turn_in_order() {
         ("the next one only observes", fresh().with(|w| w.hosts[0].facts.as_mut().unwrap().manage = false), "wait", "ObserveOnly"),
         ("the next one is in maintenance", fresh().with(|w| w.hosts[0].maintenance = true), "wait", "HostInMaintenance"),
         ("another network's change", fresh().saw(0, differs()).with(|w| w.busy = Some("pve9 for x")), "wait 2", "WaitingForTurn"),
-        (
-            "another object has that name there",
-            fresh().with(|w| drop(w.taken.insert("pve1".into(), "ns/storage".into()))),
-            "wait",
-            "NameTaken",
-        ),
+        ("another object has that name there", fresh().with(|w| drop(w.taken.insert(place(0), "ns/storage".into()))), "wait", "NameTaken"),
         ("no host", fresh().with(|w| w.network.spec.hosts.names = vec!["pve9".into()]), "wait", "NoHosts"),
         ("paused", fresh().annotated(PAUSED, "true"), "wait", "Paused"),
         (
@@ -259,6 +261,12 @@ fn after_a_failure_nothing_goes_on_by_itself() {
     check(vec![
         ("undone", undone(), "wait", "NetworkRolledBack"),
         ("undone, much later", undone().with(|w| w.now += SignedDuration::from_hours(99)), "wait", "NetworkRolledBack"),
+        (
+            "the spec changed: no host is known to have the new one",
+            fresh().done(3).with(|w| w.network.metadata.generation = 2),
+            "observe pve1",
+            "Pending",
+        ),
         ("undone, paused", undone().annotated(PAUSED, "true"), "wait", "Paused"),
         ("the spec changed", undone().with(|w| w.network.metadata.generation = 2), "observe pve1", "Pending"),
         ("again", undone().annotated(RETRY, "1").saw(0, Sight::InSync), "observe pve2", "Pending"),
@@ -285,6 +293,9 @@ fn after_a_failure_nothing_goes_on_by_itself() {
             "InterfaceTaken",
         ),
     ]);
+    let used = fresh().done(1).with(|w| drop(w.network.spec.hosts.names.remove(0))).saw(0, differs()).begun();
+    let used = used.ended(reason::NETWORK_IN_USE, false).settle();
+    assert_eq!(used.network.status.host("lab", "pve1").map(|h| h.state), Some(State::Removing), "its users are the reason, not a fault");
     let world = undone();
     assert_eq!(world.network.status.hosts.iter().map(|h| h.state).collect::<Vec<_>>(), [State::Ready, State::RolledBack, State::Pending]);
 }
@@ -308,6 +319,12 @@ fn a_network_is_removed_where_it_is_not_to_be() {
         (
             "a VM uses it: the others go on",
             leaving(fresh().done(2)).saw(0, refused(reason::NETWORK_IN_USE)),
+            "observe pve2",
+            "NetworkInUse",
+        ),
+        (
+            "a VM came onto it meanwhile: the same",
+            leaving(fresh().done(2)).saw(0, differs()).begun().ended(reason::NETWORK_IN_USE, false).settle(),
             "observe pve2",
             "NetworkInUse",
         ),
@@ -335,6 +352,12 @@ fn a_network_is_removed_where_it_is_not_to_be() {
             fresh().done(3).deleted().with(|w| w.network.spec.deletion_policy = DeletionPolicy::Retain),
             "release",
             "Pending",
+        ),
+        (
+            "the object goes, abandoned, while a change is under way on a host that is away",
+            fresh().waiting(0).away(0).deleted().annotated(ABANDON, "true").with(|w| w.known = Knowledge::Unsure),
+            "again",
+            "Ready",
         ),
         ("the object goes, abandoned", fresh().done(3).deleted().annotated(ABANDON, "true"), "release", "Pending"),
         ("nothing was begun", fresh().deleted(), "release", "Ready"),
