@@ -140,7 +140,17 @@ impl Inner {
             undo::quiet(&*self.net, &mut warnings).await;
             return ended(&change);
         }
-        let _lock = self.net.lock(LOCK).await?;
+        // How it ends is not known before somebody has put it right: whoever holds the lock (the timer, an edit in PVE) is waited for.
+        let _lock = loop {
+            match self.net.lock(LOCK).await {
+                Err(Error::LockTimeout { .. }) => {
+                    if let Some(h) = h {
+                        h.step("settling: waiting for the network's lock");
+                    }
+                }
+                other => break other?,
+            }
+        };
         let Some(mut change) = checkpoint::load(&*self.net).await?.filter(|c| c.operation == change.operation) else {
             return Err(Error::AgentRestarted);
         };

@@ -100,6 +100,7 @@ fn standing(f: &Facts) -> (Look, &'static str, &'static str) {
         (false, _) => (Look::Bad, "no quorum", "changes are refused until the cluster is quorate"),
         (true, "maintenance") => (Look::Dim, "maintenance", "HA maintenance"),
         (true, "shutting_down") => (Look::Dim, "shutting down", ""),
+        _ if f.network_latched => (Look::Bad, "network latched", "a network change could not be undone: pveletctl network status"),
         _ => (Look::Plain, "ok", ""),
     }
 }

@@ -57,7 +57,7 @@ fn default_cpu_overcommit() -> u32 {
 pub struct HostStatus {
     /// The generation of the spec this was found for.
     pub observed_generation: i64,
-    /// `Reachable`, `VersionSupported`, `Quorate`, `Managed`, `Ready`.
+    /// `Reachable`, `VersionSupported`, `Quorate`, `NetworkLatched`, `Managed`, `Ready`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// The agent's version.

@@ -67,12 +67,17 @@ fn status(host: &PveHost, view: &HostView, used: Size, now: Timestamp) -> HostSt
             let quorum_text = "the other nodes of the PVE cluster must come back before anything can be changed here".to_owned();
             let (quorate, reason, text) = if facts.quorate { (yes, "Quorate", String::new()) } else { (no, "NoQuorum", quorum_text) };
             set("Quorate", quorate, reason, text);
+            let latch_text =
+                "a network change could not be undone; see `pveletctl network status`, put it right, then `pveletctl network clear`";
+            let (latched, reason, text) =
+                if facts.network_latched { (yes, "RollbackFailed", latch_text.to_owned()) } else { (no, "NotLatched", String::new()) };
+            set("NetworkLatched", latched, reason, text);
             let mode_text = "the agent only observes; set mode = \"manage\" in its configuration and reload it".to_owned();
             let (manages, reason, text) = if facts.manage { (yes, "Managed", String::new()) } else { (no, "ObserveOnly", mode_text) };
             set("Managed", manages, reason, text);
         }
         _ => {
-            for kind in ["VersionSupported", "Quorate", "Managed"] {
+            for kind in ["VersionSupported", "Quorate", "NetworkLatched", "Managed"] {
                 set(kind, unknown, "NotReachable", String::new());
             }
         }
@@ -148,6 +153,9 @@ mod tests {
             ("PVE 10", |v| facts(v).pve_version = "10.0.1".into(), "VersionSupported", ConditionStatus::False, "PveUntested"),
             ("PVE 10 is still ready", |v| facts(v).pve_version = "10.0.1".into(), "Ready", ConditionStatus::True, "Ready"),
             ("no quorum", |v| facts(v).quorate = false, "Quorate", ConditionStatus::False, "NoQuorum"),
+            ("network well", |_| {}, "NetworkLatched", ConditionStatus::False, "NotLatched"),
+            ("network latched", |v| facts(v).network_latched = true, "NetworkLatched", ConditionStatus::True, "RollbackFailed"),
+            ("network latched: VMs go on", |v| facts(v).network_latched = true, "Ready", ConditionStatus::True, "Ready"),
             ("observes", |v| facts(v).manage = false, "Managed", ConditionStatus::False, "ObserveOnly"),
             ("observes: ready", |v| facts(v).manage = false, "Ready", ConditionStatus::False, "ObserveOnly"),
             ("HA maintenance", |v| facts(v).maintenance = true, "Ready", ConditionStatus::False, "HostInMaintenance"),

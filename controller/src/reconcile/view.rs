@@ -215,6 +215,8 @@ pub struct Facts {
     pub manage: bool,
     /// Whether its part of the cluster may write.
     pub quorate: bool,
+    /// Whether a network change could not be undone there.
+    pub network_latched: bool,
     /// Whether PVE's HA manager has put the node into maintenance.
     pub maintenance: bool,
     /// Whether it is about to go.
@@ -233,6 +235,7 @@ impl From<&v1::Host> for Facts {
             pve_version: host.pve_version.clone(),
             manage: host.mode() == v1::Mode::Manage,
             quorate: host.quorate,
+            network_latched: host.network_latched,
             maintenance: host.state() == v1::HostState::Maintenance,
             shutting_down: host.state() == v1::HostState::ShuttingDown,
             memory_bytes: host.memory.as_ref().map_or(0, |m| m.total_bytes),

@@ -44,6 +44,8 @@ pub(in crate::cli) struct Facts {
     pub(in crate::cli) mode: String,
     pub(in crate::cli) state: String,
     pub(in crate::cli) quorate: bool,
+    /// A network change could not be undone.
+    pub(in crate::cli) network_latched: bool,
     pub(in crate::cli) agent_version: String,
     api_version: String,
     features: Vec<String>,
@@ -118,6 +120,7 @@ impl From<&v1::Host> for Facts {
             mode: word(h.mode().as_str_name(), "MODE_"),
             state: word(h.state().as_str_name(), "HOST_STATE_"),
             quorate: h.quorate,
+            network_latched: h.network_latched,
             agent_version: h.agent_version.clone(),
             api_version: h.api_version.clone(),
             features: h.features.clone(),
