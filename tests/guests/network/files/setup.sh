@@ -11,7 +11,7 @@ for unit in lvm2-monitor.service blk-availability.service lvm2-lvmpolld.socket s
 done
 # Bonds and bridges have the addresses of their ports. Else udev gives them others, sooner or later than the ports come.
 mkdir -p /etc/systemd/network
-printf '[Match]\nOriginalName=*\n[Link]\nNamePolicy=keep\nMACAddressPolicy=none\n' >/etc/systemd/network/99-default.link
+sed 's/^MACAddressPolicy=.*/MACAddressPolicy=none/' /usr/lib/systemd/network/99-default.link >/etc/systemd/network/99-default.link
 udevadm control --reload
 echo 'options bonding max_bonds=0' >/etc/modprobe.d/bonding.conf
 printf '%s\n' virtio_net bonding 8021q bridge tun fuse >/etc/modules-load.d/network.conf
