@@ -34,7 +34,7 @@ tune2fs -m 0 /dev/vda >/dev/null
   # pve3 is the others' gateway, with an address for each.
   [ "$n" = 3 ] || printf '    gateway 192.0.2.10%s\n' "$n"
   [ "$n" != 3 ] || printf '    address 192.0.2.101/24\n    address 192.0.2.102/24\n'
-  printf '\niface eth2 inet manual\n\niface eth3 inet manual\n\n'
+  printf '\niface eth2 inet manual\n    mtu 9000\n\niface eth3 inet manual\n    mtu 9000\n\n'
   printf 'auto bond0\niface bond0 inet manual\n    bond-slaves eth2 eth3\n    bond-miimon 100\n    bond-mode active-backup\n    mtu 9000\n\n'
   printf 'source /etc/network/interfaces.d/*\n'
 } >/etc/network/interfaces
