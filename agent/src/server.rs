@@ -3,13 +3,19 @@
 mod http;
 #[cfg(test)]
 mod mutation_tests;
+#[cfg(test)]
+mod network_tests;
 mod reload;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use pvelet_proto::v1::{
     self, host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
@@ -154,8 +160,16 @@ impl Agent {
             allow_untested: config.pve.allow_untested_version,
         };
         let host = HostView::new(settings, world.pve, world.links, world.facts, vms.clone(), metrics.clone());
-        let settings = network::Settings { confirm_timeout: config.network.confirm_timeout };
-        let networks = Networks::new(&vms, world.network, settings, listeners(address, &credentials));
+        let shown = Arc::clone(&host);
+        let networks = Networks::new(
+            &vms,
+            world.network,
+            network::Settings { confirm_timeout: config.network.confirm_timeout },
+            network::Agent {
+                listeners: listeners(address, &credentials),
+                latched: Arc::new(move |latched| shown.set_network_latched(latched)),
+            },
+        );
         let shared = Shared {
             volumes: Volumes::new(&vms),
             networks,
@@ -257,7 +271,7 @@ const SERVICES: [&str; 5] =
     ["pvelet.v1.HostService", "pvelet.v1.VmService", "pvelet.v1.VolumeService", "pvelet.v1.NetworkService", "pvelet.v1.OperationService"];
 
 /// The addresses at which clients find the agent: where it listens, and where they came in.
-fn listeners(address: SocketAddr, credentials: &Arc<Credentials>) -> network::Listeners {
+fn listeners(address: SocketAddr, credentials: &Arc<Credentials>) -> Arc<dyn Fn() -> Vec<IpAddr> + Send + Sync> {
     let connections = credentials.connections().clone();
     let own = (!address.ip().is_unspecified()).then(|| address.ip().to_canonical());
     Arc::new(move || own.into_iter().chain(connections.local_addresses()).collect())

@@ -124,3 +124,37 @@ fn a_reload_takes_rights_away_at_once() {
     authorizer.replace(&[IdentityRule { uri: "spiffe://a.b/role/operator/y".into(), tenants: vec!["*".into()], vlans: None }]);
     assert!(authorizer.authorize(&who, "t", Verb::Mutate, Target::New).is_err());
 }
+
+#[test]
+fn vlans_are_kept_to_where_they_are_listed() {
+    let identity = |name: &str| Identity::parse(&format!("spiffe://a.b/role/operator/{name}")).unwrap();
+    let rule = |name: &str, vlans: Option<&[(u16, u16)]>| IdentityRule {
+        uri: identity(name).to_string(),
+        tenants: vec!["*".into()],
+        vlans: vlans.map(<[_]>::to_vec),
+    };
+    let authorizer = Authorizer::new(&[
+        rule("some", Some(&[(100, 150)])),
+        rule("some", Some(&[(151, 199), (7, 7)])),
+        rule("none", Some(&[])),
+        rule("all", None),
+        rule("both", Some(&[(1, 1)])),
+        rule("both", None),
+    ]);
+    for (name, first, last, allowed) in [
+        ("some", 100, 199, true),
+        ("some", 7, 7, true),
+        ("some", 99, 100, false),
+        ("some", 199, 200, false),
+        ("none", 1, 1, false),
+        ("all", 1, 4094, true),
+        ("both", 1, 4094, true),
+        ("unlisted", 1, 4094, true),
+    ] {
+        let found = authorizer.vlans(&identity(name)).allow(first, last);
+        assert_eq!(found.is_ok(), allowed, "{name} {first}-{last}");
+    }
+    let error = authorizer.vlans(&identity("some")).allow(198, 4094).unwrap_err();
+    assert!(error.to_string().contains("VLAN 200"), "{error}");
+    assert_eq!(error.reason(), pvelet_proto::reason::SCOPE_NETWORK);
+}

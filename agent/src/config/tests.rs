@@ -38,6 +38,7 @@ fn what_the_example_comments_out_is_right_too() {
     assert_eq!(config.metrics, Some("127.0.0.1:9443".parse::<SocketAddr>().unwrap()));
     assert_eq!(config.tls.max_connection_age, Some(Duration::from_secs(3600)));
     assert_eq!(config.identities[0].tenants, ["*"]);
+    assert_eq!(config.identities[0].vlans, Some(vec![(100, 199), (4000, 4000)]));
 }
 
 #[test]
@@ -86,6 +87,40 @@ fn each_mistake_names_line_key_value_and_remedy() {
         ("", "", "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"\ntenants = [\"A\"]", &["\"A\"", "no tenant's name"]),
         ("", "", "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"\ntenants = [\"*\", \"a\"]", &["single tenants beside"]),
         ("", "", "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"\ntenants = []", &["is empty"]),
+        (
+            "",
+            "",
+            "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"\ntenants = [\"a\"]\nvlans = [\"7\", \"0\"]",
+            &["\"0\": is no VLAN", "within 1 to 4094"],
+        ),
+        (
+            "",
+            "",
+            "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"\ntenants = [\"a\"]\nvlans = [\"7\", \"9-5\"]",
+            &["\"9-5\": is no VLAN", "within 1 to 4094"],
+        ),
+        (
+            "",
+            "",
+            "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"\ntenants = [\"a\"]\nvlans = [\"7\", \"1-4095\"]",
+            &["\"1-4095\": is no VLAN", "within 1 to 4094"],
+        ),
+        (
+            "",
+            "",
+            "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"\ntenants = [\"a\"]\nvlans = [\"7\", \"+3\"]",
+            &["\"+3\": is no VLAN", "within 1 to 4094"],
+        ),
+        (
+            "",
+            "",
+            "[[identity]]\nuri = \"spiffe://pvelet.example/role/operator/c\"\ntenants = [\"a\"]\nvlans = [\"7\", \"\"]",
+            &["\"\": is no VLAN", "within 1 to 4094"],
+        ),
+        ("", "", "[network]\nconfirm_timeout = \"9s\"", &["network.confirm_timeout", "outside 10s to 10m"]),
+        ("", "", "[network]\nconfirm_timeout = \"11m\"", &["network.confirm_timeout", "outside 10s to 10m"]),
+        ("", "", "[network]\netc_network = \"network\"", &["network.etc_network", "no absolute path"]),
+        ("", "", "[network]\ncorosink = \"/x\"", &["did you mean 'corosync'?"]),
     ];
     for (top, tls, rest, wanted) in table {
         let found = mistakes(&document(top, tls, rest));

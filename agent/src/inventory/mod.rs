@@ -83,6 +83,7 @@ pub struct HostView {
     /// What is configured; what counts depends on PVE's version too.
     manage: AtomicBool,
     shutting_down: AtomicBool,
+    network_latched: AtomicBool,
     slow: Slow,
     /// Told when something of the host itself changes that PVE does not tell.
     changed: channel::Sender<()>,
@@ -127,6 +128,7 @@ impl HostView {
             vms,
             metrics,
             shutting_down: false.into(),
+            network_latched: false.into(),
             changed,
             revision: 0.into(),
             allocated: Mutex::default(),
@@ -145,6 +147,13 @@ impl HostView {
     pub fn set_shutting_down(&self) {
         self.shutting_down.store(true, Ordering::Relaxed);
         self.changed.send_replace(());
+    }
+
+    /// Whether a change of the host's network could not be undone.
+    pub fn set_network_latched(&self, latched: bool) {
+        if self.network_latched.swap(latched, Ordering::Relaxed) != latched {
+            self.changed.send_replace(());
+        }
     }
 
     /// The mode that counts: "manage" only under a PVE that this agent knows, or when an administrator allows another.
@@ -302,6 +311,7 @@ impl HostView {
             bridges: slow.bridges.clone(),
             vmid_range: self.settings.vmid_range.map(|(first, last)| v1::VmidRange { first, last }),
             state: self.state(inventory, facts.shutdown_scheduled).into(),
+            network_latched: self.network_latched.load(Ordering::Relaxed),
         }
     }
 

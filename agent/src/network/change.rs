@@ -182,12 +182,14 @@ impl Inner {
 
     /// Errors: `NetworkLatched`, when an earlier change could not be undone.
     pub(super) async fn not_latched(&self) -> Result<(), Error> {
-        match checkpoint::load(&*self.net).await? {
-            Some(last) if last.phase == Phase::RollbackFailed => {
+        let latched = match checkpoint::load(&*self.net).await {
+            Ok(Some(last)) if last.phase == Phase::RollbackFailed => {
                 Err(Error::NetworkLatched { operation: last.operation.clone(), why: last.detail.clone() })
             }
-            _ => Ok(()),
-        }
+            other => other.map(drop),
+        };
+        (self.agent.latched)(matches!(latched, Err(Error::NetworkLatched { .. })));
+        latched
     }
 
     /// Ends the operation.
@@ -259,6 +261,10 @@ impl Inner {
         h.step("bringing interfaces up and down");
         let complaint = self.unless_asked(h.name(), run(net, &plan)).await?.err();
         crash_point!("network.steps_run");
+        let plugged = undo::plug_guests(net, &change.before).await;
+        if !plugged.is_empty() {
+            h.warn(format!("ifupdown2 took guests' ports off their bridges, and they were put back: {}", plugged.join(", ")));
+        }
         h.step("verifying");
         self.unless_asked(h.name(), self.verify(change)).await?.map_err(|why| match &complaint {
             Some(complaint) => format!("{why} ({complaint})"),
@@ -333,6 +339,7 @@ impl Inner {
             }
         }
         self.changed();
+        (self.agent.latched)(change.phase == Phase::RollbackFailed);
         ended(change)
     }
 

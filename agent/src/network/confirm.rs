@@ -82,6 +82,8 @@ impl Inner {
     async fn look_again(&self, h: Option<&Handle>, change: &mut Checkpoint) -> Result<Option<Result<(), Error>>, Error> {
         *change = self.last(&change.operation).await?;
         if !change.phase.unfinished() {
+            // The timer may have been at it.
+            (self.agent.latched)(change.phase == Phase::RollbackFailed);
             return Ok(Some(ended(change)));
         }
         let over = |this: &Self, change: &Checkpoint| -> Result<Option<String>, Error> {
@@ -216,6 +218,7 @@ impl Inner {
             tracing::warn!(warning, "the network's latch was cleared");
         }
         self.changed();
+        (self.agent.latched)(false);
         Ok(())
     }
 

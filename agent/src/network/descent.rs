@@ -2,7 +2,8 @@
 //!
 //! `ifdown` takes the ports of a bridge down with it, and every link below that its files do not declare; and what goes is not declared in the
 //! live files any more. So it is given a text of its own: the own file as it was, bridges without ports, and a bare stanza for each link below.
-//! A bridge first lets go of its ports (`ifup` with that text), which then stay up and get their IPv6 back.
+//! A bridge first lets go of its ports (`ifup` with that text), which then stay up and get their IPv6 back. `ifdown` needs `-u`: without it goes
+//! by what it remembers of the `ifup` instead of the text.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 

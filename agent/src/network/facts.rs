@@ -70,7 +70,7 @@ impl Inner {
             files,
             kernel,
             node: self.vms.inner.settings.node.clone(),
-            listeners: (self.listeners)(),
+            listeners: (self.agent.listeners)(),
             users: bridge_users(&inventory),
             users_known: inventory.complete && inventory.hung_since.is_none(),
         })

@@ -53,8 +53,14 @@ pub struct Settings {
     pub confirm_timeout: Duration,
 }
 
-/// Tells the addresses of this host at which clients find the agent.
-pub type Listeners = Arc<dyn Fn() -> Vec<IpAddr> + Send + Sync>;
+/// What the rest of the agent knows, and is told.
+#[derive(Clone)]
+pub struct Agent {
+    /// Tells the addresses of this host at which clients find the agent.
+    pub listeners: Arc<dyn Fn() -> Vec<IpAddr> + Send + Sync>,
+    /// Is told whether a change could not be undone.
+    pub latched: Arc<dyn Fn(bool) + Send + Sync>,
+}
 
 /// The network of this host. Cheap to clone.
 #[derive(Clone)]
@@ -67,7 +73,7 @@ struct Inner {
     /// For operations, mode and inventory.
     vms: Vms,
     settings: Settings,
-    listeners: Listeners,
+    agent: Agent,
     /// Told when the checkpoint has changed.
     changes: watch::Sender<()>,
     /// Operation whose change is to be undone, and who asked for it.
@@ -76,9 +82,9 @@ struct Inner {
 
 impl Networks {
     /// The network beside `vms`.
-    pub fn new(vms: &Vms, net: Arc<dyn Network>, settings: Settings, listeners: Listeners) -> Self {
+    pub fn new(vms: &Vms, net: Arc<dyn Network>, settings: Settings, agent: Agent) -> Self {
         let (changes, undo_asked) = (watch::channel(()).0, watch::channel(None).0);
-        Self { inner: Arc::new(Inner { net, vms: vms.clone(), settings, listeners, changes, undo_asked }) }
+        Self { inner: Arc::new(Inner { net, vms: vms.clone(), settings, agent, changes, undo_asked }) }
     }
 
     /// Goes on with the change that the last run of the agent left unfinished. To be called once, before calls are served.

@@ -101,6 +101,8 @@ impl Inner {
                 Self::spawn(this, h, async move { Box::pin(inner.settle_one(&handle)).await });
             }
         }
+        // Told, not asked for: nothing is begun here.
+        let _ = this.not_latched().await;
         // A change whose operation is lost with its journal.
         match checkpoint::find(&*this.net).await {
             Ok(Found::One(change)) if change.phase.unfinished() && !mine.contains(&change.operation) => {

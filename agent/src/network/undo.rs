@@ -7,7 +7,8 @@ use super::{
     checkpoint::{self, Checkpoint, Phase, unix_millis},
     definition::Interface,
     descent::descent,
-    own_file::{OwnFile, in_order},
+    own_file::{OwnFile, in_order, lower},
+    stack::is_guest_port,
     verify,
 };
 use crate::{
@@ -66,7 +67,7 @@ pub(super) async fn undo(net: &dyn Network, change: &mut Checkpoint, by: By, why
     let left = match file {
         Err(error) => vec![format!("{error}")],
         Ok(()) if !change.touched => Vec::new(),
-        Ok(()) => restore_links(net, change).await,
+        Ok(()) => restore_links(net, change, &mut warnings).await,
     };
     crash_point!("network.undo_steps_run");
     if left.is_empty() {
@@ -114,41 +115,70 @@ pub(super) async fn restore_file(net: &dyn Network, change: &Checkpoint, warning
 }
 
 /// Brings the links back. Returns what is not as it was.
-async fn restore_links(net: &dyn Network, change: &Checkpoint) -> Vec<String> {
+async fn restore_links(net: &dyn Network, change: &Checkpoint, warnings: &mut Vec<String>) -> Vec<String> {
     let mut said = Vec::new();
     for attempt in 0..2 {
         let now = match net.kernel().await {
             Ok(now) => now,
             Err(error) => return vec![error.to_string()],
         };
-        if verify::restored(&change.plan, &change.before, &now).is_empty() {
-            return Vec::new();
-        }
-        said.clear();
-        // The first time what was changed is changed back in place; if that was not enough, it is made anew.
-        for (steps, text) in backwards(change, &now, attempt > 0) {
-            if let Err(error) = net.run_steps(&steps, text.as_deref(), STEPS).await {
-                tracing::warn!(%error, "while a change is undone");
-                said.push(error.to_string());
-                // What hangs must not hold the next one up.
-                let _ = net.stop_steps().await;
+        if !differs(change, &now).is_empty() {
+            said.clear();
+            // The first time what was changed is changed back in place; if that was not enough, it is made anew.
+            for (steps, text) in backwards(change, &now, attempt > 0) {
+                if let Err(error) = net.run_steps(&steps, text.as_deref(), STEPS).await {
+                    tracing::warn!(%error, "while a change is undone");
+                    said.push(error.to_string());
+                    // What hangs must not hold the next one up.
+                    let _ = net.stop_steps().await;
+                }
+            }
+            for guest in plug_guests(net, &change.before).await {
+                tracing::info!(operation = change.operation, guest, "a guest's port was put back on its bridge");
+            }
+            for name in made(change) {
+                if let Err(error) = net.delete_link(&name).await {
+                    said.push(format!("'{name}' is left: {error}"));
+                }
             }
         }
-        for name in made(change) {
-            if let Err(error) = net.delete_link(&name).await {
-                said.push(format!("'{name}' is left: {error}"));
-            }
-        }
-        if let Ok(left) = look(net, |now| verify::restored(&change.plan, &change.before, now)).await
+        if let Ok(left) = look(net, |now| differs(change, now)).await
             && left.is_empty()
         {
-            return Vec::new();
+            break;
         }
     }
-    match net.kernel().await {
-        Ok(now) => verify::restored(&change.plan, &change.before, &now).into_iter().chain(said).collect(),
-        Err(error) => vec![error.to_string()],
+    let now = match net.kernel().await {
+        Ok(now) => now,
+        Err(error) => return vec![error.to_string()],
+    };
+    let left = differs(change, &now);
+    let others: Vec<String> =
+        verify::restored(&change.plan, &change.before, &now).into_iter().filter(|other| !left.contains(other)).collect();
+    if !others.is_empty() {
+        warnings.push(format!("somebody else changed the network meanwhile: {}", others.join("; ")));
     }
+    if left.is_empty() { left } else { left.into_iter().chain(said).collect() }
+}
+
+/// What is not as it was, of all that the change could have touched: its interfaces, what they stand on, what stands on them, and the default
+/// routes. Somebody else's link that came or went meanwhile is no reason to call the host broken.
+fn differs(change: &Checkpoint, now: &Kernel) -> Vec<String> {
+    let plan = &change.plan;
+    let old = OwnFile::parse(plan.old_text.as_deref()).unwrap_or_default();
+    let of_plan = plan.wanted.iter().map(|i| &i.name).chain(&plan.gone).chain(plan.steps.iter().map(|s| &s.interface));
+    let ours: BTreeSet<&str> = of_plan.map(String::as_str).collect();
+    let declared = plan.wanted.iter().chain(old.interfaces().map(|(_, i)| i).filter(|i| ours.contains(i.name.as_str())));
+    let mut near: BTreeSet<&str> = declared.flat_map(lower).map(String::as_str).collect();
+    near.extend(&ours);
+    let on_ours = |name: &Option<String>| name.as_deref().is_some_and(|name| ours.contains(name));
+    near.extend(change.before.links.iter().filter(|l| on_ours(&l.master) || on_ours(&l.parent)).map(|l| l.name.as_str()));
+    near.extend(change.before.default_routes().map(|r| r.link.as_str()));
+    let only = |kernel: &Kernel| Kernel {
+        links: kernel.links.iter().filter(|l| near.contains(l.name.as_str())).cloned().collect(),
+        routes: kernel.routes.clone(),
+    };
+    verify::restored(plan, &only(&change.before), &only(now))
 }
 
 /// Looks at the kernel until nothing differs, no longer than patience lasts. Returns what differs at the end.
@@ -162,6 +192,25 @@ pub(super) async fn look(net: &dyn Network, differs: impl Fn(&Kernel) -> Vec<Str
         left = differs(&net.kernel().await?);
     }
     Ok(left)
+}
+
+/// Puts guests' ports back on their bridges that ifupdown2 took off. Returns which.
+pub(super) async fn plug_guests(net: &dyn Network, before: &Kernel) -> Vec<String> {
+    let Ok(now) = net.kernel().await else { return Vec::new() };
+    let mut plugged = Vec::new();
+    for was in before.links.iter().filter(|l| is_guest_port(&l.name)) {
+        // The same link, not that of a guest that was stopped and started; its bridge is there, and it is on none.
+        let lost = now.link(&was.name).is_some_and(|is| is.index == was.index && is.master.is_none());
+        let Some(bridge) = was.master.as_deref().filter(|bridge| lost && now.link(bridge).is_some_and(|b| b.kind == "bridge")) else {
+            continue;
+        };
+        match net.plug(was, bridge).await {
+            Ok(()) => plugged.push(was.name.clone()),
+            // Looking at the kernel tells what is not as it was.
+            Err(error) => tracing::warn!(port = was.name, bridge, %error, "a guest's port is off its bridge"),
+        }
+    }
+    plugged
 }
 
 /// Links that the change made: there was none of that name before.

@@ -1,10 +1,16 @@
 //! The network of the host itself: netlink, files, ifupdown2, systemd.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use super::{
-    Boot, Files, Kernel, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifupdown, kernel, lock, offloads, probe,
-    probe_port, state, units,
+    Boot, Files, Kernel, KernelLink, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifupdown, kernel, lock,
+    offloads, port, probe, probe_port, state, units,
 };
 use crate::{error::Error, host::clock};
 
@@ -17,12 +23,14 @@ const CLUSTER_FILES: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct HostNetwork {
     paths: NetPaths,
+    /// Held while files are read or written: one write that nobody waits for any more must not meet the next.
+    writing: Arc<Mutex<()>>,
 }
 
 impl HostNetwork {
     /// The network that is declared and kept at these places.
     pub fn new(paths: NetPaths) -> Self {
-        Self { paths }
+        Self { paths, writing: Arc::default() }
     }
 
     /// Removes ports of probes that an agent left which died. To be called once, before anything is probed.
@@ -34,15 +42,19 @@ impl HostNetwork {
 
     /// Does file system calls on a thread of their own.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&NetPaths) -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-        let paths = self.paths.clone();
-        match tokio::time::timeout(FILES, tokio::task::spawn_blocking(move || work(&paths))).await {
+        let (paths, writing) = (self.paths.clone(), Arc::clone(&self.writing));
+        let work = move || {
+            let _one = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&paths)
+        };
+        match tokio::time::timeout(FILES, tokio::task::spawn_blocking(work)).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(Error::Internal(format!("the network's files: {error}"))),
             Err(_) => Err(failed(format!("{} did not answer within {} s", self.paths.etc_network.display(), FILES.as_secs()))),
         }
     }
 
-    async fn link(&self, name: &str) -> Result<super::KernelLink, Error> {
+    async fn link(&self, name: &str) -> Result<KernelLink, Error> {
         let kernel = kernel::read().await?;
         kernel.link(name).cloned().ok_or_else(|| Error::InterfaceNotFound { interface: name.to_owned() })
     }
@@ -50,7 +62,7 @@ impl HostNetwork {
     /// Does `work` on the link to probe from, and removes a port that was made for it.
     async fn probing<T, W, F>(&self, port: &ProbePort, work: W) -> Result<T, Error>
     where
-        W: FnOnce(super::KernelLink) -> F,
+        W: FnOnce(KernelLink) -> F,
         F: Future<Output = Result<T, Error>>,
     {
         let Some(vlan) = port.vlan else { return work(self.link(&port.link).await?).await };
@@ -123,6 +135,10 @@ impl Network for HostNetwork {
 
     async fn delete_link(&self, name: &str) -> Result<(), Error> {
         kernel::delete_link(name).await
+    }
+
+    async fn plug(&self, was: &KernelLink, bridge: &str) -> Result<(), Error> {
+        port::plug(was, bridge).await
     }
 
     async fn arm(&self) -> Result<(), Error> {

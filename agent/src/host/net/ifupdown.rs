@@ -26,8 +26,11 @@ while [ $# -ge 3 ]; do
     count=$1; shift
     line=
     while [ "$count" -gt 0 ]; do line="$line $1"; shift; count=$((count - 1)); done
+    # Without -u it goes by what it remembers of the ifup.
+    how=
+    [ "$verb" = down ] && how=-u
     echo "if$verb$line"
-    if [ -n "$file" ]; then "if$verb" -i "$file" $line || status=$?; else "if$verb" $line || status=$?; fi
+    if [ -n "$file" ]; then "if$verb" $how -i "$file" $line || status=$?; else "if$verb" $how $line || status=$?; fi
 done
 exit $status
 "#;
@@ -192,8 +195,8 @@ mod tests {
             let out = command.env("PATH", path).args(["-c", SCRIPT, "steps", file]).args(words).output().unwrap();
             (String::from_utf8(out.stdout).unwrap(), out.status.code())
         };
-        assert_eq!(run(""), ("ifdown a\ncalled ifdown a\nifup b c\ncalled ifup b c\n".into(), Some(7)));
-        assert_eq!(run("/f").0, "ifdown a\ncalled ifdown -i /f a\nifup b c\ncalled ifup -i /f b c\n");
+        assert_eq!(run(""), ("ifdown a\ncalled ifdown -u a\nifup b c\ncalled ifup b c\n".into(), Some(7)));
+        assert_eq!(run("/f").0, "ifdown a\ncalled ifdown -u -i /f a\nifup b c\ncalled ifup -i /f b c\n");
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod kernel_decode;
 mod kernel_socket;
 mod lock;
 pub mod offloads;
+mod port;
 pub mod probe;
 pub mod probe_port;
 mod state;
@@ -73,6 +74,9 @@ pub trait Network: Send + Sync + 'static {
 
     /// Removes a link from the kernel. Gone already: a success. Errors: `NetworkFailed`.
     async fn delete_link(&self, name: &str) -> Result<(), Error>;
+
+    /// Makes a link a port of this bridge, with the VLANs and the state that `was` tells. Gone meanwhile: a success. Errors: `NetworkFailed`.
+    async fn plug(&self, was: &KernelLink, bridge: &str) -> Result<(), Error>;
 
     /// Starts the timer that undoes an unconfirmed change without the agent. Errors: `NetworkFailed`.
     async fn arm(&self) -> Result<(), Error>;

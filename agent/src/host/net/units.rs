@@ -40,6 +40,7 @@ pub(super) async fn disarm() -> Result<(), Error> {
 pub(super) async fn run(argv: &[OsString], log: &Path, patience: Duration) -> Result<(), Error> {
     let mut line = args(&["--quiet", "--collect", "--wait", "--service-type=exec", "--property=KillMode=control-group"]);
     line.push(format!("--unit={STEPS}").into());
+    line.push("--description=Interfaces of a network change of pvelet".into());
     line.push(format!("--property=RuntimeMaxSec={}ms", patience.as_millis()).into());
     line.push(format!("--property=TimeoutStopSec={}s", STOP.as_secs()).into());
     line.push(property("StandardOutput=truncate:", log));

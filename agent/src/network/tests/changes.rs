@@ -138,7 +138,17 @@ async fn guests_stay_on_their_bridge() {
     let mut wider = classic();
     wider[1].mtu = 1400;
     wider[1].addresses = vec!["198.51.100.1/24".into()];
-    rig.make("b", "n", wider).await;
+    rig.make("b", "n", wider.clone()).await;
+    // Debian's ifupdown2 takes them off, and they are put back: also when the change is undone.
+    rig.host.lose_guests(true);
+    let before = rig.shape();
+    let mut wider_still = wider.clone();
+    wider_still[1].mtu = 1300;
+    let op = rig.apply(apply("loses", "n", wider_still)).await.unwrap();
+    let waiting = rig.until(&op.name, WAITING).await;
+    assert!(waiting.warnings.iter().any(|w| w.contains("tap100i0")), "{waiting:?}");
+    assert_eq!(reason(&rig.end(&op.name).await), r::NETWORK_ROLLED_BACK);
+    assert_eq!(rig.shape(), before);
     let kernel = rig.host.kernel();
     assert_eq!(kernel.link("tap100i0").unwrap().master.as_deref(), Some("vmbr100"));
     assert_eq!(kernel.link("vmbr100").unwrap().mtu, 1400);

@@ -59,7 +59,7 @@ async fn a_change_that_cannot_be_undone_latches_until_somebody_clears_it() {
     assert_eq!((reason(&op).as_str(), rig.phase().as_str()), (r::NETWORK_ROLLBACK_FAILED, "rollback_failed"));
     assert!(op.error.unwrap().message.contains("eth1.100"));
     let told = rig.get().await;
-    assert!(told.latched);
+    assert!(told.latched && rig.latched.load(Ordering::SeqCst));
     let change = told.last_change.unwrap();
     assert_eq!(change.state(), v1::NetworkChangeState::RollbackFailed);
     rig.quiet();
@@ -75,9 +75,23 @@ async fn a_change_that_cannot_be_undone_latches_until_somebody_clears_it() {
     rig.host.change_kernel(|k| k.links.retain(|l| l.name != "eth1.100"));
     let clear = v1::ClearNetworkRequest { meta: meta("clear") };
     rig.networks.clear(&caller(), clear.clone()).await.unwrap();
+    assert!(!rig.latched.load(Ordering::SeqCst));
     assert_eq!(rig.networks.clear(&caller(), clear).await.unwrap_err().reason(), r::NETWORK_NOT_WAITING);
     assert!(rig.host.kept().keys().any(|name| name.starts_with("cleared-")));
     rig.make("d", "m", vec![vlan("eth2.7", "eth2", 7)]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_change_meanwhile_is_told_and_does_not_latch() {
+    let rig = rig();
+    rig.host.add_port("wg0", "");
+    rig.host.change_kernel(|k| k.links.iter_mut().filter(|l| l.name == "wg0").for_each(|l| l.master = None));
+    let op = rig.apply(apply("a", "n", classic())).await.unwrap();
+    rig.until(&op.name, WAITING).await;
+    rig.host.change_kernel(|k| k.links.retain(|l| l.name != "wg0"));
+    let op = rig.end(&op.name).await;
+    assert_eq!(reason(&op), r::NETWORK_ROLLED_BACK);
+    assert!(op.warnings.iter().any(|w| w.contains("wg0 is gone")), "{op:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,12 +7,20 @@ mod failures;
 mod kills;
 mod settling;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use pvelet_proto::{identity::Identity, v1};
 use tempfile::TempDir;
 
-use super::{Networks, Settings};
+use super::{Agent, Networks, Settings};
 use crate::{
     auth::Vlans,
     error::Error,
@@ -46,6 +54,8 @@ impl Links for NoBridges {
 pub(super) struct Rig {
     pub(super) host: FakeHost,
     pub(super) net: Arc<FakeNetwork>,
+    /// Whether the host is told to be latched.
+    pub(super) latched: Arc<AtomicBool>,
     pub(super) ops: Arc<Operations>,
     pub(super) vms: Vms,
     pub(super) networks: Networks,
@@ -63,8 +73,11 @@ pub(super) fn open(dir: &Path, host: &FakeHost, pve: &FakePve) -> Rig {
     let settings = vm::Settings::new(NODE, (200, 299), vm::Mode::Manage);
     let vms = Vms::new(Arc::new(pve.clone()), Arc::new(EmptyStore), Arc::new(NoBridges), Arc::clone(&ops), settings);
     let net = host.process();
-    let networks = Networks::new(&vms, net.clone(), Settings { confirm_timeout: CONFIRM }, Arc::new(Vec::new));
-    Rig { host: host.clone(), net, ops, vms, networks, dir: None }
+    let latched = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&latched);
+    let agent = Agent { listeners: Arc::new(Vec::new), latched: Arc::new(move |l| told.store(l, Ordering::SeqCst)) };
+    let networks = Networks::new(&vms, net.clone(), Settings { confirm_timeout: CONFIRM }, agent);
+    Rig { host: host.clone(), net, latched, ops, vms, networks, dir: None }
 }
 
 pub(super) fn rig() -> Rig {

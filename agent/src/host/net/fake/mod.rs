@@ -205,6 +205,11 @@ impl FakeHost {
         };
     }
 
+    /// Whether ifupdown2 takes guests' ports off a bridge that it changes, as Debian's does and PVE's does not.
+    pub fn lose_guests(&self, loses: bool) {
+        self.model().loses_guests = loses;
+    }
+
     /// Who answers, by the link behind which it is.
     pub fn set_answering(&self, answering: &[(&str, IpAddr)]) {
         self.model().answering = answering.iter().map(|(link, address)| ((*link).to_owned(), *address)).collect();
@@ -443,6 +448,18 @@ impl Network for FakeNetwork {
                 return Err(failed(format!("{name}: device or resource busy")));
             }
             m.delete(&name);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn plug(&self, was: &KernelLink, bridge: &str) -> Result<(), Error> {
+        let (was, bridge) = (was.clone(), bridge.to_owned());
+        self.call("plug", move |m| {
+            for link in m.kernel.links.iter_mut().filter(|l| l.name == was.name) {
+                (link.master, link.up) = (Some(bridge.clone()), was.up);
+                link.vlans.clone_from(&was.vlans);
+            }
             Ok(())
         })
         .await

@@ -70,6 +70,8 @@ pub(super) struct Model {
     pub(super) sticky: BTreeSet<String>,
     /// Addresses that answer as long as these links are as they were at the beginning.
     pub(super) answering: Vec<(String, std::net::IpAddr)>,
+    /// Guests' ports are taken off a bridge that is changed, as Debian's ifupdown2 does.
+    pub(super) loses_guests: bool,
     /// No space is left: nothing new is written. What was made room for is.
     pub(super) disk_full: bool,
 }
@@ -116,6 +118,7 @@ impl Model {
             fails: BTreeSet::new(),
             sticky: BTreeSet::new(),
             answering: vec![("eth0".to_owned(), gateway)],
+            loses_guests: false,
             disk_full: false,
         }
     }
@@ -231,12 +234,13 @@ impl Model {
     fn ports(&mut self, bridge: &str, ports: &[String], vlan_aware: bool, vids: &[(u16, u16)]) {
         let one = VlanRange { first: 1, last: 1, pvid: true, untagged: true };
         let range = |(first, last): &(u16, u16)| VlanRange { first: *first, last: *last, pvid: false, untagged: false };
+        let stays = |name: &str| !self.loses_guests && GUESTS.iter().any(|g| name.starts_with(g));
         for link in &mut self.kernel.links {
             if ports.contains(&link.name) {
                 link.master = Some(bridge.to_owned());
                 link.vlans = if vlan_aware { std::iter::once(one).chain(vids.iter().map(range)).collect() } else { Vec::new() };
-            } else if link.master.as_deref() == Some(bridge) && !GUESTS.iter().any(|g| link.name.starts_with(g)) {
-                (link.master, link.vlans) = (None, Vec::new());
+            } else if link.master.as_deref() == Some(bridge) && !stays(&link.name) {
+                (link.master, link.vlans, link.up) = (None, Vec::new(), false);
             }
         }
     }
