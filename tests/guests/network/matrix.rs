@@ -202,6 +202,7 @@ fn back(lane: &mut Lane<'_>, change: Change, step: &str, fault: Fault, undoer: U
     if fault == Fault::Cut {
         lane.host.guest.power_cut();
         lane.host.guest.start().unwrap();
+        lane.host.guest.sh("rm -f /etc/pvelet-fault/*");
     }
     let state = finish(lane, &drive, change);
     assert_eq!(state, change.from(), "it was undone, and is said to be {state:?}");

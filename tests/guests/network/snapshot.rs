@@ -7,8 +7,10 @@ use serde_json::Value;
 /// What prints it.
 pub const SCRIPT: &str = include_str!("files/snapshot.sh");
 
-/// What tells indexes, times, counters and carriers: it is another one each time, or follows from the rest.
-const PASSING: [&str; 24] = [
+/// What tells indexes, times, counters and carriers: it is another one each time, or follows from the rest. ifupdown2 sets `mcast_hash_max` only where it does
+/// not work for a boot.
+const PASSING: [&str; 25] = [
+    "mcast_hash_max",
     "ifindex",
     "link_index",
     "operstate",

@@ -14,6 +14,13 @@ case "$*" in
 esac
 if [ -n "$fault" ] && [ -e "$fault" ]; then
   . "$fault"
+  if [ "${fault##*/}" = deadline ]; then
+    # Called every few seconds: it is this call's turn only where it comes so far.
+    /usr/lib/pvelet/pvelet-agent "$@"
+    status=$?
+    [ "$status" -lt 128 ] || rm "$fault"
+    exit "$status"
+  fi
   rm "$fault"
   sync -f /etc
 fi

@@ -11,7 +11,7 @@ for unit in lvm2-monitor.service blk-availability.service lvm2-lvmpolld.socket s
 done
 # Bonds and bridges have the addresses of their ports. Else udev gives them others, sooner or later than the ports come.
 mkdir -p /etc/systemd/network
-printf '[Match]\nOriginalName=*\n[Link]\nNamePolicy=keep\nMACAddressPolicy=none\n' >/etc/systemd/network/99-default.link
+sed 's/^MACAddressPolicy=.*/MACAddressPolicy=none/' /usr/lib/systemd/network/99-default.link >/etc/systemd/network/99-default.link
 udevadm control --reload
 echo 'options bonding max_bonds=0' >/etc/modprobe.d/bonding.conf
 printf '%s\n' virtio_net bonding 8021q bridge tun fuse >/etc/modules-load.d/network.conf
@@ -34,7 +34,7 @@ tune2fs -m 0 /dev/vda >/dev/null
   # pve3 is the others' gateway, with an address for each.
   [ "$n" = 3 ] || printf '    gateway 192.0.2.10%s\n' "$n"
   [ "$n" != 3 ] || printf '    address 192.0.2.101/24\n    address 192.0.2.102/24\n'
-  printf '\niface eth2 inet manual\n\niface eth3 inet manual\n\n'
+  printf '\niface eth2 inet manual\n    mtu 9000\n\niface eth3 inet manual\n    mtu 9000\n\n'
   printf 'auto bond0\niface bond0 inet manual\n    bond-slaves eth2 eth3\n    bond-miimon 100\n    bond-mode active-backup\n    mtu 9000\n\n'
   printf 'source /etc/network/interfaces.d/*\n'
 } >/etc/network/interfaces
