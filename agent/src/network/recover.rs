@@ -39,9 +39,10 @@ async fn unfinished(net: &dyn Network) -> Result<Option<Box<Checkpoint>>, Error>
 pub async fn deadline(net: &dyn Network) -> Result<Recovered, Error> {
     let due = |change: &Checkpoint| Ok::<_, Error>(change.phase == Phase::RollingBack || change.left(&net.boot()?).is_none());
     let Some(change) = unfinished(net).await? else {
-        // It has ended, and whoever ended it did not come to stop the timer. It must not be stopped under the next change.
+        // It has ended, and whoever ended it did not come to stop the timer. It must not be stopped under the next change; nor where there is no
+        // checkpoint at all: the configuration may be broken, or name another folder than the agent runs with.
         let _lock = net.lock_to_undo(PATIENCE).await?;
-        if unfinished(net).await?.is_none() {
+        if matches!(checkpoint::find(net).await?, Found::One(change) if !change.phase.unfinished()) {
             net.disarm().await?;
         }
         return Ok(Recovered::Nothing);

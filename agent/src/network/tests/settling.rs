@@ -167,6 +167,17 @@ fn the_timer_is_not_stopped_under_the_next_change() {
 }
 
 #[test]
+fn the_timer_goes_on_where_it_finds_no_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, ..) = on_a_runtime(left_waiting(dir.path()));
+    on_a_runtime(async {
+        host.set_checkpoint(None);
+        assert_eq!(recover::deadline(&*host.process()).await.unwrap(), Recovered::Nothing);
+        assert!(host.armed());
+    });
+}
+
+#[test]
 fn the_boot_unit_brings_the_old_file_back_and_nothing_else() {
     for state in ["prepared", "applying", "waiting", "rolling_back"] {
         let dir = tempfile::tempdir().unwrap();
