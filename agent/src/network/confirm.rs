@@ -97,7 +97,7 @@ impl Inner {
         if over(self, change)?.is_none() {
             return Ok(None);
         }
-        let _lock = self.net.lock(LOCK).await?;
+        let _lock = self.net.lock_to_undo(LOCK).await?;
         // Whoever held it may have ended the change.
         *change = self.last(&change.operation).await?;
         if !change.phase.unfinished() {
@@ -183,7 +183,7 @@ impl Inner {
                 self.changed();
                 let _ = ops.wait(operation, UNDONE).await;
             } else {
-                let _lock = self.net.lock(LOCK).await?;
+                let _lock = self.net.lock_to_undo(LOCK).await?;
                 let mut last = self.last(operation).await?;
                 if last.phase.unfinished() {
                     // How it went stands in the checkpoint.

@@ -39,14 +39,18 @@ async fn unfinished(net: &dyn Network) -> Result<Option<Box<Checkpoint>>, Error>
 pub async fn deadline(net: &dyn Network) -> Result<Recovered, Error> {
     let due = |change: &Checkpoint| Ok::<_, Error>(change.phase == Phase::RollingBack || change.left(&net.boot()?).is_none());
     let Some(change) = unfinished(net).await? else {
-        // It has ended, and whoever ended it did not come to stop the timer.
-        net.disarm().await?;
+        // It has ended, and whoever ended it did not come to stop the timer. It must not be stopped under the next change; nor where there is no
+        // checkpoint at all: the configuration may be broken, or name another folder than the agent runs with.
+        let _lock = net.lock_to_undo(PATIENCE).await?;
+        if matches!(checkpoint::find(net).await?, Found::One(change) if !change.phase.unfinished()) {
+            net.disarm().await?;
+        }
         return Ok(Recovered::Nothing);
     };
     if !due(&change)? {
         return Ok(Recovered::Nothing);
     }
-    let _lock = net.lock(PATIENCE).await?;
+    let _lock = net.lock_to_undo(PATIENCE).await?;
     // The agent that held it may have ended the change.
     let Some(mut change) = unfinished(net).await? else { return Ok(Recovered::Nothing) };
     if !due(&change)? {
@@ -142,7 +146,7 @@ impl Inner {
         }
         // How it ends is not known before somebody has put it right: whoever holds the lock (the timer, an edit in PVE) is waited for.
         let _lock = loop {
-            match self.net.lock(LOCK).await {
+            match self.net.lock_to_undo(LOCK).await {
                 Err(Error::LockTimeout { .. }) => {
                     if let Some(h) = h {
                         h.step("settling: waiting for the network's lock");

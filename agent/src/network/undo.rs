@@ -64,11 +64,11 @@ pub(super) async fn undo(net: &dyn Network, change: &mut Checkpoint, by: By, why
     }
     let file = restore_file(net, change, &mut warnings).await;
     crash_point!("network.undo_file_restored");
-    let left = match file {
-        Err(error) => vec![format!("{error}")],
-        Ok(()) if !change.touched => Vec::new(),
-        Ok(()) => restore_links(net, change, &mut warnings).await,
-    };
+    let mut left: Vec<String> = file.err().map(|error| error.to_string()).into_iter().collect();
+    // Whoever manages the host from afar needs the links as they were, whatever became of the file.
+    if change.touched {
+        left.extend(restore_links(net, change, &mut warnings).await);
+    }
     crash_point!("network.undo_steps_run");
     if left.is_empty() {
         change.phase = Phase::RolledBack;
@@ -176,7 +176,8 @@ fn differs(change: &Checkpoint, now: &Kernel) -> Vec<String> {
     near.extend(change.before.default_routes().map(|r| r.link.as_str()));
     let only = |kernel: &Kernel| Kernel {
         links: kernel.links.iter().filter(|l| near.contains(l.name.as_str())).cloned().collect(),
-        routes: kernel.routes.clone(),
+        // A default route that came meanwhile, such as one that a router advertised, is not what the change left.
+        routes: kernel.routes.iter().filter(|r| change.before.routes.contains(r) || ours.contains(r.link.as_str())).cloned().collect(),
     };
     verify::restored(plan, &only(&change.before), &only(now))
 }

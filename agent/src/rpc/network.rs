@@ -112,6 +112,8 @@ impl NetworkService for NetworkRpc {
 
     async fn probe_network(&self, request: Request<v1::ProbeNetworkRequest>) -> Answer<v1::ProbeNetworkResponse> {
         self.may_read(&caller(&request)?)?;
-        Ok(Response::new(self.0.networks.probe(request.get_ref()).await?))
+        let (networks, request) = (self.0.networks.clone(), request.into_inner());
+        // The port that it makes is removed though the caller goes away.
+        Ok(Response::new(detached(async move { networks.probe(&request).await }).await?))
     }
 }

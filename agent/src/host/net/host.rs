@@ -104,6 +104,10 @@ impl Network for HostNetwork {
         lock::take(&self.paths, patience).await
     }
 
+    async fn lock_to_undo(&self, patience: Duration) -> Result<NetworkLock, Error> {
+        lock::take_to_undo(&self.paths, patience).await
+    }
+
     async fn check_text(&self, text: &str) -> Result<(), Error> {
         ifupdown::check_text(&self.paths, text).await
     }

@@ -6,7 +6,7 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Action, NetPaths, Step, command, failed, units};
@@ -14,10 +14,22 @@ use crate::error::Error;
 
 /// A check of a text, or a comparison, takes a second on a slow host.
 const READING: Duration = Duration::from_secs(30);
+/// What ifupdown2 ends with at once while another one of it runs.
+const BUSY: i32 = 89;
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs its arguments: a word that says what is done ("up", "down"), how many interfaces, the interfaces; and so on. All of them are run,
-/// whatever became of the first; the status is that of the last that failed.
+/// whatever became of the first; the status is that of the last that failed. While another ifupdown2 runs (89), such as somebody's `ifreload`,
+/// it is tried again: whoever started the script ends it.
 const SCRIPT: &str = r#"
+try() {
+    while :; do
+        "$@"
+        tried=$?
+        [ "$tried" -eq 89 ] || return "$tried"
+        sleep 1
+    done
+}
 status=0
 file=$1
 shift
@@ -30,7 +42,7 @@ while [ $# -ge 3 ]; do
     how=
     [ "$verb" = down ] && how=-u
     echo "if$verb$line"
-    if [ -n "$file" ]; then "if$verb" $how -i "$file" $line || status=$?; else "if$verb" $how $line || status=$?; fi
+    if [ -n "$file" ]; then try "if$verb" $how -i "$file" $line || status=$?; else try "if$verb" $how $line || status=$?; fi
 done
 exit $status
 "#;
@@ -116,7 +128,14 @@ pub(super) async fn check_text(paths: &NetPaths, text: &str) -> Result<(), Error
     let scratch = Scratch::new(paths, "check.interfaces", text)?;
     let mut args: Vec<OsString> = ["-s", "-a", "-i"].map(OsString::from).to_vec();
     args.push(scratch.0.clone().into_os_string());
-    let ended = command::run("ifup", &args, READING).await?;
+    let end = Instant::now() + READING;
+    let ended = loop {
+        let ended = command::run("ifup", &args, READING).await?;
+        if ended.code != Some(BUSY) || Instant::now() >= end {
+            break ended;
+        }
+        tokio::time::sleep(BUSY_PAUSE).await;
+    };
     // It complains about what it does not understand with a status of 0, too; and ends with 1 for a mere warning, such as that a bridge has the MTU of
     // its ports anyway, or that a VLAN's is above its parent's, which stands in another file.
     if matches!(ended.code, Some(0 | 1)) && !ended.stderr.contains("error:") {
@@ -197,6 +216,24 @@ mod tests {
         };
         assert_eq!(run(""), ("ifdown a\ncalled ifdown -u a\nifup b c\ncalled ifup b c\n".into(), Some(7)));
         assert_eq!(run("/f").0, "ifdown a\ncalled ifdown -u -i /f a\nifup b c\ncalled ifup -i /f b c\n");
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "the script is tried with a program that only says how it was called")]
+    fn the_script_waits_for_another_ifupdown2() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let script = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        script("ifup", "#!/bin/sh\n[ -e \"$0.ran\" ] || { : >\"$0.ran\"; exit 89; }\necho \"called ifup $*\"\n");
+        script("sleep", "#!/bin/sh\necho slept\n");
+        let path = format!("{}:/usr/bin:/bin", dir.path().display());
+        let mut command = std::process::Command::new("/bin/sh");
+        let out = command.env("PATH", path).args(["-c", SCRIPT, "steps", ""]).args(words(&[step(Action::Up, "b")])).output().unwrap();
+        assert_eq!((String::from_utf8(out.stdout).unwrap().as_str(), out.status.code()), ("ifup b\nslept\ncalled ifup b\n", Some(0)));
     }
 
     #[test]

@@ -25,6 +25,17 @@ pub(super) async fn take(paths: &NetPaths, patience: Duration) -> Result<Network
     Ok(NetworkLock::new((pve, own)))
 }
 
+/// Takes both for undoing a change. PVE's is waited for as long, and then gone without: whoever holds it for ever must not keep the host cut
+/// off, and undoing touches nothing that it guards.
+pub(super) async fn take_to_undo(paths: &NetPaths, patience: Duration) -> Result<NetworkLock, Error> {
+    let pve = take_one(&paths.etc_network.join(PVE), "PVE's network configuration", Instant::now() + patience).await;
+    let own = take_one(&paths.state.join("lock"), "the agent's network changes", Instant::now() + patience).await?;
+    if let Err(error) = &pve {
+        tracing::warn!(%error, "going on without PVE's lock, to undo a network change");
+    }
+    Ok(NetworkLock::new((pve.ok(), own)))
+}
+
 async fn take_one(path: &Path, what: &str, end: Instant) -> Result<File, Error> {
     loop {
         let path = path.to_owned();
@@ -42,7 +53,11 @@ fn try_one(path: &Path) -> Result<Option<File>, Error> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(bad)?;
     }
-    let file = OpenOptions::new().append(true).create(true).mode(0o644).open(path).map_err(bad)?;
+    let file = match OpenOptions::new().append(true).create(true).mode(0o644).open(path) {
+        // A disk that fails is mounted read-only, and a lock needs nothing written.
+        Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => File::open(path).map_err(bad)?,
+        other => other.map_err(bad)?,
+    };
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
@@ -63,7 +78,24 @@ mod tests {
         let held = take(&paths, Duration::ZERO).await.unwrap();
         let error = take(&paths, Duration::from_millis(1)).await.unwrap_err();
         assert_eq!(error, Error::LockTimeout { what: "PVE's network configuration".into() });
+        // Nor may another one undo anything meanwhile.
+        let error = take_to_undo(&paths, Duration::from_millis(1)).await.unwrap_err();
+        assert_eq!(error, Error::LockTimeout { what: "the agent's network changes".into() });
         drop(held);
+        take(&paths, Duration::ZERO).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_holds_pves_lock_for_ever_does_not_keep_a_change_from_being_undone() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths =
+            NetPaths { etc_network: dir.path().join("etc"), state: dir.path().join("state"), ..super::super::state::tests::paths() };
+        let pve = try_one(&paths.etc_network.join(PVE)).unwrap().unwrap();
+        let undoing = take_to_undo(&paths, Duration::from_millis(1)).await.unwrap();
+        drop(pve);
+        // The agent's own is held.
+        take(&paths, Duration::from_millis(1)).await.unwrap_err();
+        drop(undoing);
         take(&paths, Duration::ZERO).await.unwrap();
     }
 }

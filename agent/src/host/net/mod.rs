@@ -48,6 +48,12 @@ pub trait Network: Send + Sync + 'static {
     /// agent's lock is held by `network-recover` too. Errors: `LockTimeout` when one is not free within `patience`.
     async fn lock(&self, patience: Duration) -> Result<NetworkLock, Error>;
 
+    /// The same for undoing a change: PVE's lock is gone without once it was not free within `patience`; the agent's own is not. Errors:
+    /// `LockTimeout`.
+    async fn lock_to_undo(&self, patience: Duration) -> Result<NetworkLock, Error> {
+        self.lock(patience).await
+    }
+
     /// Whether ifupdown2 takes this text as a file of its own (`ifup -s -i`). Errors: `NetworkFailed` with what it says.
     async fn check_text(&self, text: &str) -> Result<(), Error>;
 

@@ -93,11 +93,12 @@ pub(super) fn write_own(paths: &NetPaths, text: Option<&str>) -> Result<(), Erro
             }
             fs::rename(&new, &own).map_err(|e| at(&own, &e))?;
         }
-        None => match fs::rename(&own, &old) {
-            Ok(()) => {}
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => return Err(at(&own, &e)),
-        },
+        None if fs::symlink_metadata(&own).is_ok() => {
+            // Where both are one file, as after a crash between link and rename, renaming does nothing.
+            remove(&old)?;
+            fs::rename(&own, &old).map_err(|e| at(&own, &e))?;
+        }
+        None => {}
     }
     sync_folder(&folder)
 }
@@ -241,6 +242,17 @@ pub(super) mod tests {
         forget_old(&paths).unwrap();
         forget_old(&paths).unwrap();
         assert_eq!(names(&folder), [OWN_FILE]);
+    }
+
+    #[test]
+    fn the_own_file_goes_though_a_crash_left_another_name_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = in_folder(&dir);
+        let folder = interfaces_d(&paths);
+        write_own(&paths, Some("one")).unwrap();
+        fs::hard_link(folder.join(OWN_FILE), folder.join(OLD)).unwrap();
+        write_own(&paths, None).unwrap();
+        assert_eq!(names(&folder), [OLD]);
     }
 
     #[test]

@@ -85,16 +85,35 @@ async fn a_change_that_cannot_be_undone_latches_until_somebody_clears_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn links_come_back_where_the_file_cannot() {
+    let rig = rig();
+    let before = rig.shape();
+    let op = rig.apply(apply("a", "n", classic())).await.unwrap();
+    rig.until(&op.name, WAITING).await;
+    rig.net.at("write_own_file", 1, Fault::Fail);
+    let op = rig.end(&op.name).await;
+    assert_eq!((reason(&op).as_str(), rig.phase().as_str()), (r::NETWORK_ROLLBACK_FAILED, "rollback_failed"));
+    assert_eq!(rig.shape(), before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_others_change_meanwhile_is_told_and_does_not_latch() {
     let rig = rig();
     rig.host.add_port("wg0", "");
     rig.host.change_kernel(|k| k.links.iter_mut().filter(|l| l.name == "wg0").for_each(|l| l.master = None));
     let op = rig.apply(apply("a", "n", classic())).await.unwrap();
     rig.until(&op.name, WAITING).await;
-    rig.host.change_kernel(|k| k.links.retain(|l| l.name != "wg0"));
+    rig.host.change_kernel(|k| {
+        k.links.retain(|l| l.name != "wg0");
+        let mut route = k.default_routes().next().unwrap().clone();
+        (route.link, route.metric) = ("eth2".into(), 1024);
+        k.routes.push(route);
+    });
     let op = rig.end(&op.name).await;
     assert_eq!(reason(&op), r::NETWORK_ROLLED_BACK);
-    assert!(op.warnings.iter().any(|w| w.contains("wg0 is gone")), "{op:?}");
+    for told in ["wg0 is gone", "on eth2, metric 1024 is new"] {
+        assert!(op.warnings.iter().any(|w| w.contains(told)), "{op:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -149,6 +149,35 @@ fn the_timer_waits_for_an_agent_that_is_working() {
 }
 
 #[test]
+fn the_timer_is_not_stopped_under_the_next_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, ..) = on_a_runtime(left_waiting(dir.path()));
+    edit(&host, |c| c["phase"] = "confirmed".into());
+    on_a_runtime(async {
+        let (agent, timer) = (host.process(), host.beside());
+        // The agent begins the next change just when the timer's command has seen that the last one has ended.
+        let lock = crate::host::net::Network::lock(&*agent, Duration::ZERO).await.unwrap();
+        let mut recovering = Box::pin(recover::deadline(&*timer));
+        assert!(futures_util::poll!(recovering.as_mut()).is_pending());
+        edit(&host, |c| c["phase"] = "waiting".into());
+        drop(lock);
+        assert_eq!(recovering.await.unwrap(), Recovered::Nothing);
+        assert!(host.armed());
+    });
+}
+
+#[test]
+fn the_timer_goes_on_where_it_finds_no_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, ..) = on_a_runtime(left_waiting(dir.path()));
+    on_a_runtime(async {
+        host.set_checkpoint(None);
+        assert_eq!(recover::deadline(&*host.process()).await.unwrap(), Recovered::Nothing);
+        assert!(host.armed());
+    });
+}
+
+#[test]
 fn the_boot_unit_brings_the_old_file_back_and_nothing_else() {
     for state in ["prepared", "applying", "waiting", "rolling_back"] {
         let dir = tempfile::tempdir().unwrap();
