@@ -155,8 +155,8 @@ impl Networks {
     }
 
     /// Tries an interface with real frames. Errors: those of `NetworkService.ProbeNetwork`.
-    pub async fn probe(&self, request: &v1::ProbeNetworkRequest) -> Result<v1::ProbeNetworkResponse, Error> {
-        probe::probe(&*self.inner.net, request).await
+    pub async fn probe(&self, request: &v1::ProbeNetworkRequest, vlans: &Vlans) -> Result<v1::ProbeNetworkResponse, Error> {
+        probe::probe(&*self.inner.net, request, vlans).await
     }
 
     /// An operation as the API shows it; `None` where the journal that had it is lost.

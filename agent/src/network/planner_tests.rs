@@ -226,6 +226,19 @@ fn what_an_interface_stands_on_must_be_free() {
 }
 
 #[test]
+fn a_port_changes_bridges_only_when_the_first_has_let_it_go() {
+    let (kernel, own) = with(&host(), None, &spec("n", &[bridge("a", &["eth2"], None), bridge("b", &[], None)]));
+    let moved = spec("n", &[bridge("a", &[], None), bridge("b", &["eth2"], None)]);
+    let owner = "bridge 'a' until that is changed; take it off there in a change before";
+    assert_eq!(owner_of(ask(own.as_deref(), &moved, &kernel, &usual())), ("eth2".into(), owner.into()));
+    // One that goes, or is made anew, has let it go before anything comes.
+    for first in [vec![], vec![bridge("a", &[], Some(&["100"]))]] {
+        let moved: Vec<_> = first.into_iter().chain([bridge("b", &["eth2"], None)]).collect();
+        assert!(ask(own.as_deref(), &spec("n", &moved), &kernel, &usual()).is_ok());
+    }
+}
+
+#[test]
 fn a_parent_that_goes_with_the_change_is_not_found() {
     let (kernel, own) = with(&host(), None, &spec("n", &[vlan("outer", "eth1", 5)]));
     for interface in [vlan("inner", "outer", 6), bridge("b", &["outer"], None)] {

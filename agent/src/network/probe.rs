@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use pvelet_proto::{reason, v1};
 
 use crate::{
+    auth::Vlans,
     error::{Error, Violation},
     host::net::{Kernel, KernelLink, Network, ProbePort},
 };
@@ -38,10 +39,14 @@ enum What {
     Addresses(Vec<IpAddr>),
 }
 
-/// Carries out a probe. Errors: `Invalid`, `InterfaceNotFound`, `NetworkPreflight` (the link is down), `NetworkFailed`.
-pub async fn probe(net: &dyn Network, request: &v1::ProbeNetworkRequest) -> Result<v1::ProbeNetworkResponse, Error> {
+/// Carries out a probe, in the VLANs that the caller may touch. Errors: `Invalid`, `InterfaceNotFound`, `NetworkPreflight` (the link is down),
+/// `ScopeNetwork`, `NetworkFailed`.
+pub async fn probe(net: &dyn Network, request: &v1::ProbeNetworkRequest, vlans: &Vlans) -> Result<v1::ProbeNetworkResponse, Error> {
     let (timeout, what) = parse(request)?;
-    let Probe { port, mtu, timeout, what } = on(&net.kernel().await?, request, timeout, what)?;
+    let kernel = net.kernel().await?;
+    let Probe { port, mtu, timeout, what } = on(&kernel, request, timeout, what)?;
+    let tag = kernel.link(&port.link).and_then(|link| link.vlan).map(|tag| tag.id);
+    port.vlan.into_iter().chain(tag).try_for_each(|vlan| vlans.allow(vlan, vlan))?;
     let mut response = v1::ProbeNetworkResponse { interface_mtu: mtu, ..Default::default() };
     match what {
         What::Answer { token } => response.answers = net.probe_answer(&port, &token, timeout).await?,

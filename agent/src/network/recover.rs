@@ -30,8 +30,12 @@ async fn unfinished(net: &dyn Network) -> Result<Option<Box<Checkpoint>>, Error>
     match checkpoint::find(net).await? {
         Found::None => Ok(None),
         Found::One(change) => Ok(Some(change).filter(|c| c.phase.unfinished())),
-        Found::Unreadable(why) => Err(Error::NetworkFailed { message: format!("the checkpoint of the last change: {why}") }),
+        Found::Unreadable(why) => Err(unreadable(&why)),
     }
+}
+
+fn unreadable(why: &str) -> Error {
+    Error::NetworkFailed { message: format!("the checkpoint of the last change: {why}") }
 }
 
 /// What `network-recover --deadline` does: undoes a change whose time is over and that nobody works on. Errors: `NetworkRollbackFailed`,
@@ -70,12 +74,22 @@ pub async fn deadline(net: &dyn Network) -> Result<Recovered, Error> {
 /// What `network-recover --boot` does: gives the own file its old text. Nothing is up yet, so that is all; and nothing else can be called.
 /// Errors: `NetworkFailed`.
 pub async fn boot(net: &dyn Network) -> Result<Recovered, Error> {
-    let Some(mut change) = unfinished(net).await? else { return Ok(Recovered::Nothing) };
+    let mut change = match checkpoint::find(net).await? {
+        Found::One(change) => change,
+        Found::None => return Ok(Recovered::Nothing),
+        Found::Unreadable(why) => return Err(unreadable(&why)),
+    };
     if change.boot == net.boot()?.id {
         // Called by hand on a running host: that is the agent's, or the timer's.
         return Ok(Recovered::Nothing);
     }
     let mut warnings = Vec::new();
+    if change.phase == Phase::RollbackFailed {
+        return unlatched_file(net, *change, warnings).await;
+    }
+    if !change.phase.unfinished() {
+        return Ok(Recovered::Nothing);
+    }
     undo::restore_file(net, &change, &mut warnings).await?;
     if change.detail.is_empty() {
         change.detail = match change.phase {
@@ -89,6 +103,17 @@ pub async fn boot(net: &dyn Network) -> Result<Recovered, Error> {
     if let Err(error) = net.forget_old_file().await {
         warnings.push(format!("the former file is left: {error}"));
     }
+    Ok(Recovered::Undone(change.operation, warnings))
+}
+
+/// A change that could not be undone stays latched, but what nobody confirmed must not come up: where the own file is still the change's, it
+/// gets its old text. What a person wrote there meanwhile stays.
+async fn unlatched_file(net: &dyn Network, change: Checkpoint, mut warnings: Vec<String>) -> Result<Recovered, Error> {
+    let own = net.own_file().await?;
+    if own == change.plan.old_text || own != change.plan.new_text {
+        return Ok(Recovered::Nothing);
+    }
+    undo::restore_file(net, &change, &mut warnings).await?;
     Ok(Recovered::Undone(change.operation, warnings))
 }
 

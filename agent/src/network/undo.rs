@@ -65,8 +65,10 @@ pub(super) async fn undo(net: &dyn Network, change: &mut Checkpoint, by: By, why
     let file = restore_file(net, change, &mut warnings).await;
     crash_point!("network.undo_file_restored");
     let mut left: Vec<String> = file.err().map(|error| error.to_string()).into_iter().collect();
-    // Whoever manages the host from afar needs the links as they were, whatever became of the file.
-    if change.touched {
+    // Whoever manages the host from afar needs the links as they were, whatever became of the file. After a reboot without the boot unit the
+    // new file may have brought links up that the change itself never came to.
+    let rebooted = net.boot().is_ok_and(|boot| boot.id != change.boot);
+    if change.touched || rebooted {
         left.extend(restore_links(net, change, &mut warnings).await);
     }
     crash_point!("network.undo_steps_run");

@@ -111,9 +111,11 @@ impl NetworkService for NetworkRpc {
     }
 
     async fn probe_network(&self, request: Request<v1::ProbeNetworkRequest>) -> Answer<v1::ProbeNetworkResponse> {
-        self.may_read(&caller(&request)?)?;
+        let caller = caller(&request)?;
+        self.may_read(&caller)?;
+        let vlans = self.0.authorizer.vlans(&caller.identity);
         let (networks, request) = (self.0.networks.clone(), request.into_inner());
         // The port that it makes is removed though the caller goes away.
-        Ok(Response::new(detached(async move { networks.probe(&request).await }).await?))
+        Ok(Response::new(detached(async move { networks.probe(&request, &vlans).await }).await?))
     }
 }

@@ -9,6 +9,8 @@ use crate::error::Error;
 const STEPS: &str = "pvelet-network-steps.service";
 /// The dead man's switch.
 const TIMER: &str = "pvelet-network-deadline.timer";
+/// What undoes a change after a reboot.
+const BOOT: &str = "pvelet-network-boot.service";
 /// systemd answers at once, or something is badly wrong.
 const ANSWER: Duration = Duration::from_secs(20);
 /// A stopped unit is killed after this: nothing in it has anything to tidy up.
@@ -24,8 +26,12 @@ async fn systemctl(list: &[&str]) -> Result<command::Ended, Error> {
     command::run("systemctl", &args(list), ANSWER).await
 }
 
-/// Starts the timer, and looks whether it runs.
+/// Starts the timer, and looks whether it runs. The other half of the switch must be there too: a timer does not outlive a reboot.
 pub(super) async fn arm() -> Result<(), Error> {
+    let enabled = systemctl(&["is-enabled", BOOT]).await?.stdout;
+    if !enabled.trim().starts_with("enabled") {
+        return Err(failed(format!("{BOOT} is not enabled ('{}'): `systemctl enable {BOOT}`", enabled.trim())));
+    }
     systemctl(&["start", TIMER]).await?.success(&format!("{TIMER} cannot be started"))?;
     let state = systemctl(&["is-active", TIMER]).await?;
     if state.stdout.trim() == "active" { Ok(()) } else { Err(failed(format!("{TIMER} is {} after it was started", state.stdout.trim()))) }

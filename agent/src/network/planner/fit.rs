@@ -17,7 +17,7 @@ use super::{
         validate::{DEFAULT_MTU, effective_mtu, overlap},
         verify::{Index, addresses_text},
     },
-    Fate,
+    Fate, is_another,
 };
 use crate::{
     error::{Error, Violation},
@@ -206,6 +206,11 @@ impl<'a> Fit<'a> {
         if let Some(link) = link {
             let own_port = self.old(&bridge.name).is_some().then_some(bridge.name.as_str());
             self.not_a_port(link, own_port)?;
+            // Bridges are changed one after the other: it would be wanted by the one before the other has let it go.
+            let stays = |m: &&Interface| !self.old(&m.name).is_some_and(|old| is_another(old, m));
+            if let Some(giver) = link.master.as_deref().filter(|m| *m != bridge.name).and_then(|m| self.new_of(m)).filter(stays) {
+                return Err(taken(port, format!("bridge '{}' until that is changed; take it off there in a change before", giver.name)));
+            }
             if let Some(address) = link.addresses.first().filter(|_| new.is_none()) {
                 return Err(taken(port, format!("the host itself, which has address {address} on it")));
             }

@@ -110,6 +110,20 @@ async fn what_somebody_may_not_make_they_may_not_remove() {
     .vlans(&caller().identity);
     let error = rig.networks.remove(&caller(), remove("b", "n"), &none).await.unwrap_err();
     assert_eq!(error.reason(), r::SCOPE_NETWORK);
+    // Nor send frames into it.
+    let probe = v1::ProbeNetworkRequest {
+        interface: "eth1.100".into(),
+        probe: Some(v1::probe_network_request::Probe::Addresses(v1::ProbeAddresses { addresses: vec!["192.0.2.9".into()] })),
+        ..Default::default()
+    };
+    // Ports of bridges are not probed, nor links without a MAC address.
+    rig.host.change_kernel(|kernel| {
+        let link = kernel.links.iter_mut().find(|l| l.name == "eth1.100").unwrap();
+        (link.master, link.mac) = (None, "52:54:00:00:00:01".into());
+    });
+    let error = rig.networks.probe(&probe, &none).await.unwrap_err();
+    assert_eq!(error.reason(), r::SCOPE_NETWORK, "{error}");
+    rig.networks.probe(&probe, &Vlans::all()).await.unwrap();
     let mut theirs = remove("c", "n");
     theirs.meta.as_mut().unwrap().tenant = "team-b".into();
     assert_eq!(rig.remove(theirs).await.unwrap_err().reason(), r::NOT_OURS);

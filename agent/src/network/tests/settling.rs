@@ -207,16 +207,37 @@ fn the_boot_unit_brings_the_old_file_back_and_nothing_else() {
 }
 
 #[test]
-fn without_the_boot_unit_the_agent_undoes_after_a_reboot() {
+fn what_could_not_be_undone_does_not_come_up_at_boot_and_stays_latched() {
     let dir = tempfile::tempdir().unwrap();
-    let (host, pve, name) = on_a_runtime(left_waiting(dir.path()));
-    host.reboot();
-    host.networking();
-    assert!(host.kernel().link("vmbr100").is_some());
+    let (host, ..) = on_a_runtime(left_waiting(dir.path()));
+    edit(&host, |c| c["phase"] = "rollback_failed".into());
     on_a_runtime(async {
-        let rig = open(dir.path(), &host, &pve);
-        rig.networks.settle().await;
-        assert_eq!(reason(&rig.end(&name).await), r::NETWORK_ROLLED_BACK);
-        assert_eq!((rig.shape(), rig.host.own_file()), (shape(&FakeHost::new().kernel()), None));
+        host.reboot();
+        assert!(matches!(recover::boot(&*host.process()).await.unwrap(), Recovered::Undone(..)));
+        assert_eq!(host.own_file(), None);
+        assert_eq!(host.checkpoint().unwrap()["phase"], "rollback_failed");
+        // What a person wrote since is not the change's.
+        host.edit_own_file(Some("# by hand\n"));
+        assert_eq!(recover::boot(&*host.process()).await.unwrap(), Recovered::Nothing);
+        assert_eq!(host.own_file().as_deref(), Some("# by hand\n"));
     });
+}
+
+#[test]
+fn without_the_boot_unit_the_agent_undoes_after_a_reboot() {
+    for state in ["prepared", "waiting"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (host, pve, name) = on_a_runtime(left_waiting(dir.path()));
+        // Prepared: the file was written, and nothing was brought up yet. The boot does that.
+        edit(&host, |c| (c["phase"], c["touched"]) = (state.into(), (state == "waiting").into()));
+        host.reboot();
+        host.networking();
+        assert!(host.kernel().link("vmbr100").is_some());
+        on_a_runtime(async {
+            let rig = open(dir.path(), &host, &pve);
+            rig.networks.settle().await;
+            assert_eq!(reason(&rig.end(&name).await), r::NETWORK_ROLLED_BACK);
+            assert_eq!((rig.shape(), rig.host.own_file()), (shape(&FakeHost::new().kernel()), None), "{state}");
+        });
+    }
 }
