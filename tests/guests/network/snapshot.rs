@@ -9,8 +9,9 @@ pub const SCRIPT: &str = include_str!("files/snapshot.sh");
 
 /// What tells indexes, times, counters and carriers: it is another one each time, or follows from the rest. ifupdown2 sets `mcast_hash_max` only where it does
 /// not work for a boot.
-const PASSING: [&str; 25] = [
+const PASSING: [&str; 26] = [
     "mcast_hash_max",
+    "fdb_n_learned",
     "ifindex",
     "link_index",
     "operstate",
