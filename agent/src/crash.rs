@@ -83,6 +83,8 @@ pub const NAMES: &[&str] = &[
     "network.undo_file_restored",
     "network.undo_steps_run",
     "network.undone",
+    "network.boot_file_restored",
+    "network.boot_undone",
 ];
 
 /// A named crash point.

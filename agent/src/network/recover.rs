@@ -11,7 +11,7 @@ use super::{
     checkpoint::{self, Checkpoint, Found, Phase},
     undo::{self, By},
 };
-use crate::{error::Error, host::net::Network, operation::Handle};
+use crate::{crash_point, error::Error, host::net::Network, operation::Handle};
 
 /// How long the timer's command waits for an agent that is just working.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -91,6 +91,7 @@ pub async fn boot(net: &dyn Network) -> Result<Recovered, Error> {
         return Ok(Recovered::Nothing);
     }
     undo::restore_file(net, &change, &mut warnings).await?;
+    crash_point!("network.boot_file_restored");
     if change.detail.is_empty() {
         change.detail = match change.phase {
             Phase::Waiting => "the host went down before it was confirmed".to_owned(),
@@ -100,6 +101,7 @@ pub async fn boot(net: &dyn Network) -> Result<Recovered, Error> {
     change.phase = Phase::RolledBack;
     By::Boot.as_str().clone_into(&mut change.undone_by);
     checkpoint::save(net, &change).await?;
+    crash_point!("network.boot_undone");
     if let Err(error) = net.forget_old_file().await {
         warnings.push(format!("the former file is left: {error}"));
     }

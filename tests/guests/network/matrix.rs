@@ -27,6 +27,8 @@ const FORWARD: [&str; 13] = [
 ];
 /// The steps of undoing one.
 const BACK: [&str; 4] = ["network.undo_begun", "network.undo_file_restored", "network.undo_steps_run", "network.undone"];
+/// The steps of undoing one before the network is up.
+const BOOT: [&str; 2] = ["network.boot_file_restored", "network.boot_undone"];
 /// The steps at which the smoke cuts the power: one of each of the ten, as each costs a boot.
 const CUTS: [&str; 9] = [
     "network.planned",
@@ -89,13 +91,21 @@ pub fn cases() -> Vec<Case> {
         add(step, Fault::Cut, None);
     }
     for (i, step) in BACK.into_iter().enumerate() {
-        // In the smoke the three that undo take turns.
-        let undoers = [Undoer::Agent, Undoer::Timer, Undoer::Boot];
-        for (_, undoer) in undoers.into_iter().enumerate().filter(|(k, _)| full || *k == i % 3) {
-            add(step, Fault::Kill, Some(undoer));
+        // In the smoke the two take turns, and the power goes in the middle only.
+        for (k, undoer) in [Undoer::Agent, Undoer::Timer].into_iter().enumerate() {
+            if full || i % 2 == k {
+                add(step, Fault::Kill, Some(undoer));
+            }
+            if full || (i % 2 != k && (1..3).contains(&i)) {
+                add(step, Fault::Cut, Some(undoer));
+            }
         }
-        for (_, undoer) in undoers.into_iter().enumerate().filter(|(k, _)| full || *k == (i + 2) % 3) {
-            add(step, Fault::Cut, Some(undoer));
+    }
+    for (step, fault) in BOOT.into_iter().zip([Fault::Cut, Fault::Kill]) {
+        let other = if fault == Fault::Cut { Fault::Kill } else { Fault::Cut };
+        add(step, fault, Some(Undoer::Boot));
+        if full {
+            add(step, other, Some(Undoer::Boot));
         }
     }
     all
