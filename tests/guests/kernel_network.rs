@@ -33,6 +33,7 @@ ip -n other link add ground type bridge
 ip -n other link add link ground name moved type vlan id 9
 ip -n other link set moved netns 1
 ip link add veth100i0 type veth peer veth100i0p
+sysctl -q net.ipv6.conf.vmbr1.disable_ipv6=1
 for link in bond0.70 svc svc.7 vmbr70 vmbr1 tap100i0; do ip link set $link up; done
 ip address add 203.0.113.5/24 dev vmbr70
 ip address add 2001:db8:70::5/64 dev vmbr70 nodad
@@ -94,6 +95,18 @@ fn as_ip_says(link: &Value) -> KernelLink {
         kind,
         ..KernelLink::default()
     }
+}
+
+/// Driver, and whether IPv6 is off, by link: no netlink message tells.
+fn as_the_files_say(guest: &Guest) -> BTreeMap<String, (String, Option<bool>)> {
+    let script = "cd /sys/class/net; for l in */; do l=${l%/}; d=$(readlink $l/device/driver || :); \
+                  echo $l ${d##*/}. $(cat /proc/sys/net/ipv6/conf/$l/disable_ipv6); done";
+    let line = |line: &str| {
+        let mut words = line.split(' ').map(str::to_owned);
+        let (name, driver, off) = (words.next()?, words.next()?, words.next()?);
+        Some((name, (driver.trim_end_matches('.').to_owned(), Some(off == "1"))))
+    };
+    guest.sh(script).lines().map(|l| line(l).unwrap()).collect()
 }
 
 /// One VLAN after the other: link, VLAN, PVID, untagged.
@@ -170,10 +183,19 @@ fn the_agent_sees_what_the_systems_tools_see() {
     let guest = host();
     let (kernel, offloads) = read(&guest);
 
-    let mut links: Vec<KernelLink> = json(&guest, "ip -j -d link show").iter().map(as_ip_says).collect();
+    let mut files = as_the_files_say(&guest);
+    let mut links: Vec<KernelLink> = json(&guest, "ip -j -d link show")
+        .iter()
+        .map(as_ip_says)
+        .map(|link| {
+            let (driver, ipv6_disabled) = files.remove(&link.name).unwrap();
+            KernelLink { driver, ipv6_disabled, ..link }
+        })
+        .collect();
     links.sort_by(|a, b| a.name.cmp(&b.name));
     let bare: Vec<KernelLink> = kernel.links.iter().map(|l| KernelLink { vlans: Vec::new(), addresses: Vec::new(), ..l.clone() }).collect();
     assert_eq!(bare, links);
+    assert_eq!((kernel.link("eth1").unwrap().driver.as_str(), kernel.link("vmbr1").unwrap().ipv6_disabled), ("virtio_net", Some(true)));
     // The tools and the agent could be wrong together.
     let (service, inner, moved) = (kernel.link("svc").unwrap(), kernel.link("svc.7").unwrap(), kernel.link("moved").unwrap());
     assert_eq!((service.vlan.unwrap().id, service.vlan.unwrap().service, service.parent.as_deref()), (100, true, Some("bond0")));
