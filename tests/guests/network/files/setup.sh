@@ -49,12 +49,17 @@ if [ "$n" = 3 ]; then
     cat >"/etc/systemd/system/to-pve$i.socket" <<UNIT
 [Socket]
 ListenStream=700$i
+TriggerLimitIntervalSec=0
 [Install]
 WantedBy=sockets.target
 UNIT
     cat >"/etc/systemd/system/to-pve$i.service" <<UNIT
+[Unit]
+StartLimitIntervalSec=0
 [Service]
-ExecStart=/lib/systemd/systemd-socket-proxyd 192.0.2.$i:7443
+LimitNOFILE=65536
+# Connections to a host whose power was cut stay open here.
+ExecStart=/lib/systemd/systemd-socket-proxyd --connections-max=16384 192.0.2.$i:7443
 UNIT
   done
   systemctl daemon-reload
