@@ -71,9 +71,10 @@ enum Command {
     ExampleConfig,
     /// Undo a change of the host's network that nobody confirmed. Called by systemd, not by people. Exit status: 0 when nothing is left to be
     /// done, else 1.
+    #[command(group = clap::ArgGroup::new("when").required(true).args(["deadline", "boot"]))]
     NetworkRecover {
         /// Undo a change whose time is over and that no agent works on.
-        #[arg(long, required_unless_present = "boot", conflicts_with = "boot")]
+        #[arg(long)]
         deadline: bool,
         /// Before the network is up: give the agent's own file the text it had before an unconfirmed change.
         #[arg(long)]

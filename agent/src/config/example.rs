@@ -100,6 +100,6 @@ format = "auto"
 #[[identity]]
 #uri = "spiffe://pvelet.example/role/operator/controller"
 #tenants = ["*"]
-# VLANs that it may have made, changed and removed on the host; left out: all.
+# VLANs that it may have made, changed, removed and probed on the host; left out: all.
 #vlans = ["100-199", "4000"]
 "#;

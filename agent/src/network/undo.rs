@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     checkpoint::{self, Checkpoint, Phase, unix_millis},
-    definition::Interface,
+    definition::{Interface, Kind},
     descent::descent,
     own_file::{OwnFile, in_order, lower},
     stack::is_guest_port,
@@ -154,6 +154,11 @@ async fn restore_links(net: &dyn Network, change: &Checkpoint, warnings: &mut Ve
         Ok(now) => now,
         Err(error) => return vec![error.to_string()],
     };
+    for port in without_ipv6(change, &now) {
+        if let Err(error) = net.enable_ipv6(port).await {
+            warnings.push(format!("IPv6 stays off on '{port}', where it was on: {error}"));
+        }
+    }
     let left = differs(change, &now);
     let others: Vec<String> =
         verify::restored(&change.plan, &change.before, &now).into_iter().filter(|other| !left.contains(other)).collect();
@@ -161,6 +166,14 @@ async fn restore_links(net: &dyn Network, change: &Checkpoint, warnings: &mut Ve
         warnings.push(format!("somebody else changed the network meanwhile: {}", others.join("; ")));
     }
     if left.is_empty() { left } else { left.into_iter().chain(said).collect() }
+}
+
+/// Ports of the change's bridges on which IPv6 was on, and is off: ifupdown2 turns it off on ports, and a bridge that had to be removed by
+/// netlink leaves it so.
+fn without_ipv6<'a>(change: &'a Checkpoint, now: &'a Kernel) -> impl Iterator<Item = &'a str> {
+    let off = |kernel: &Kernel, name: &str| kernel.link(name).and_then(|link| link.ipv6_disabled);
+    let ports = change.plan.wanted.iter().filter(|i| matches!(i.kind, Kind::Bridge { .. })).flat_map(lower).map(String::as_str);
+    ports.filter(move |port| off(&change.before, port) == Some(false) && off(now, port) == Some(true))
 }
 
 /// What is not as it was, of all that the change could have touched: its interfaces, what they stand on, what stands on them, and the default

@@ -78,6 +78,9 @@ impl Fault {
 
 pub fn cases() -> Vec<Case> {
     let full = std::env::var("PVELET_NETWORK_MATRIX").is_ok_and(|v| v == "full");
+    let steps: Vec<&str> = FORWARD.into_iter().chain(BACK).chain(BOOT).collect();
+    let points: Vec<&str> = pvelet_agent::crash::NAMES.iter().copied().filter(|name| name.starts_with("network.")).collect();
+    assert_eq!(steps, points, "each step of a change has its cases");
     let mut all = Vec::new();
     let mut turn = Change::ALL.into_iter().cycle();
     let mut add = |step: &'static str, fault: Fault, undoer: Option<Undoer>| {

@@ -145,6 +145,10 @@ impl Network for HostNetwork {
         port::plug(was, bridge).await
     }
 
+    async fn enable_ipv6(&self, link: &str) -> Result<(), Error> {
+        port::enable_ipv6(link).await
+    }
+
     async fn arm(&self) -> Result<(), Error> {
         units::arm().await
     }

@@ -84,6 +84,9 @@ pub trait Network: Send + Sync + 'static {
     /// Makes a link a port of this bridge, with the VLANs and the state that `was` tells. Gone meanwhile: a success. Errors: `NetworkFailed`.
     async fn plug(&self, was: &KernelLink, bridge: &str) -> Result<(), Error>;
 
+    /// Turns IPv6 on again on a link. Gone meanwhile: a success. Errors: `NetworkFailed`.
+    async fn enable_ipv6(&self, link: &str) -> Result<(), Error>;
+
     /// Starts the timer that undoes an unconfirmed change without the agent. Errors: `NetworkFailed`.
     async fn arm(&self) -> Result<(), Error>;
 

@@ -21,6 +21,17 @@ pub(super) async fn plug(was: &KernelLink, bridge: &str) -> Result<(), Error> {
     blocking(move || plug_with(&mut kernel::open()?, &was, &bridge)).await
 }
 
+/// Turns IPv6 on again on a link that has left a bridge: ifupdown2 turns it off on ports, and a bridge that is removed by netlink leaves it so.
+/// Gone meanwhile: a success. Errors: `NetworkFailed`.
+pub(super) async fn enable_ipv6(link: &str) -> Result<(), Error> {
+    let link = link.to_owned();
+    blocking(move || match std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "0") {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(format!("turning IPv6 on on '{link}'"), e)),
+        _ => Ok(()),
+    })
+    .await
+}
+
 fn plug_with(socket: &mut Socket, was: &KernelLink, bridge: &str) -> Result<(), Error> {
     let there: Vec<KernelLink> = links(socket)?.into_iter().map(|l| l.link).collect();
     let Some(port) = there.iter().find(|l| l.name == was.name) else { return Ok(()) };

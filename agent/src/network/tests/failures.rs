@@ -36,6 +36,20 @@ async fn steps_that_fail_or_hang_are_undone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_port_of_a_bridge_that_only_netlink_removes_has_its_ipv6_again() {
+    let rig = rig();
+    rig.host.change_kernel(|kernel| kernel.links.iter_mut().filter(|l| l.name == "eth2").for_each(|l| l.ipv6_disabled = Some(false)));
+    let op = rig.apply(apply("a", "n", vec![bridge("vmbr9", &["eth2"], &[])])).await.unwrap();
+    rig.until(&op.name, WAITING).await;
+    rig.host.hang("vmbr9", true);
+    let op = rig.end(&op.name).await;
+    assert_eq!(reason(&op), r::NETWORK_ROLLED_BACK);
+    let kernel = rig.host.kernel();
+    assert!(kernel.link("vmbr9").is_none() && rig.net.calls().contains(&"enable_ipv6"));
+    assert_eq!(kernel.link("eth2").unwrap().ipv6_disabled, Some(false));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_gateway_that_answers_no_more_is_a_reason_to_undo() {
     let rig = rig();
     let before = rig.shape();

@@ -447,7 +447,20 @@ impl Network for FakeNetwork {
             if m.sticky.contains(&name) {
                 return Err(failed(format!("{name}: device or resource busy")));
             }
+            // As ifupdown2 left them when they became ports.
+            for port in m.kernel.links.iter_mut().filter(|l| l.master.as_ref() == Some(&name) && l.ipv6_disabled.is_some()) {
+                port.ipv6_disabled = Some(true);
+            }
             m.delete(&name);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn enable_ipv6(&self, link: &str) -> Result<(), Error> {
+        let link = link.to_owned();
+        self.call("enable_ipv6", move |m| {
+            m.kernel.links.iter_mut().filter(|l| l.name == link).for_each(|l| l.ipv6_disabled = Some(false));
             Ok(())
         })
         .await
