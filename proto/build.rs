@@ -9,8 +9,9 @@ use protox::{
     file::{ChainFileResolver, DescriptorSetFileResolver, GoogleFileResolver, IncludeFileResolver},
 };
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "pvelet/v1/common.proto",
+    "pvelet/v1/health.proto",
     "pvelet/v1/host.proto",
     "pvelet/v1/network.proto",
     "pvelet/v1/operation.proto",

@@ -29,6 +29,25 @@ fn join(violations: &[Violation]) -> String {
     violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect::<Vec<_>>().join("; ")
 }
 
+/// How a look at the host failed: what a check makes of it depends on that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// There is no such file, socket, unit or program.
+    Missing,
+    /// It may not be read or asked.
+    Denied,
+    /// Nobody listens.
+    Refused,
+    /// No answer before the deadline.
+    Silent,
+    /// The answer is not what the protocol or the format says.
+    Garbled,
+    /// The other side does not know the question.
+    Unsupported,
+    /// It answered that it failed.
+    Failed,
+}
+
 /// Why a call or an operation failed. Each variant has one reason and one code (see the table in `docs/api.md`).
 #[derive(Debug, Clone, PartialEq, Error)]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
@@ -196,6 +215,24 @@ pub enum Error {
     #[error("the change could not be undone: {why}; the network is latched until a person has put it right (`pveletctl network clear`)")]
     NetworkRollbackFailed { why: String },
 
+    #[error("no check '{id}'; `pveletctl health` lists those that exist")]
+    CheckNotFound { id: String },
+    #[error("{what} is not repaired: `policy` of [repair] is \"{policy}\" in the agent's configuration")]
+    RepairOff { what: String, policy: &'static str },
+    #[error("{check} cannot be repaired by the agent: {why}")]
+    RepairNotPossible { check: String, why: String },
+    #[error("nothing is repaired since two repairs in a row have failed ({why}); look at the host, then `pveletctl repair --clear`")]
+    RepairLatched { why: String },
+    #[error("{file} was changed by somebody else while it was being repaired, and stays as they wrote it; ask again")]
+    RepairChanged { file: String },
+    #[error("the repair did not help ({why}); what it changed is as before")]
+    RepairFailed { why: String },
+    #[error("the repair did not help, and could not be undone: {why}; nothing more is repaired until `pveletctl repair --clear`")]
+    RepairRestoreFailed { why: String },
+    /// Of a look at the host, for checks: no call ends with it.
+    #[error("{message}")]
+    Look { trouble: Trouble, message: String },
+
     #[error("role {role} may not call {method}; it needs {needed}")]
     Role { role: String, method: String, needed: String },
     #[error("{caller} may not act for tenant '{tenant}'")]
@@ -326,6 +363,14 @@ impl Error {
             Self::StaleConnection => (C::FailedPrecondition, reason::STALE_CONNECTION),
             Self::NetworkFailed { .. } => (C::Unknown, reason::NETWORK_FAILED),
             Self::NetworkRollbackFailed { .. } => (C::Internal, reason::NETWORK_ROLLBACK_FAILED),
+            Self::CheckNotFound { .. } => (C::NotFound, reason::CHECK_NOT_FOUND),
+            Self::RepairOff { .. } => (C::FailedPrecondition, reason::REPAIR_OFF),
+            Self::RepairNotPossible { .. } => (C::FailedPrecondition, reason::REPAIR_NOT_POSSIBLE),
+            Self::RepairLatched { .. } => (C::FailedPrecondition, reason::REPAIR_LATCHED),
+            Self::RepairChanged { .. } => (C::FailedPrecondition, reason::REPAIR_CHANGED),
+            Self::RepairFailed { .. } => (C::Internal, reason::REPAIR_FAILED),
+            Self::RepairRestoreFailed { .. } => (C::Internal, reason::REPAIR_RESTORE_FAILED),
+            Self::Look { .. } => (C::Internal, reason::INTERNAL),
             Self::ScopeNetwork { .. } => (C::PermissionDenied, reason::SCOPE_NETWORK),
             Self::Role { .. } => (C::PermissionDenied, reason::ROLE),
             Self::ScopeTenant { .. } => (C::PermissionDenied, reason::SCOPE_TENANT),

@@ -8,6 +8,7 @@ pub mod limits;
 pub mod rpc;
 pub mod tls;
 
+pub mod health;
 pub mod inventory;
 pub mod network;
 pub mod operation;

@@ -66,6 +66,8 @@ reasons! {
     SUBNET_OVERLAP;
 
     // NOT_FOUND
+    /// No check of health has that id.
+    CHECK_NOT_FOUND;
     /// No such VM in the PVE cluster, or another tenant's.
     VM_NOT_FOUND;
     /// No template on this host has that VMID or those tags.
@@ -214,6 +216,14 @@ reasons! {
     NETWORK_NOT_WAITING;
     /// The connection was opened before the change was applied, so it proves nothing.
     STALE_CONNECTION;
+    /// The administrator lets the agent repair nothing (`[repair] policy`), or nothing by request.
+    REPAIR_OFF;
+    /// The check is well, or nothing is known that mends what it found.
+    REPAIR_NOT_POSSIBLE;
+    /// Two repairs in a row have failed: nothing is repaired until ClearRepair.
+    REPAIR_LATCHED;
+    /// Somebody edited the file while it was being repaired; what they wrote stays.
+    REPAIR_CHANGED;
 
     // PERMISSION_DENIED
     /// The caller's role does not allow the call.
@@ -246,6 +256,10 @@ reasons! {
     NETWORK_FAILED;
     /// A change of the network could not be undone. The network is latched.
     NETWORK_ROLLBACK_FAILED;
+    /// A repair did not make the check better, and was undone.
+    REPAIR_FAILED;
+    /// A repair did not make the check better, and could not be undone. Repairs are latched.
+    REPAIR_RESTORE_FAILED;
     /// A fault of the agent itself.
     INTERNAL;
 }

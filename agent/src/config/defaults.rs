@@ -71,6 +71,40 @@ pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 /// Shorter, and a busy controller is too late; longer, and nobody waits for the host to come back by itself.
 pub const CONFIRM_TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
+/// Often enough for what changes by hand; what must be told within two seconds is asked each second, or tells by itself.
+pub const HEALTH_PERIOD: Duration = Duration::from_secs(10);
+/// Where Debian's and Docker's packages have containerd's socket.
+pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+/// Where they have its configuration.
+pub const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
+/// Its unit.
+pub const CONTAINERD_UNIT: &str = "containerd.service";
+/// Its program.
+pub const CONTAINERD_PROGRAM: &str = "/usr/bin/containerd";
+/// A pod sandbox costs the host a few tens of milliseconds.
+pub const PROBE_PERIOD: Duration = Duration::from_secs(60);
+/// The kubelet's unit.
+pub const KUBELET_UNIT: &str = "kubelet.service";
+/// Where kubeadm puts the kubelet's configuration.
+pub const KUBELET_CONFIG: &str = "/var/lib/kubelet/config.yaml";
+/// Where kubeadm puts its kubeconfig.
+pub const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
+/// Where the kubelet keeps its certificates.
+pub const KUBELET_PKI: &str = "/var/lib/kubelet/pki";
+/// The kubelet's default for `/healthz`.
+pub const KUBELET_HEALTHZ: &str = "127.0.0.1:10248";
+/// LVM-thin pools and file systems get slow, and are hard to free in time, well before they are full.
+pub const USAGE_WARNING: u32 = 85;
+/// The next large copy may fill it.
+pub const USAGE_CRITICAL: u32 = 95;
+/// Time for somebody to be on holiday.
+pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(14 * 86400);
+
+/// One mistake and one more try; whatever needs more, needs a person.
+pub const REPAIR_LIMIT: u32 = 2;
+/// Upgrades restart containerd and the kubelet: those are over by then.
+pub const REPAIR_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Reads are answered from memory in well under a millisecond: this many wait only when something is wrong.
 pub const READS: u32 = 64;
 /// Held-open mutations cost little; the lanes bound the work itself.

@@ -86,6 +86,39 @@ streams = 64
 message_bytes = 1048576
 read_deadline = "10s"
 
+[health]
+# Whether this host is a Kubernetes worker: "auto" (it is one where systemd has the units, or their files are there), "yes", "no".
+worker = "auto"
+# From one run of a cheap check to the next. What must be told at once is asked each second, or tells by itself.
+period = "10s"
+containerd_socket = "/run/containerd/containerd.sock"
+containerd_config = "/etc/containerd/config.toml"
+containerd_unit = "containerd.service"
+containerd_program = "/usr/bin/containerd"
+# Make and remove a pod sandbox so often, to see that pods can start (never pulls an image). probe = false: only when asked.
+probe = true
+probe_period = "1m"
+kubelet_unit = "kubelet.service"
+kubelet_config = "/var/lib/kubelet/config.yaml"
+kubelet_kubeconfig = "/etc/kubernetes/kubelet.conf"
+kubelet_pki = "/var/lib/kubelet/pki"
+kubelet_healthz = "127.0.0.1:10248"
+# Another journal than that of the system: a folder.
+#journal = "/var/log/journal"
+# Percent from which storages, pools and file systems are degraded, and failed.
+usage_warning = 85
+usage_critical = 95
+# How long before its end a certificate is told.
+certificate_warning = "14d"
+
+[repair]
+# "off", "on-request" (what Repair asks for), "automatic" (also what the agent finds by itself). Needs mode = "manage".
+policy = "off"
+# Automatic repairs in an hour, and how long a check must be failed before one. Two failed repairs in a row end all repairs until
+# `pveletctl repair --clear`.
+limit_per_hour = 2
+patience = "30s"
+
 [metrics]
 # Prometheus metrics over plain HTTP; off unless set.
 #listen = "127.0.0.1:9443"

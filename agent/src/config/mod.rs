@@ -46,6 +46,10 @@ pub struct Config {
     pub volumes: Volumes,
     /// `[network]`
     pub network: Network,
+    /// `[health]`
+    pub health: Health,
+    /// `[repair]`
+    pub repair: Repair,
     /// `[limits]`
     pub limits: Limits,
     /// `[metrics]` `listen`; `None`: no metrics are served.
@@ -147,6 +151,76 @@ pub struct Network {
     pub corosync: PathBuf,
     /// How long a change waits for its confirmation before it is undone, unless the request says otherwise.
     pub confirm_timeout: Duration,
+}
+
+/// Whether the host is a Kubernetes worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Worker {
+    /// It is one when systemd has the unit, or its socket or configuration is there.
+    Auto,
+    /// It is one: what is missing is a fault.
+    Yes,
+    /// It is none: nothing of it is looked at.
+    No,
+}
+
+/// `[health]`: where containerd, the kubelet and LINSTOR are found, and how often they are looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Whether the host is a Kubernetes worker.
+    pub worker: Worker,
+    /// From one run of a cheap check to the next; what a socket tells at once is asked each second, what needs a program each minute.
+    pub period: Duration,
+    /// containerd's socket.
+    pub containerd_socket: PathBuf,
+    /// containerd's configuration.
+    pub containerd_config: PathBuf,
+    /// containerd's unit.
+    pub containerd_unit: String,
+    /// containerd's program; it checks a configuration before that replaces the live one.
+    pub containerd_program: PathBuf,
+    /// From one pod sandbox that is made and removed to the next. `None`: none is made but by RunCheck.
+    pub probe_period: Option<Duration>,
+    /// The kubelet's unit.
+    pub kubelet_unit: String,
+    /// The kubelet's configuration.
+    pub kubelet_config: PathBuf,
+    /// The kubelet's kubeconfig.
+    pub kubelet_kubeconfig: PathBuf,
+    /// The folder of the kubelet's certificates.
+    pub kubelet_pki: PathBuf,
+    /// Where the kubelet serves `/healthz`, unless its configuration says otherwise.
+    pub kubelet_healthz: SocketAddr,
+    /// The journal's folder; `None`: that of the system.
+    pub journal: Option<PathBuf>,
+    /// How full a file system, a storage or a pool may be: from this share on it is degraded.
+    pub usage_warning: u32,
+    /// From this share on it is failed. Percent, above `usage_warning`.
+    pub usage_critical: u32,
+    /// How long before its end a certificate is told.
+    pub certificate_warning: Duration,
+}
+
+/// What the agent may mend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RepairPolicy {
+    /// Nothing.
+    Off,
+    /// What is asked for.
+    OnRequest,
+    /// What it finds, too.
+    Automatic,
+}
+
+/// `[repair]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repair {
+    /// What the agent may mend.
+    pub policy: RepairPolicy,
+    /// Automatic repairs in an hour.
+    pub limit_per_hour: u32,
+    /// How long a check must be failed before the agent mends it by itself.
+    pub patience: Duration,
 }
 
 /// `[limits]`: how many calls are under way; the next one is refused with `OVERLOADED`.

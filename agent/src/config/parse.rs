@@ -10,7 +10,8 @@ use toml::de::DeTable;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::{
-    Config, IdentityRule, Limits, Log, LogFormat, Mistake, Mistakes, Mode, Network, Pve, Tls, Vm, Volumes, check,
+    Config, Health, IdentityRule, Limits, Log, LogFormat, Mistake, Mistakes, Mode, Network, Pve, Repair, RepairPolicy, Tls, Vm, Volumes,
+    Worker, check,
     defaults::{self as d},
     read::{Document, Refusal, Section},
 };
@@ -78,6 +79,8 @@ fn config(root: &mut Section<'_, '_>, files: bool) -> Config {
     let vm = vm(root.section("vm"), mode);
     let volumes = volumes(root.section("volumes"), vm.vmid_range.as_ref());
     let network = network(root.section("network"));
+    let health = health(root.section("health"));
+    let repair = repair(root.section("repair"));
     let limits = limits(root.section("limits"));
     let mut section = root.section("metrics");
     let metrics = section.address("listen");
@@ -87,7 +90,7 @@ fn config(root: &mut Section<'_, '_>, files: bool) -> Config {
     section.finish();
     let log = log(root.section("log"));
     let identities = root.sections("identity").into_iter().filter_map(|s| identity(s, &tls.trust_domain)).collect();
-    Config { mode, listen, state_dir, drain_deadline, tls, pve, vm, volumes, network, limits, metrics, log, identities }
+    Config { mode, listen, state_dir, drain_deadline, tls, pve, vm, volumes, network, health, repair, limits, metrics, log, identities }
 }
 
 fn tls(mut s: Section<'_, '_>, files: bool) -> Tls {
@@ -231,6 +234,58 @@ fn vlan_range(text: &str) -> Option<(u16, u16)> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let number = |t: &str| t.parse::<u16>().ok().filter(|n| (1..=4094).contains(n) && t.bytes().all(|c| c.is_ascii_digit()));
     Some((number(first)?, number(last)?)).filter(|(first, last)| first <= last)
+}
+
+/// The name of a service of systemd.
+fn unit(text: &str) -> Result<String, Refusal> {
+    let known = |c: u8| c.is_ascii_alphanumeric() || b":-_.@\\".contains(&c);
+    let good = text.ends_with(".service") && text.len() > 8 && text.len() <= 255 && text.bytes().all(known);
+    if good { Ok(text.to_owned()) } else { Err(("is no service of systemd".into(), "write it like \"containerd.service\"".into())) }
+}
+
+fn health(mut s: Section<'_, '_>) -> Health {
+    let workers = [("auto", Worker::Auto), ("yes", Worker::Yes), ("no", Worker::No)];
+    let health = Health {
+        worker: s.choice("worker", &workers).unwrap_or(Worker::Auto),
+        period: s.duration("period", seconds(2, 3600)).unwrap_or(d::HEALTH_PERIOD),
+        containerd_socket: s.path("containerd_socket").unwrap_or_else(|| d::CONTAINERD_SOCKET.into()),
+        containerd_config: s.path("containerd_config").unwrap_or_else(|| d::CONTAINERD_CONFIG.into()),
+        containerd_unit: s.text("containerd_unit", unit).unwrap_or_else(|| d::CONTAINERD_UNIT.into()),
+        containerd_program: s.path("containerd_program").unwrap_or_else(|| d::CONTAINERD_PROGRAM.into()),
+        probe_period: if s.flag("probe") == Some(false) {
+            // Its key is still read, so that it is no unknown one.
+            let _ = s.duration("probe_period", seconds(10, 86400));
+            None
+        } else {
+            Some(s.duration("probe_period", seconds(10, 86400)).unwrap_or(d::PROBE_PERIOD))
+        },
+        kubelet_unit: s.text("kubelet_unit", unit).unwrap_or_else(|| d::KUBELET_UNIT.into()),
+        kubelet_config: s.path("kubelet_config").unwrap_or_else(|| d::KUBELET_CONFIG.into()),
+        kubelet_kubeconfig: s.path("kubelet_kubeconfig").unwrap_or_else(|| d::KUBELET_KUBECONFIG.into()),
+        kubelet_pki: s.path("kubelet_pki").unwrap_or_else(|| d::KUBELET_PKI.into()),
+        kubelet_healthz: s.address("kubelet_healthz").unwrap_or_else(|| fixed_address(d::KUBELET_HEALTHZ)),
+        journal: s.path("journal"),
+        usage_warning: s.number("usage_warning", 1..=99).unwrap_or(d::USAGE_WARNING),
+        usage_critical: s.number("usage_critical", 2..=100).unwrap_or(d::USAGE_CRITICAL),
+        certificate_warning: s.duration("certificate_warning", seconds(3600, 365 * 86400)).unwrap_or(d::CERTIFICATE_WARNING),
+    };
+    if health.usage_critical <= health.usage_warning {
+        let remedy = format!("choose one above usage_warning = {}", health.usage_warning);
+        s.refuse("usage_critical", health.usage_critical.to_string(), "is not above usage_warning", &remedy);
+    }
+    s.finish();
+    health
+}
+
+fn repair(mut s: Section<'_, '_>) -> Repair {
+    let policies = [("off", RepairPolicy::Off), ("on-request", RepairPolicy::OnRequest), ("automatic", RepairPolicy::Automatic)];
+    let repair = Repair {
+        policy: s.choice("policy", &policies).unwrap_or(RepairPolicy::Off),
+        limit_per_hour: s.number("limit_per_hour", 1..=20).unwrap_or(d::REPAIR_LIMIT),
+        patience: s.duration("patience", seconds(5, 3600)).unwrap_or(d::REPAIR_PATIENCE),
+    };
+    s.finish();
+    repair
 }
 
 fn limits(mut s: Section<'_, '_>) -> Limits {

@@ -8,4 +8,6 @@ pub mod links;
 pub mod net;
 pub mod process;
 pub mod pve;
+pub mod runtime;
 pub mod storage;
+pub mod units;

@@ -23,8 +23,8 @@ impl Inner {
     /// Goes on with everything unfinished. Returns when each is being worked on.
     pub(super) async fn settle(this: &Arc<Self>) {
         for unfinished in this.ops.unfinished() {
-            // The network is settled by its own part, which does not wait for PVE.
-            if matches!(unfinished.kind, v1::OperationKind::ApplyNetwork | v1::OperationKind::RemoveNetwork) {
+            // The network, and what is repaired, are settled by their own parts, which do not wait for PVE.
+            if matches!(unfinished.kind, v1::OperationKind::ApplyNetwork | v1::OperationKind::RemoveNetwork | v1::OperationKind::Repair) {
                 continue;
             }
             tracing::info!(operation = unfinished.handle.name(), kind = unfinished.kind.as_str_name(), "settling an unfinished operation");
@@ -69,7 +69,7 @@ impl Inner {
             | v1::OperationKind::MoveVolume
             | v1::OperationKind::HandOverVolume
             | v1::OperationKind::ReclaimVolumes => self.run_volume(&h, kind, &request, false).await,
-            v1::OperationKind::ApplyNetwork | v1::OperationKind::RemoveNetwork => {
+            v1::OperationKind::ApplyNetwork | v1::OperationKind::RemoveNetwork | v1::OperationKind::Repair => {
                 h.finish(Err(Error::Internal("no operation on a VM".to_owned())), None).await;
             }
             v1::OperationKind::Unspecified => h.finish(Err(Error::Internal("an operation without a kind".to_owned())), None).await,

@@ -1,0 +1,3 @@
+//! The kubelet's health.
+
+pub mod facts;
