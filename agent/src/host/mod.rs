@@ -11,3 +11,5 @@ pub mod pve;
 pub mod runtime;
 pub mod storage;
 pub mod units;
+#[cfg(any(test, feature = "fakes"))]
+pub mod units_fake;
