@@ -33,7 +33,7 @@ test: build ## All tests
 
 test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrfs and the network, in Debian 13 guests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(GUEST_FEATURES) --test guests -- $(GUEST_TESTS)
-	@PVELET_NETWORK_MATRIX=$${PVELET_NETWORK_MATRIX:-short} $(MAKE) --no-print-directory test-network
+	@$(MAKE) --no-print-directory test-network
 
 test-network: build guest-image ## Network changes in three guests at once: kills, power cuts, tagged frames
 	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(GUEST_FEATURES) --test network -- $(NETWORK_TESTS)
