@@ -1,5 +1,8 @@
 //! The container runtime: containerd over its socket (CRI `runtime.v1`, and containerd's own introspection), its files, its program.
 
+#[cfg(any(test, feature = "fakes"))]
+pub mod fake;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
