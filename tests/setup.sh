@@ -12,6 +12,7 @@ need=(
   "git:git"
   "qemu-img:qemu-utils"
   "fusermount3:fuse3"
+  "dbus-daemon:dbus-daemon"
 )
 if [ "${1:-}" = guests ]; then
   need+=(
