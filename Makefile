@@ -7,8 +7,7 @@ CARGO ?= cargo
 # Test builds have the named crash points, at which a test makes a process end itself. Release builds do not.
 TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/crash-points
 # The same features for all test targets, so that nothing is built twice.
-GUEST_FEATURES := $(TEST_FEATURES),pvelet-tests/guests
-KUBERNETES_FEATURES := $(TEST_FEATURES),pvelet-tests/kubernetes
+REAL_FEATURES := $(TEST_FEATURES),pvelet-tests/guests,pvelet-tests/kubernetes
 export CARGO_TERM_COLOR ?= auto
 
 .PHONY: help setup build demo test test-quick test-guests test-volumes test-network test-kubernetes test-full guest-image kubernetes-programs check fmt clippy deny docs lint bench bench-network clean clean-guests clean-kubernetes
@@ -34,14 +33,14 @@ test: build ## All tests
 	@$(MAKE) --no-print-directory test-guests
 
 test-kubernetes: build kubernetes-programs ## What needs a real Kubernetes API: kube-apiserver, etcd
-	@tests/with-rust.sh $(CARGO) test --workspace --features $(KUBERNETES_FEATURES) --test kubernetes -- $(KUBERNETES_TESTS)
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test kubernetes -- $(KUBERNETES_TESTS)
 
 test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrfs and the network, in Debian 13 guests
-	@tests/with-rust.sh $(CARGO) test --workspace --features $(GUEST_FEATURES) --test guests -- $(GUEST_TESTS)
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test guests -- $(GUEST_TESTS)
 	@$(MAKE) --no-print-directory test-network
 
 test-network: build guest-image ## Network changes in three guests at once: kills, power cuts, tagged frames
-	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(GUEST_FEATURES) --test network -- $(NETWORK_TESTS)
+	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(REAL_FEATURES) --test network -- $(NETWORK_TESTS)
 
 test-volumes: build ## All tests of volumes, 200 random sequences and the guests included
 	@PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES) --test volumes -- --nocapture
@@ -65,7 +64,7 @@ fmt:
 	@tests/with-rust.sh $(CARGO) fmt --all --check
 
 clippy:
-	@tests/with-rust.sh $(CARGO) clippy --workspace --all-targets --features $(GUEST_FEATURES),pvelet-tests/kubernetes -- -D warnings
+	@tests/with-rust.sh $(CARGO) clippy --workspace --all-targets --features $(REAL_FEATURES) -- -D warnings
 
 deny:
 	@tests/with-rust.sh tests/deny.sh
@@ -81,8 +80,8 @@ bench: setup ## Benchmarks: a table, and target/bench.json
 	@tests/with-rust.sh $(CARGO) run --release --package pvelet-tests --bin pvelet-bench
 
 bench-network: guest-image ## What a network change costs beside ifupdown2, in a guest
-	@tests/with-rust.sh $(CARGO) build --release --workspace --bins --features $(GUEST_FEATURES)
-	@tests/with-rust.sh $(CARGO) test --quiet --release --workspace --features $(GUEST_FEATURES) --test network -- --bench
+	@tests/with-rust.sh $(CARGO) build --release --workspace --bins --features $(REAL_FEATURES)
+	@tests/with-rust.sh $(CARGO) test --quiet --release --workspace --features $(REAL_FEATURES) --test network -- --bench
 
 clean: ## Remove what was built
 	@$(CARGO) clean
