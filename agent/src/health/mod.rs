@@ -10,6 +10,8 @@ pub mod check;
 pub mod kubelet;
 mod network;
 mod schedule;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod view;
 mod watch;
 
