@@ -9,6 +9,7 @@ mod board;
 pub mod check;
 pub mod kubelet;
 mod network;
+pub mod repair;
 mod schedule;
 #[cfg(test)]
 pub(crate) mod testing;
