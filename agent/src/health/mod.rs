@@ -2,5 +2,6 @@
 
 pub mod check;
 pub mod kubelet;
+pub mod machine;
 
 pub use check::{Check, Finding, Group, Known, Mend, Pace, Source, State};

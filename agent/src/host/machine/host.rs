@@ -127,7 +127,11 @@ impl Machine for MachineHost {
     }
 
     async fn thin_pools(&self) -> Result<Option<Vec<ThinPool>>, Error> {
-        if self.of_files("the kernel's devices", |p| thin::any(&p.sysfs)).await? { thin::pools(PROGRAM).await.map(Some) } else { Ok(None) }
+        if self.of_files("the kernel's devices", |p| thin::present(&p.sysfs)).await? {
+            thin::pools(PROGRAM).await.map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     async fn zfs_pools(&self) -> Result<Option<Vec<ZfsPool>>, Error> {

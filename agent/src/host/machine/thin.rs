@@ -11,7 +11,7 @@ use super::{
 use crate::error::{Error, Trouble};
 
 /// Whether the kernel has a thin pool of LVM: the device mapper's device behind it has a name of its own.
-pub(super) fn any(sysfs: &Path) -> Result<bool, Error> {
+pub(super) fn present(sysfs: &Path) -> Result<bool, Error> {
     for name in read::names(&sysfs.join("block"))?.iter().filter(|n| n.starts_with("dm-")) {
         // The device may vanish meanwhile.
         if let Ok(Some(id)) = read::text(&sysfs.join("block").join(name).join("dm/uuid"), 4096)
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn a_thin_pool_is_seen_in_sysfs() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(!any(dir.path()).unwrap());
+        assert!(!present(dir.path()).unwrap());
         let device = |name: &str, id: &str| {
             let folder = dir.path().join("block").join(name).join("dm");
             fs::create_dir_all(&folder).unwrap();
@@ -107,9 +107,9 @@ mod tests {
         };
         device("dm-0", "LVM-abc\n");
         device("dm-1", "CRYPT-LUKS2-x-tpool\n");
-        assert!(!any(dir.path()).unwrap());
+        assert!(!present(dir.path()).unwrap());
         device("dm-2", "LVM-abc-tpool\n");
-        assert!(any(dir.path()).unwrap());
+        assert!(present(dir.path()).unwrap());
     }
 
     proptest! {
