@@ -10,6 +10,7 @@ pub mod machine;
 pub mod net;
 pub mod process;
 pub mod pve;
+pub mod room;
 pub mod runtime;
 pub mod storage;
 pub mod units;

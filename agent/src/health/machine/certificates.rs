@@ -10,7 +10,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     source::{Look, check},
-    words::{Worst, age, list, span, unknown},
+    words::{Worst, age, day, list, unknown},
 };
 use crate::{
     error::Error,
@@ -71,13 +71,13 @@ fn decide(files: &Result<Vec<CertificateFile>, Error>, warning: Duration, now: S
         let warning = if file.own { warning.min(OWN_WARNING) } else { warning };
         let left = age(now, end);
         if now >= end {
-            bad(State::Failed, format!("ended {} ago", span(age(end, now))));
+            bad(State::Failed, format!("ended on {}", day(end)));
         } else if now < begin {
-            bad(State::Failed, format!("is valid only in {}: is the clock right?", span(age(now, begin))));
+            bad(State::Failed, format!("is valid only from {} on: is the clock right?", day(begin)));
         } else if left < warning {
-            bad(State::Degraded, format!("ends in {}", span(left)));
+            bad(State::Degraded, format!("ends on {}", day(end)));
         } else {
-            well.push(format!("{path} ends in {}", span(left)));
+            well.push(format!("{path} ends on {}", day(end)));
         }
         match file.key {
             KeyMatch::Differs => bad(State::Failed, "does not belong to the private key beside it".into()),
@@ -122,7 +122,7 @@ mod tests {
     }
 
     /// A day of January 2030 (0 is the first).
-    fn day(day: i64) -> SystemTime {
+    fn january(day: i64) -> SystemTime {
         let begin = SystemTime::UNIX_EPOCH + Duration::from_secs(1_893_456_000);
         if day < 0 { begin - Duration::from_secs(day.unsigned_abs() * DAY) } else { begin + Duration::from_secs(day.unsigned_abs() * DAY) }
     }
@@ -149,11 +149,11 @@ mod tests {
             (30, State::Failed, State::Failed),
         ];
         for (at, of_own, of_custom) in table {
-            assert_eq!(state(own(), day(at)).state, of_own, "own, day {at}");
-            assert_eq!(state(custom(), day(at)).state, of_custom, "custom, day {at}");
+            assert_eq!(state(own(), january(at)).state, of_own, "own, day {at}");
+            assert_eq!(state(custom(), january(at)).state, of_custom, "custom, day {at}");
         }
-        let seen = state(own(), day(19));
-        assert!(seen.seen.contains("/etc/pve/pve-ssl.pem ends in 11 days") && seen.subjects == ["/etc/pve/pve-ssl.pem"], "{seen:?}");
+        let seen = state(own(), january(19));
+        assert!(seen.seen.contains("/etc/pve/pve-ssl.pem ends on 2030-01-31") && seen.subjects == ["/etc/pve/pve-ssl.pem"], "{seen:?}");
     }
 
     #[test]
@@ -162,13 +162,13 @@ mod tests {
         (params.not_before, params.not_after) = (date_time_ymd(2029, 1, 1), date_time_ymd(2030, 1, 3));
         let ca = params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem();
         let chain = file("pveproxy-ssl.pem", false, Some(format!("{}{ca}", pem())), KeyMatch::Matches);
-        assert_eq!(state(vec![chain], day(5)).state, State::Failed);
+        assert_eq!(state(vec![chain], january(5)).state, State::Failed);
     }
 
     #[test]
     fn what_is_missing_broken_or_foreign_is_told() {
         let good = || file("pve-root-ca.pem", true, Some(pem()), KeyMatch::Untold);
-        let with = |other: CertificateFile| state(vec![good(), other], day(1));
+        let with = |other: CertificateFile| state(vec![good(), other], january(1));
         assert_eq!(with(file("pveproxy-ssl.pem", false, None, KeyMatch::Untold)).state, State::Ok);
         assert_eq!(with(file("pve-ssl.pem", true, None, KeyMatch::Untold)).state, State::Degraded);
         assert_eq!(with(file("pve-ssl.pem", true, Some(pem()), KeyMatch::Differs)).state, State::Failed);
@@ -178,8 +178,8 @@ mod tests {
         let denied = Error::Look { trouble: Trouble::Denied, message: "permission denied".into() };
         let unreadable = CertificateFile { pem: Err(denied.clone()), ..file("pve-ssl.pem", true, None, KeyMatch::Untold) };
         assert_eq!(with(unreadable).state, State::Unknown);
-        assert_eq!(decide(&Err(denied), Duration::ZERO, day(1)).state, State::Unknown);
-        assert_eq!(state(vec![file("pve-ssl.pem", true, None, KeyMatch::Untold)], day(1)).state, State::NotApplicable);
+        assert_eq!(decide(&Err(denied), Duration::ZERO, january(1)).state, State::Unknown);
+        assert_eq!(state(vec![file("pve-ssl.pem", true, None, KeyMatch::Untold)], january(1)).state, State::NotApplicable);
     }
 
     proptest! {

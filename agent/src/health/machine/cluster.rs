@@ -8,7 +8,7 @@ use std::{
 use super::{
     source::{Look, check},
     unit::{self, Standing},
-    words::{Worst, age, bytes, list, percent, span, unknown},
+    words::{Worst, age, bytes, list, moment, unknown},
 };
 use crate::{
     error::{Error, Trouble},
@@ -40,16 +40,16 @@ const PVE_CLUSTER: &str = "pve-cluster.service";
 pub(super) fn quorum(pace: Pace, pve: &Arc<dyn Pve>) -> Arc<dyn Source> {
     let cluster = Arc::clone(pve);
     let look = move || {
-        let found = decide_quorum(&cluster.inventory(), SystemTime::now());
+        let found = decide_quorum(&cluster.inventory());
         async move { vec![found] }
     };
     Look::new("quorum", &[QUORUM], pace, look).stirred_by_cluster(pve).done()
 }
 
-fn decide_quorum(inventory: &Inventory, now: SystemTime) -> Finding {
+fn decide_quorum(inventory: &Inventory) -> Finding {
     let id = QUORUM.id;
     if let Some(since) = inventory.hung_since {
-        return Finding::unknown(id, format!("the cluster file system has not answered for {}", span(age(since, now))));
+        return Finding::unknown(id, format!("the cluster file system has not answered since {}", moment(since)));
     }
     if !inventory.complete {
         return Finding::unknown(id, "the cluster file system has not been read yet");
@@ -168,19 +168,19 @@ fn decide_file_system(
     now: SystemTime,
 ) -> Finding {
     let id = FILE_SYSTEM.id;
-    let hung = inventory.hung_since.map(|since| age(since, now));
+    let hung = inventory.hung_since.filter(|since| age(*since, now) >= HUNG);
     let restart = "look at `journalctl -u pve-cluster -n 50` and `systemctl status pve-cluster`";
     let mount = match mount {
         Ok(mount) => mount,
         Err(Error::Look { trouble: Trouble::Silent, message }) => {
             return match hung {
-                Some(hung) if hung >= HUNG => {
-                    let seen = format!("/etc/pve has not answered for {}", span(hung));
+                Some(since) => {
+                    let seen = format!("/etc/pve has not answered since {}", moment(since));
                     let remedy =
                         format!("{restart}; a node whose cluster network stalls, or whose disk of /var/lib/pve-cluster hangs, does this");
                     Finding::failed(id, seen, remedy).about("/etc/pve").about(PVE_CLUSTER)
                 }
-                _ => Finding::unknown(id, message.clone()),
+                None => Finding::unknown(id, message.clone()),
             };
         }
         // A mount whose daemon has ended answers with an error at once.
@@ -207,12 +207,8 @@ fn decide_file_system(
                 .about(folder);
         }
         if disk.free < DATABASE_LEAST && disk.total > 0 {
-            let seen = format!(
-                "{folder} has {} left of {} ({:.0} % used)",
-                bytes(disk.free),
-                bytes(disk.total),
-                percent(disk.total - disk.free.min(disk.total), disk.total)
-            );
+            let left = if disk.free == 0 { "nothing".to_owned() } else { format!("less than {}", bytes(DATABASE_LEAST)) };
+            let seen = format!("{folder}, where the cluster file system keeps its database, has {left} left of {}", bytes(disk.total));
             let remedy =
                 format!("free space on the file system of {folder}: when it is full, the cluster file system takes no more writes");
             let finding = if disk.free == 0 { Finding::failed(id, seen, remedy) } else { Finding::degraded(id, seen, remedy) };
@@ -221,11 +217,11 @@ fn decide_file_system(
     }
     match hung {
         // It answers now, and the watcher has not seen that yet, or only its own call hangs.
-        Some(hung) if hung >= HUNG => {
-            Finding::degraded(id, format!("a read of /etc/pve has been hanging for {}, others are answered", span(hung)), restart)
+        Some(since) => {
+            Finding::degraded(id, format!("a read of /etc/pve has been hanging since {}, others are answered", moment(since)), restart)
                 .about("/etc/pve")
         }
-        _ => Finding::ok(id, "it answers and can be written"),
+        None => Finding::ok(id, "it answers and can be written"),
     }
 }
 

@@ -38,10 +38,10 @@ fn quorum_is_told_for_hosts_alone_and_in_clusters() {
         ("hung", Inventory { hung_since: Some(now()), ..inventory(&[true], true) }, State::Unknown),
     ];
     for (name, inventory, expected) in table {
-        let found = decide_quorum(&inventory, now());
+        let found = decide_quorum(&inventory);
         assert_eq!(found.state, expected, "{name}: {found:?}");
     }
-    let lost = decide_quorum(&inventory(&[true, false, false], false), now());
+    let lost = decide_quorum(&inventory(&[true, false, false], false));
     assert_eq!(lost.seen, "no quorum: this node sees 1 of 3 nodes of cluster 'lab', offline: b; c");
     assert_eq!(lost.subjects, ["b", "c"]);
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::{
     source::{Look, check},
     unit::{self, Standing, standing},
-    words::{age, span},
+    words::{age, moment, span},
 };
 use crate::{
     error::{Error, Trouble},
@@ -108,10 +108,12 @@ fn decide_daemon(answer: &Answer, state: &Result<UnitState, Error>, now: SystemT
         (Answer::No(detail), Standing::Unknown(_)) => {
             Finding::failed(id, format!("it does not answer: {detail}"), unit::remedy(PVEDAEMON)).about(PVEDAEMON)
         }
-        (Answer::Silent(looks), _) if *looks >= SILENT_LOOKS => {
-            Finding::failed(id, format!("it has not answered {looks} times in a row, each time for {}", span(ANSWER)), reload)
-                .about(PVEDAEMON)
-        }
+        (Answer::Silent(looks), _) if *looks >= SILENT_LOOKS => Finding::failed(
+            id,
+            format!("it has not answered {SILENT_LOOKS} times in a row or more, each time for {}", span(ANSWER)),
+            reload,
+        )
+        .about(PVEDAEMON),
         (Answer::Silent(_), _) => Finding::unknown(id, format!("it did not answer within {}", span(ANSWER))),
     }
 }
@@ -161,9 +163,9 @@ fn decide_status(
     // What runs for a short time has had no occasion to tell anything.
     let long = |since: Option<SystemTime>| since.is_some_and(|s| age(s, now) > FORGOTTEN + TOLD_LATE);
     match told {
-        Some(at) if age(*at, now) < TOLD_LATE => Finding::ok(id, format!("{text}; it told {} ago", span(age(*at, now)))),
+        Some(at) if age(*at, now) < TOLD_LATE => Finding::ok(id, format!("{text} and tells of this node")),
         Some(at) if since.is_some_and(|s| age(s, now) > TOLD_LATE) => {
-            wedged(format!("has told nothing of this node for {}", span(age(*at, now))))
+            wedged(format!("has told nothing of this node since {}", moment(*at)))
         }
         None if long(since) && long(kept_since) => wedged(format!("has told nothing of this node for {} or longer", span(FORGOTTEN))),
         _ => Finding::ok(id, text),

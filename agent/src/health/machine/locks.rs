@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     source::{Look, check},
-    words::{Worst, age, list, span, unknown},
+    words::{Worst, age, list, moment, span, unknown},
 };
 use crate::{
     error::Error,
@@ -87,22 +87,13 @@ fn decide_tasks(tasks: &Result<Vec<RunningTask>, Error>, now: SystemTime) -> Fin
         }
         let of = if upid.id.is_empty() { String::new() } else { format!(" of {}", upid.id) };
         let hangs = if task.state == 'D' { ", its process hangs in the kernel" } else { "" };
-        let text = format!(
-            "{kind}{of} by {} runs for {} and has told nothing for {} (pid {}){hangs}",
-            upid.user,
-            span(age(started, now)),
-            span(silent),
-            upid.pid
-        );
+        let (began, told) = (moment(started), moment(now.checked_sub(silent).unwrap_or(started)));
+        let text = format!("{kind}{of} by {} runs since {began} and has told nothing since {told} (pid {}){hangs}", upid.user, upid.pid);
         worst.add(State::Degraded, &upid.text, text);
     }
     let remedy = "look at its log in the web interface's task list and at the storage it works on; if it is stuck, stop it there, or by `pvesh delete \
                   /nodes/localhost/tasks/UPID`; one that hangs in the kernel ends when its storage answers again, or with a reboot";
-    worst.finding(
-        id,
-        || if tasks.is_empty() { "no task runs".to_owned() } else { format!("{} running, none is stuck", tasks.len()) },
-        remedy,
-    )
+    worst.finding(id, || "no task is stuck".to_owned(), remedy)
 }
 
 /// Whether a task may be the one that holds a VM's lock.
@@ -147,7 +138,8 @@ fn decide_locks(tasks: &Result<Vec<RunningTask>, Error>, inventory: &Inventory, 
         let since = unattended.entry(*vmid).or_insert_with(|| ((*lock).to_owned(), now)).1;
         let lasting = now.saturating_duration_since(since);
         if lasting >= UNATTENDED {
-            let text = format!("VM {vmid} is locked ({lock}), and no task of this host has worked on it for {} or longer", span(lasting));
+            let text =
+                format!("VM {vmid} is locked ({lock}), and no task of this host has worked on it for {} or longer", span(UNATTENDED));
             worst.add(State::Degraded, &format!("vm/{vmid}"), text);
         }
     }

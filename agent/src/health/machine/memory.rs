@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     source::{Look, check},
-    words::{Worst, age, bytes, percent, span, unknown},
+    words::{Worst, age, bytes, moment, percent, unknown},
 };
 use crate::{
     error::Error,
@@ -63,7 +63,7 @@ pub(super) fn source(pace: Pace, pve: &Arc<dyn Pve>, machine: &Arc<dyn Machine>)
                 }
                 kills.seen
             };
-            vec![decide(&memory, promised(&pve.inventory()), seen, now)]
+            vec![decide(&memory, promised(&pve.inventory()), seen)]
         }
     };
     Look::new("memory", &[MEMORY], pace, look).done()
@@ -89,12 +89,7 @@ fn claim(vm: &VmRecord) -> u64 {
     memory.min(least).saturating_mul(1 << 20)
 }
 
-fn decide(
-    memory: &Result<machine::Memory, Error>,
-    (vms, promised): (usize, u64),
-    killed: Option<(SystemTime, &'static str)>,
-    now: SystemTime,
-) -> Finding {
+fn decide(memory: &Result<machine::Memory, Error>, (vms, promised): (usize, u64), killed: Option<(SystemTime, &'static str)>) -> Finding {
     let id = MEMORY.id;
     let memory = match memory {
         Ok(memory) => memory,
@@ -106,27 +101,23 @@ fn decide(
     let usable = memory.total.saturating_sub(memory.huge);
     let left = percent(available, usable);
     if left < LOW && usable > 0 {
-        let swap = if memory.swap_total == 0 { "no swap".to_owned() } else { format!("{} of swap free", bytes(memory.swap_free)) };
+        let swap = if memory.swap_total == 0 { "no swap".to_owned() } else { format!("{} of swap", bytes(memory.swap_total)) };
         let state = if left < OUT { State::Failed } else { State::Degraded };
-        worst.add(state, "memory", format!("{} of {} available ({left:.1} %), {swap}", bytes(available), bytes(usable)));
+        worst.add(state, "memory", format!("{left:.0} % of {} available, {swap}", bytes(usable)));
     }
     if let Some((at, what)) = killed {
-        worst.add(State::Degraded, "memory", format!("{what} within the last {}", span(age(at, now).max(Duration::from_secs(60)))));
+        worst.add(State::Degraded, "memory", format!("{what} (seen at {})", moment(at)));
     }
     // What KSM shares is needed once.
     let needed = promised.saturating_sub(memory.shared).saturating_add(memory.arc_min);
     if needed > memory.total {
         let of = format!("{vms} running VMs may claim {}", bytes(promised));
         let arc = if memory.arc_min > 0 { format!(", ZFS keeps {}", bytes(memory.arc_min)) } else { String::new() };
-        let ksm = if memory.shared > 0 { format!(", KSM saves {}", bytes(memory.shared)) } else { String::new() };
+        let ksm = if memory.shared > 0 { format!(", KSM saves {} GiB", memory.shared >> 30) } else { String::new() };
         worst.add(State::Degraded, "memory", format!("{of}{arc}{ksm}, the host has {}", bytes(memory.total)));
     }
     let remedy = "move VMs away, give them less memory or a balloon (`balloon:` below `memory:`), or limit ZFS's cache (zfs_arc_max)";
-    worst.finding(
-        id,
-        || format!("{} of {} available, {vms} running VMs may claim {}", bytes(available), bytes(usable), bytes(promised)),
-        remedy,
-    )
+    worst.finding(id, || format!("enough of {} is available; {vms} running VMs may claim {}", bytes(memory.total), bytes(promised)), remedy)
 }
 
 #[cfg(test)]
@@ -142,7 +133,6 @@ mod tests {
 
     #[test]
     fn what_is_left_and_what_is_promised_are_weighed() {
-        let now = SystemTime::now();
         let table = [
             ("plenty", memory(), 20 * GIB, State::Ok),
             ("little left", Memory { available: 3 * GIB, ..memory() }, 0, State::Degraded),
@@ -155,11 +145,11 @@ mod tests {
             ("no VM", Memory { swap_total: 8 * GIB, ..memory() }, 0, State::Ok),
         ];
         for (name, memory, promised, expected) in table {
-            let found = decide(&Ok(memory), (3, promised), None, now);
+            let found = decide(&Ok(memory), (3, promised), None);
             assert_eq!(found.state, expected, "{name}: {found:?}");
         }
         let denied = Error::Look { trouble: Trouble::Denied, message: "no".into() };
-        assert_eq!(decide(&Err(denied), (0, 0), None, now).state, State::Unknown);
+        assert_eq!(decide(&Err(denied), (0, 0), None).state, State::Unknown);
     }
 
     #[test]
@@ -178,7 +168,7 @@ mod tests {
         assert!(kills.seen.is_some_and(|(_, what)| what.contains("a process")));
         kills.note(&look(8, 2, 2), at(30));
         assert!(kills.seen.is_some_and(|(_, what)| what.contains("a VM")));
-        assert_eq!(decide(&Ok(memory()), (0, 0), kills.seen, at(40)).state, State::Degraded);
+        assert_eq!(decide(&Ok(memory()), (0, 0), kills.seen).state, State::Degraded);
         kills.note(&look(8, 2, 2), at(3700));
         assert_eq!(kills.seen, None);
         // A kernel that tells of no groups: whose the killed one was is not known.

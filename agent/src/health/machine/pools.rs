@@ -56,7 +56,7 @@ fn decide_thin(pools: &Result<Option<Vec<ThinPool>>, Error>, limits: Limits) -> 
             let Some(usage) = usage else { continue };
             let state = limits.state(usage);
             if state != State::Ok {
-                bad(state, format!("has {usage:.1} % of its {what} used"));
+                bad(state, format!("has {usage:.0} % of its {what} used"));
             }
         }
         well.push(match (pool.data, pool.metadata) {
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn full_metadata_is_named_as_such() {
         let found = decide_thin(&Ok(Some(vec![pool(10.0, 97.25)])), LIMITS);
-        assert_eq!((found.seen.as_str(), found.subjects), ("pve/data has 97.2 % of its metadata used", vec!["pve/data".to_owned()]));
+        assert_eq!((found.seen.as_str(), found.subjects), ("pve/data has 97 % of its metadata used", vec!["pve/data".to_owned()]));
     }
 
     fn zpool(state: &str, allocated: u64) -> ZfsPool {

@@ -54,7 +54,7 @@ fn decide(storages: &Result<Vec<StorageInfo>, Error>, limits: Limits) -> Finding
             state => state,
         };
         if state != State::Ok {
-            worst.add(state, name, format!("{name} ({}) is {usage:.0} % full, {} left", storage.kind, bytes(storage.available)));
+            worst.add(state, name, format!("{name} ({}, {}) is {usage:.0} % full", storage.kind, bytes(storage.total)));
         }
         if fullest.is_none_or(|(most, _)| usage > most) {
             fullest = Some((usage, name));
@@ -114,7 +114,7 @@ mod tests {
     fn the_worst_is_told_first_with_its_name() {
         let all = vec![storage("a", "dir", 900), storage("b", "dir", 10), StorageInfo { active: false, ..storage("c", "nfs", 0) }];
         let found = decide(&Ok(all), LIMITS);
-        assert_eq!(found.seen, "c (nfs) is not active; a (dir) is 90 % full, 100 B left");
+        assert_eq!(found.seen, "c (nfs) is not active; a (dir, 1000 B) is 90 % full");
         assert_eq!((found.state, found.subjects), (State::Failed, vec!["a".to_owned(), "c".to_owned()]));
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::words::{age, span};
+use super::words::{age, moment};
 use crate::{
     error::Error,
     health::{Finding, Mend},
@@ -47,7 +47,8 @@ pub(super) fn standing(unit: &str, state: &Result<UnitState, Error>, now: System
         return Standing::Absent;
     }
     let for_ = state.since.map(|s| age(s, now));
-    let lasting = for_.map(|d| format!(" for {}", span(d))).unwrap_or_default();
+    // One that is restarted again and again changes its state all the time.
+    let lasting = state.since.filter(|_| state.sub != "auto-restart").map(|s| format!(" since {}", moment(s))).unwrap_or_default();
     let ended = || match (state.result.as_str(), state.status) {
         ("" | "success", _) => String::new(),
         (result, status) => format!(", result {result}, status {status}"),
@@ -56,15 +57,13 @@ pub(super) fn standing(unit: &str, state: &Result<UnitState, Error>, now: System
         "active" | "reloading" | "refreshing" => {
             if state.restarts >= RESTARTS && for_.is_some_and(|d| d < RUNS_FOR) {
                 return Standing::Shaky(format!(
-                    "{unit} was restarted {} times by systemd, the last time {} ago",
-                    state.restarts,
-                    span(for_.unwrap_or_default())
+                    "{unit} was restarted {RESTARTS} times or more by systemd, the last time less than a minute ago"
                 ));
             }
-            Standing::Runs(format!("{unit} is {}{lasting}", state.active), state.since)
+            Standing::Runs(format!("{unit} is {}", state.active), state.since)
         }
         "activating" | "deactivating" if state.sub != "auto-restart" && for_.is_none_or(|d| d < PATIENCE) => {
-            Standing::Runs(format!("{unit} is {}{lasting}", state.active), None)
+            Standing::Runs(format!("{unit} is {}", state.active), None)
         }
         "inactive" if !wanted(state) => {
             Standing::Off(format!("{unit} is {} and not running", if state.enabled.is_empty() { &state.load } else { &state.enabled }))

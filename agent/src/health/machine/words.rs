@@ -61,6 +61,16 @@ pub(super) fn span(duration: Duration) -> String {
     }
 }
 
+/// A moment for people. What is told must not change from look to look while the thing itself does not: so a moment, not its age.
+pub(super) fn moment(at: SystemTime) -> String {
+    jiff::Timestamp::try_from(at).map_or_else(|_| "an unknown time".to_owned(), |t| t.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
+}
+
+/// The day of a moment.
+pub(super) fn day(at: SystemTime) -> String {
+    jiff::Timestamp::try_from(at).map_or_else(|_| "an unknown day".to_owned(), |t| t.strftime("%Y-%m-%d").to_string())
+}
+
 /// How long ago a moment is; a moment in the future is now.
 pub(super) fn age(since: SystemTime, now: SystemTime) -> Duration {
     now.duration_since(since).unwrap_or_default()
@@ -106,9 +116,9 @@ impl Worst {
         let first = state > self.state && !self.bad.is_empty();
         self.state = self.state.max(state);
         if first {
-            self.bad.insert(0, text)
+            self.bad.insert(0, text);
         } else {
-            self.bad.push(text)
+            self.bad.push(text);
         }
         if !self.subjects.iter().any(|s| s == subject) {
             self.subjects.push(subject.to_owned());

@@ -32,7 +32,7 @@ pub(super) async fn ask(proc: &Path, patience: Duration) -> Result<ClockState, E
 
 async fn property(connection: &Connection, name: &str) -> zbus::Result<bool> {
     let reply = connection.call_method(Some(SERVICE), PATH, Some("org.freedesktop.DBus.Properties"), "Get", &(SERVICE, name)).await?;
-    Ok(bool::try_from(reply.body().deserialize::<OwnedVariant>()?)?)
+    bool::try_from(reply.body().deserialize::<OwnedVariant>()?)
 }
 
 fn failed(error: &zbus::Error) -> Error {
