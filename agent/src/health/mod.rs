@@ -8,6 +8,7 @@ mod agent;
 mod board;
 pub mod check;
 pub mod kubelet;
+pub mod machine;
 mod network;
 pub mod repair;
 mod schedule;

@@ -6,6 +6,7 @@ pub mod blocking;
 pub mod clock;
 pub mod facts;
 pub mod links;
+pub mod machine;
 pub mod net;
 pub mod process;
 pub mod pve;
