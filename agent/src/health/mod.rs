@@ -7,6 +7,7 @@
 mod agent;
 mod board;
 pub mod check;
+pub mod containerd;
 pub mod kubelet;
 mod network;
 mod schedule;
