@@ -1,0 +1,3 @@
+//! The container runtime's health.
+
+pub mod config;
