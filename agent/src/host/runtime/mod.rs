@@ -1,13 +1,18 @@
 //! The container runtime: containerd over its socket (CRI `runtime.v1`, and containerd's own introspection), its files, its program.
 
+mod api;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
+mod pod;
+mod socket;
+mod trouble;
 
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
+pub use self::socket::ContainerdSocket;
 use crate::error::Error;
 
 /// What the runtime tells of itself (CRI `Version`).
