@@ -6,6 +6,7 @@ pub mod fake;
 mod pod;
 mod socket;
 mod trouble;
+pub mod watch;
 
 use std::{
     path::{Path, PathBuf},

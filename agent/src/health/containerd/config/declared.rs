@@ -118,9 +118,8 @@ impl<'a> Declared<'a> {
             return None;
         }
         let (mut sections, mut ignored): (Vec<Section<'a>>, Vec<Section<'a>>) = (Vec::new(), Vec::new());
-        let merged = merged_version(texts);
+        let merged = merged_version(texts, generation);
         for (file, text) in texts.iter().enumerate() {
-            // In 2.x what is named the new way wins within one file.
             for plugin in [SHORT, CRI, IMAGES, RUNTIME] {
                 let Some((_, item)) = text.root().and_then(|r| find(r, &["plugins", plugin])) else { continue };
                 let section = Section { file, plugin, item };
@@ -134,17 +133,22 @@ impl<'a> Declared<'a> {
                 }
             }
         }
+        // In 2.x what is named the new way wins.
+        sections.sort_by_key(|s| matches!(s.plugin, IMAGES | RUNTIME));
         Some(Self { texts, generation, sections, ignored })
     }
 
-    /// The version that the files have together (1.x: the last one said; none: 1).
+    /// The version that the files have together.
     pub(super) fn version(&self) -> i64 {
-        merged_version(self.texts)
+        merged_version(self.texts, self.generation)
     }
 
     /// What is set last, and where.
     pub(super) fn get(&self, key: Key<'_>) -> Option<(Section<'a>, &'a Item)> {
-        self.sections.iter().rev().find_map(|s| Some((*s, find(s.item, &key.path(s.plugin)?)?.1)))
+        let found = |s: &Section<'a>| Some((*s, find(s.item, &key.path(s.plugin)?)?.1));
+        // The one key whose old name wins in 2.x.
+        let old = |s: &&Section<'a>| key == Key::SandboxImage && s.plugin != IMAGES;
+        self.sections.iter().rev().filter(old).find_map(found).or_else(|| self.sections.iter().rev().find_map(found))
     }
 
     fn string(&self, key: Key<'_>) -> Option<String> {
@@ -252,7 +256,7 @@ impl<'a> Declared<'a> {
         for section in &self.sections {
             let Some((_, item)) = Key::Runtimes.path(section.plugin).and_then(|p| find(section.item, &p)) else { continue };
             any = true;
-            names.extend(table(item).into_iter().flat_map(|t| t.iter().map(|(k, _)| k.to_owned())));
+            names.extend(table(item).into_iter().flat_map(|t| t.iter().filter(|(_, i)| i.is_table_like()).map(|(k, _)| k.to_owned())));
         }
         let stays = matches!(self.generation, Generation::Two { .. }) || !any;
         let mut runtimes = BTreeMap::new();
@@ -278,19 +282,27 @@ fn cgroup(item: &Item) -> Cgroup {
     item.as_bool().map_or(Cgroup::Bad(item.type_name()), Cgroup::Set)
 }
 
-fn merged_version(texts: &[Text<'_>]) -> i64 {
-    texts.iter().rev().find_map(|t| t.version().filter(|v| *v != 0)).unwrap_or(1)
+/// The last version that is said. Without one it is 1 in 1.x; 2.x takes such a file for one of the newest, or of the file before it, as it does
+/// with version 1, and knows only that its plugins may have short names.
+fn merged_version(texts: &[Text<'_>], generation: Generation) -> i64 {
+    match generation {
+        Generation::One { .. } => texts.iter().rev().find_map(|t| t.version().filter(|v| *v != 0)).unwrap_or(1),
+        Generation::Two { newest } => texts.iter().rev().find_map(|t| t.version().filter(|v| *v > 1)).unwrap_or(newest),
+    }
 }
 
 /// Whether a plugin's section is read.
 fn counts(generation: Generation, merged: i64, own: Option<i64>, plugin: &str) -> bool {
-    match generation {
-        Generation::One { .. } => plugin == if merged < 2 { SHORT } else { CRI },
-        Generation::Two { newest } => match plugin {
-            SHORT => own.unwrap_or(0) < 2,
-            CRI => own.unwrap_or(0) < newest,
-            _ => true,
-        },
+    let own = own.unwrap_or(0);
+    match (generation, plugin) {
+        (Generation::One { .. }, _) => plugin == if merged < 2 { SHORT } else { CRI },
+        // All files are merged, then brought to the newest format from the version they have together.
+        (Generation::Two { newest: ..=3 }, SHORT) => own < 2 && merged < 3,
+        (Generation::Two { newest: ..=3 }, CRI) => merged < 3,
+        // Each file is brought to the newest format from its own version, then merged.
+        (Generation::Two { .. }, SHORT) => own < 2,
+        (Generation::Two { newest }, CRI) => own < newest,
+        (Generation::Two { .. }, _) => true,
     }
 }
 

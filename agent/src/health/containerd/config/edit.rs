@@ -157,9 +157,9 @@ fn set_inline(text: &str, path: &[String], value: &str) -> Option<String> {
         }
         None => {
             // The space before the closing brace belongs to the last value.
-            let space = table.iter_mut().last().map(|(_, v)| (v.decor().suffix().and_then(|s| s.as_str()).unwrap_or_default().to_owned(), v));
-            let trailing = space.map(|(space, last)| {
-                last.decor_mut().set_suffix("");
+            let trailing = table.iter_mut().last().map(|(_, value)| {
+                let space = value.decor().suffix().and_then(|s| s.as_str()).unwrap_or_default().to_owned();
+                value.decor_mut().set_suffix("");
                 space
             });
             table.insert(last, value.decorated(" ", trailing.unwrap_or_default()));
@@ -178,16 +178,19 @@ pub(super) fn drop_entries(text: &Text<'_>, key: &str, unwanted: impl Fn(&str) -
     let span = find(text.root()?, &[key])?.1.as_array()?.span()?;
     let mut value: Value = text.text.get(span.clone())?.parse().ok()?;
     let array = value.as_array_mut()?;
-    while let Some(n) = array.iter().position(|v| v.as_str().is_some_and(&unwanted)) {
+    loop {
+        let found = array.iter().position(|v| v.as_str().is_some_and(&unwanted));
+        let Some(n) = found else { break };
         let removed = array.remove(n);
         let (prefix, suffix) = (removed.decor().prefix().and_then(|s| s.as_str()), removed.decor().suffix().and_then(|s| s.as_str()));
+        let length = array.len();
         if n == 0 && let Some(first) = array.get_mut(0) {
             let plain = first.decor().prefix().and_then(|s| s.as_str()).is_none_or(|p| p.trim_matches(' ').is_empty());
             if plain {
                 first.decor_mut().set_prefix(prefix.unwrap_or_default());
             }
         }
-        if n > 0 && n == array.len() && let Some(last) = array.get_mut(n - 1) {
+        if n > 0 && n == length && let Some(last) = array.get_mut(n - 1) {
             last.decor_mut().set_suffix(suffix.unwrap_or_default());
         }
     }

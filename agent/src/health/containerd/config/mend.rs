@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use super::{
     Cri, Facts, Scene, analyse,
-    super::super::{check::Mend, kubelet::facts::CgroupDriver},
+    super::super::{check::{Finding, Mend, State}, kubelet::facts::CgroupDriver},
     declared::{CRI, Declared, Key, RUNTIME, SHORT, Section},
     edit,
     generation::Generation,
@@ -56,7 +56,9 @@ pub fn mend(facts: &Facts) -> Vec<Mended> {
     }
     let left = faults(&work);
     let mends: Vec<&'static str> = open.iter().filter(|id| !left.contains(*id)).copied().collect();
-    if mends.is_empty() || left.iter().any(|id| !open.contains(id)) {
+    // What comes into force by the edit may hold faults of its own: then a person has to look at it.
+    let bad = |facts: &Facts| judged(facts).into_iter().filter(|f| matches!(f.state, State::Degraded | State::Failed)).map(|f| f.id).collect::<BTreeSet<_>>();
+    if mends.is_empty() || !bad(&work).is_subset(&bad(facts)) {
         return Vec::new();
     }
     let was = |path: &PathBuf| files.iter().find(|f| f.path == *path).map(|f| f.text.clone());
@@ -66,8 +68,12 @@ pub fn mend(facts: &Facts) -> Vec<Mended> {
 
 /// Checks whose faults stand in the files and can be mended.
 fn faults(facts: &Facts) -> BTreeSet<&'static str> {
-    let files = Facts { cri: Cri::NotLoaded, ..facts.clone() };
-    analyse(&files).into_iter().filter(|f| f.mend == Some(Mend::ContainerdConfig)).map(|f| f.id).collect()
+    judged(facts).into_iter().filter(|f| f.mend == Some(Mend::ContainerdConfig)).map(|f| f.id).collect()
+}
+
+/// The findings from the files alone.
+fn judged(facts: &Facts) -> Vec<Finding> {
+    analyse(&Facts { cri: Cri::NotLoaded, ..facts.clone() })
 }
 
 /// A file's path and its new text.
@@ -150,7 +156,8 @@ fn driver(scene: &Scene<'_>, declared: &Declared<'_>) -> Step {
     }
     view.runtimes.iter().find_map(|(name, runtime)| {
         let wrong = matches!(runtime.cgroup, Cgroup::Bad(_)) || (runtime.is_runc() && runtime.cgroup.on() != wanted);
-        if wrong { set(scene, declared, option(declared, name), &wanted.to_string()) } else { None }
+        let meant = *name == view.default_runtime || declared.get(Key::Runtime(name)).is_some();
+        if wrong && meant { set(scene, declared, option(declared, name), &wanted.to_string()) } else { None }
     })
 }
 

@@ -84,8 +84,9 @@ fn judge_driver(scene: &Scene<'_>, view: &View) -> Verdict {
         let fault = if has { Fault::failed(format!("{seen}: pods do not start"), remedy) } else { Fault::degraded(format!("{seen}: limits of pods do not hold"), remedy) };
         return Err(fault.at(place(name)).mendable());
     }
+    // One that is only built in is nobody's wish.
     let mut others = view.runtimes.keys().filter(|other| *other != name && has(other).is_some_and(|has| has != wanted));
-    if let Some(other) = others.next() {
+    if let Some(other) = others.find(|other| place(other).is_some()) {
         let seen = format!("cgroups are managed by {} for the kubelet, by {} for the runtime {other:?}", manager(wanted), manager(!wanted));
         let remedy = format!("set `SystemdCgroup = {wanted}` in the options of the runtime {other:?} and restart containerd");
         return Err(Fault::degraded(seen, remedy).at(place(other)).mendable());

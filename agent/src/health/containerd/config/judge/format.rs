@@ -27,6 +27,11 @@ pub(super) fn syntax(scene: &Scene<'_>) -> Finding {
         let remedy = format!("correct line {} of {}; `containerd config dump` says whether it is taken", syntax.line, text.path.display());
         return Finding { remedy, ..Finding::new(SYNTAX, state, seen) }.about(text.path.display().to_string());
     }
+    if let Some(text) = scene.texts.iter().find(|t| t.text.starts_with('\u{feff}')).filter(|_| matches!(scene.generation, Generation::Two { .. })) {
+        let path = text.path.display().to_string();
+        let seen = format!("{start}{path}:1:1 begins with a byte order mark, which {} does not take", scene.generation);
+        return Finding { remedy: format!("sed -i '1s/^\\xef\\xbb\\xbf//' {path}"), ..Finding::new(SYNTAX, state, seen) }.about(path);
+    }
     match scene.facts.refusal.as_deref() {
         None | Some("") => {
             let names = files.iter().map(|f| f.path.display().to_string()).collect::<Vec<_>>().join(", ");
@@ -149,11 +154,11 @@ fn rename(declared: &Declared<'_>) -> Option<Mixup> {
 fn ignored(declared: &Declared<'_>) -> Option<(Fault, Option<Mixup>)> {
     let section = declared.ignored.iter().find(|s| !declared.repeated(s))?;
     let (file, own) = (section.file, declared.texts[section.file].version());
-    let said = match declared.generation {
-        Generation::One { .. } => declared.version(),
-        Generation::Two { .. } => own.unwrap_or(0),
+    let said = match (declared.generation, own) {
+        (Generation::One { .. }, _) if declared.texts.iter().any(|t| t.version().is_some()) => Some(declared.version()),
+        (_, own) => own,
     };
-    let version = if own.is_none() && said < 2 { "without `version`".to_owned() } else { format!("of version {said}") };
+    let version = said.map_or("without `version`".to_owned(), |said| format!("of version {said}"));
     let seen = format!("in files {version} {} ignores the section of plugin {:?}: what stands there is not in force", declared.generation, section.plugin);
     let fix = match declared.generation {
         Generation::One { .. } => fix_for_one(declared, section),
@@ -181,12 +186,11 @@ fn fix_for_one(declared: &Declared<'_>, section: &Section<'_>) -> Option<Mixup> 
 
 fn fix_for_two(declared: &Declared<'_>, section: &Section<'_>, newest: i64) -> Option<Mixup> {
     let (file, text) = (section.file, &declared.texts[section.file]);
-    let new_names = plugins(text).iter().any(|p| p.starts_with("io.containerd.cri.v1.") || p.starts_with("io.containerd.server.v1."));
+    let is_new = |p: &String| p.starts_with("io.containerd.cri.v1.") || p.starts_with("io.containerd.server.v1.");
     match section.plugin {
         // As files of version 2 they are brought to the newest format at each start.
-        CRI if !new_names => Some(Mixup::Version { file, version: 2 }),
-        SHORT if !has(text, CRI) && text.version().unwrap_or(0) < newest => Some(Mixup::Rename { file, from: SHORT, to: CRI }),
+        CRI if all_full(declared) && !declared.texts.iter().flat_map(plugins).any(|p| is_new(&p)) => Some(Mixup::Version { file, version: 2 }),
+        SHORT if !has(text, CRI) && text.version().unwrap_or(0) <= newest => Some(Mixup::Rename { file, from: SHORT, to: CRI }),
         _ => None,
     }
 }
-
