@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian machine lacks for building and testing. Does nothing, and says nothing, where all is there.
-# `setup.sh guests`: also what the test guests need.
+# `setup.sh guests`: also what the test guests need. `setup.sh containerd`: also Debian's containerd and runc, unpacked in the cache.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -56,3 +56,4 @@ if [ "$(printf '%s\n' "$want" "$have" | sort -V | head -n1)" != "$want" ]; then
   exit 1
 fi
 [ -c /dev/fuse ] || echo "setup: /dev/fuse is missing: the simulated host cannot mount its cluster file system here" >&2
+if [ "${1:-}" = containerd ]; then tests/containerd/fetch.sh >/dev/null; fi

@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod calls;
 pub mod client;
+pub mod containerd;
 pub mod controller;
 pub mod events;
 pub mod guest;

@@ -2,12 +2,14 @@
 //!
 //! One trait per outside thing; the real implementation and a fake stand beside each other.
 
+pub mod blocking;
 pub mod clock;
 pub mod facts;
 pub mod links;
 pub mod net;
 pub mod process;
 pub mod pve;
+pub mod room;
 pub mod runtime;
 pub mod storage;
 pub mod units;

@@ -97,6 +97,11 @@ impl Networks {
         self.inner.get(request).await
     }
 
+    /// How the preflight checks come out, with no change in mind. Errors: `NetworkFailed`.
+    pub async fn preflight(&self) -> Result<Vec<preflight::Check>, Error> {
+        self.inner.preflight().await
+    }
+
     /// What a change would do; `vlans`: those of the caller. Errors: those of `NetworkService.PlanNetwork`.
     pub async fn plan(&self, request: v1::PlanNetworkRequest, vlans: &Vlans) -> Result<v1::PlanNetworkResponse, Error> {
         self.inner.plan_request(request, vlans).await

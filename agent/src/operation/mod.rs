@@ -26,6 +26,7 @@ pub use guard::Guards;
 pub use handle::Handle;
 pub use lane::{Lane, LaneSizes};
 pub use lease::LeaseRequest;
+pub use query::Condition;
 pub use record::{Body, NetworkState, State, TaskRef, VolumeState, canonical_meta};
 pub use registry::{Begin, Begun, Operations, Unfinished};
 

@@ -1,6 +1,6 @@
 //! What can be asked of the registry.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use pvelet_proto::v1;
 use tokio::sync::broadcast;
@@ -15,7 +15,29 @@ use crate::error::Error;
 /// Operations in a page when the caller does not say, and at most.
 const PAGE: (usize, usize) = (100, 1000);
 
+/// How the registry and its journal are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Where the journal lies.
+    pub path: PathBuf,
+    /// Why it cannot be written; `None`: the last write succeeded.
+    pub failed: Option<String>,
+    /// Operations that are under way.
+    pub active: usize,
+    /// As many may be.
+    pub max_active: usize,
+}
+
 impl Operations {
+    /// How the registry and its journal are.
+    pub fn condition(&self) -> Condition {
+        let active = {
+            let inner = self.lock();
+            inner.entries.len() - inner.expiry.len()
+        };
+        Condition { path: self.journal.path().to_owned(), failed: self.journal.failed(), active, max_active: self.settings.max_active }
+    }
+
     /// One operation. Errors: `OperationNotFound`.
     pub fn get(&self, name: &str) -> Result<v1::Operation, Error> {
         let inner = self.lock();

@@ -222,6 +222,7 @@ pub(super) async fn stand_on<P: Pve>(pve: Arc<P>, change: impl FnOnce(&mut Confi
         links: Arc::new(OneBridge),
         network: FakeHost::new().process(),
         facts: Arc::new(SameFacts(scheduled)),
+        health: Vec::new(),
     };
     let operations = open_operations(&config).await.unwrap();
     let agent = Agent::start(&config, world, operations, None).await.unwrap();

@@ -67,7 +67,13 @@ fn judge_driver(scene: &Scene<'_>, view: &View) -> Verdict {
         }
     }
     let Some(driver) = wanted_driver(scene) else {
-        return Ok("the kubelet does not say who manages cgroups: it asks the runtime, or its configuration is not known".to_owned());
+        return Ok(match scene.generation {
+            Generation::Two { .. } => {
+                let on = view.default().is_some_and(|r| r.cgroup.on());
+                format!("cgroups are managed by {}, which {} tells the kubelet (from 1.31 on)", manager(on), scene.generation)
+            }
+            Generation::One { .. } => "who manages cgroups for the kubelet is not known".to_owned(),
+        });
     };
     let wanted = driver == CgroupDriver::Systemd;
     let has = |name: &str| {
@@ -97,7 +103,10 @@ fn judge_driver(scene: &Scene<'_>, view: &View) -> Verdict {
     }
 }
 
-/// What the kubelet says.
+/// What the kubelet has, where it is not told by containerd itself: 2.x answers CRI `RuntimeConfig`, which kubelets ask from 1.31 on and go by.
 pub(in super::super) fn wanted_driver(scene: &Scene<'_>) -> Option<CgroupDriver> {
+    if matches!(scene.generation, Generation::Two { .. }) {
+        return None;
+    }
     scene.facts.kubelet.as_ref().and_then(|k| k.cgroup_driver)
 }

@@ -90,7 +90,6 @@ fn table() -> Vec<Faulty> {
         f("the same, without the option", "1.6.20", &[&good("        SystemdCgroup = true\n", "")], same, "containerd.cgroup-driver", State::Degraded, &["config.toml:8", "cgroupfs"], true),
         f("the same, without a file", "1.7.24", &[], same, "containerd.cgroup-driver", State::Degraded, &["there is no /etc/containerd/config.toml"], true),
         f("cgroupfs for the kubelet, systemd for runc", "1.7.24", &[GOOD], cgroupfs, "containerd.cgroup-driver", State::Failed, &["config.toml:11", "pods do not start"], true),
-        f("the same in 2.x", "v2.1.4", &["version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nSystemdCgroup = true\n"], cgroupfs, "containerd.cgroup-driver", State::Failed, &["config.toml:3"], true),
         f("a second runtime that disagrees", "1.7.24", &[&format!("{GOOD}[CRI.containerd.runtimes.nvidia]\nruntime_type = \"io.containerd.runc.v2\"\n")], same, "containerd.cgroup-driver", State::Degraded, &["\"nvidia\"", "config.toml:12"], true),
         f("a boolean in quotes", "1.7.24", &[&good("SystemdCgroup = true", "SystemdCgroup = \"true\"")], same, "containerd.cgroup-driver", State::Failed, &["is a string", "config.toml:11"], true),
         f("a boolean in quotes, in version 1", "1.6.20", &["[plugins.cri.containerd.default_runtime]\nruntime_type = \"io.containerd.runc.v2\"\n"], same, "containerd.cgroup-driver", State::Degraded, &["config.toml:2"], true),

@@ -165,6 +165,7 @@ fn table() -> Vec<Healthy> {
         }),
         ("other plugins switched off", "1.7.24", vec![leak(format!("disabled_plugins = [\n  \"io.containerd.snapshotter.v1.aufs\", # not in the kernel\n  \"io.containerd.internal.v1.opt\",\n]\n{GOOD}"))], same),
         ("version 3 of 2.x", "v2.0.3", vec![THREE], same),
+        ("systemd in 2.x, which tells a kubelet that has cgroupfs", "v2.0.3", vec![THREE], cgroupfs),
         ("version 2 under 2.x", "v2.1.4", vec![GOOD], same),
         ("version 1 under 2.3", "v2.3.4", vec!["[plugins.cri.containerd.runtimes.runc.options]\nSystemdCgroup = true\n"], same),
         ("nothing of CRI in a version 1 under 2.x", "v2.1.4", vec!["oom_score = -999\n[debug]\nlevel = \"info\"\n"], cgroupfs),

@@ -18,15 +18,30 @@ use super::{
     fixtures::{GOOD, MAIN, find, kubelet, plugin, running, told},
 };
 use crate::{
-    config::{Config, Health, Worker},
+    config::{Health, Worker, defaults},
     error::{Error, Trouble},
-    host::runtime::{
-        fake::{FakeFiles, FakeRuntime, look},
-    },
+    host::runtime::fake::{FakeFiles, FakeRuntime, look},
 };
 
 fn settings(main: impl Into<PathBuf>) -> Health {
-    Health { worker: Worker::Auto, containerd_config: main.into(), ..Config::example_for_tests().health }
+    Health {
+        worker: Worker::Auto,
+        period: defaults::HEALTH_PERIOD,
+        containerd_socket: defaults::CONTAINERD_SOCKET.into(),
+        containerd_config: main.into(),
+        containerd_unit: defaults::CONTAINERD_UNIT.into(),
+        containerd_program: defaults::CONTAINERD_PROGRAM.into(),
+        probe_period: None,
+        kubelet_unit: defaults::KUBELET_UNIT.into(),
+        kubelet_config: defaults::KUBELET_CONFIG.into(),
+        kubelet_kubeconfig: defaults::KUBELET_KUBECONFIG.into(),
+        kubelet_pki: defaults::KUBELET_PKI.into(),
+        kubelet_healthz: ([127, 0, 0, 1], 10248).into(),
+        journal: None,
+        usage_warning: defaults::USAGE_WARNING,
+        usage_critical: defaults::USAGE_CRITICAL,
+        certificate_warning: defaults::CERTIFICATE_WARNING,
+    }
 }
 
 fn worker() -> KubeletLook {
@@ -129,7 +144,7 @@ async fn cri_that_is_not_loaded_is_no_silence() {
 #[tokio::test]
 async fn files_that_may_not_be_read_are_told() {
     let (runtime, files) = healthy(GOOD);
-    files.fail(look(Trouble::Denied, "/etc/containerd/config.toml: permission denied"));
+    files.fail(Some(look(Trouble::Denied, "/etc/containerd/config.toml: permission denied")));
     let source = source(&settings(MAIN), &runtime, &files);
     let findings = source.look().await;
     assert_eq!(find(&findings, "containerd.config-syntax").state, State::Unknown);
