@@ -11,6 +11,7 @@ need=(
   "git:git"
   "qemu-img:qemu-utils"
   "fusermount3:fuse3"
+  "/lib/systemd/systemd-journal-remote:systemd-journal-remote"
 )
 if [ "${1:-}" = guests ]; then
   need+=(

@@ -2,8 +2,11 @@
 //!
 //! One trait per outside thing; the real implementation and a fake stand beside each other.
 
+pub mod blocking;
 pub mod clock;
 pub mod facts;
+pub mod journal;
+pub mod kubelet;
 pub mod links;
 pub mod net;
 pub mod process;
