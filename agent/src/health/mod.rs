@@ -10,6 +10,7 @@ pub mod check;
 pub mod containerd;
 pub mod kubelet;
 mod network;
+pub mod repair;
 mod schedule;
 pub mod view;
 mod watch;

@@ -11,6 +11,7 @@ pub mod links;
 pub mod net;
 pub mod process;
 pub mod pve;
+pub mod record;
 pub mod room;
 pub mod runtime;
 pub mod storage;
