@@ -9,6 +9,7 @@ mod board;
 pub mod check;
 pub mod containerd;
 pub mod kubelet;
+pub mod machine;
 mod network;
 pub mod repair;
 mod schedule;

@@ -8,6 +8,7 @@ pub mod facts;
 pub mod journal;
 pub mod kubelet;
 pub mod links;
+pub mod machine;
 pub mod net;
 pub mod process;
 pub mod pve;
