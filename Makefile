@@ -8,9 +8,10 @@ CARGO ?= cargo
 TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/crash-points
 # The same features for all test targets, so that nothing is built twice.
 GUEST_FEATURES := $(TEST_FEATURES),pvelet-tests/guests
+KUBERNETES_FEATURES := $(TEST_FEATURES),pvelet-tests/kubernetes
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-guests test-volumes test-network test-full guest-image check fmt clippy deny docs lint bench bench-network clean clean-guests
+.PHONY: help setup build demo test test-quick test-guests test-volumes test-network test-kubernetes test-full guest-image kubernetes-programs check fmt clippy deny docs lint bench bench-network clean clean-guests clean-kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +30,11 @@ test-quick: build ## Unit tests only: the daily loop
 
 test: build ## All tests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+	@$(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-guests
+
+test-kubernetes: build kubernetes-programs ## What needs a real Kubernetes API: kube-apiserver, etcd
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(KUBERNETES_FEATURES) --test kubernetes -- $(KUBERNETES_TESTS)
 
 test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrfs and the network, in Debian 13 guests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(GUEST_FEATURES) --test guests -- $(GUEST_TESTS)
@@ -46,6 +51,10 @@ guest-image: ## Build the Debian 13 image of the test guests, where it is missin
 	@tests/setup.sh guests
 	@tests/guest/build-image.sh >/dev/null
 
+kubernetes-programs: ## Build the programs of Kubernetes that tests run, where they are missing
+	@tests/setup.sh kubernetes
+	@tests/kubernetes/build.sh >/dev/null
+
 test-full: build ## All tests, with many more random cases, and every step of a network change with every fault
 	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
 	@PVELET_NETWORK_MATRIX=full $(MAKE) --no-print-directory test-guests
@@ -56,7 +65,7 @@ fmt:
 	@tests/with-rust.sh $(CARGO) fmt --all --check
 
 clippy:
-	@tests/with-rust.sh $(CARGO) clippy --workspace --all-targets --features $(GUEST_FEATURES) -- -D warnings
+	@tests/with-rust.sh $(CARGO) clippy --workspace --all-targets --features $(GUEST_FEATURES),pvelet-tests/kubernetes -- -D warnings
 
 deny:
 	@tests/with-rust.sh tests/deny.sh
@@ -80,3 +89,6 @@ clean: ## Remove what was built
 
 clean-guests: ## Remove the images and kept states of the test guests
 	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/guests"
+
+clean-kubernetes: ## Remove the programs of Kubernetes that were built (the go command's own caches stay)
+	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/kubernetes"

@@ -14,6 +14,7 @@ pub mod client;
 pub mod controller;
 pub mod events;
 pub mod guest;
+pub mod kubernetes;
 pub mod pki;
 pub mod process;
 pub mod pve;
