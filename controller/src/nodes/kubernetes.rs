@@ -26,7 +26,9 @@ use super::{CONDITION, Effect, Minor, NodeCondition, NodeView, Nodes, NodesError
 /// How long a call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How often a taint is tried where others change the Node meanwhile.
-const TRIES: u32 = 8;
+const TRIES: u32 = 20;
+/// The longest pause between two tries, so that two who try do not keep step.
+const PAUSE: Duration = Duration::from_millis(40);
 
 /// Nodes of the cluster of a kubeconfig, or of the one that the controller runs in.
 pub struct KubernetesNodes {
@@ -280,7 +282,10 @@ impl Nodes for KubernetesNodes {
                     self.take(&node);
                     return Ok(());
                 }
-                Err(Failure::Kube(kube::Error::Api(status))) if status.code == 409 => debug!(node = name, "changed meanwhile: once more"),
+                Err(Failure::Kube(kube::Error::Api(status))) if status.code == 409 => {
+                    debug!(node = name, "changed meanwhile: once more");
+                    tokio::time::sleep(PAUSE.mul_f64(rand::random_range(0.0..1.0))).await;
+                }
                 Err(e) => return Err(e.about(name)),
             }
         }
