@@ -1,5 +1,7 @@
 //! The agent as a whole: its parts put together, served, reloaded, drained.
 
+#[cfg(test)]
+mod health_tests;
 mod http;
 #[cfg(test)]
 mod mutation_tests;

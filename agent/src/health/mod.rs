@@ -13,6 +13,8 @@ pub mod machine;
 mod network;
 pub mod repair;
 mod schedule;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod view;
 mod watch;
 
