@@ -5,6 +5,8 @@
 pub mod blocking;
 pub mod clock;
 pub mod facts;
+pub mod journal;
+pub mod kubelet;
 pub mod links;
 pub mod machine;
 pub mod net;
