@@ -5,7 +5,10 @@
 pub mod blocking;
 pub mod clock;
 pub mod facts;
+pub mod journal;
+pub mod kubelet;
 pub mod links;
+pub mod machine;
 pub mod net;
 pub mod process;
 pub mod pve;
