@@ -57,7 +57,7 @@ fn caller() -> Caller {
 }
 
 fn settings(place: &Place) -> config::Health {
-    let (mut config, _) = config::parse(config::EXAMPLE, false).unwrap();
+    let (mut config, _) = config::parse(config::EXAMPLE).unwrap();
     config.health.worker = config::Worker::Yes;
     config.health.containerd_socket = place.socket();
     config.health.containerd_config = place.config();
@@ -157,9 +157,8 @@ async fn the_original_fault_is_mended_and_the_real_probe_passes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repair_that_cannot_work_leaves_the_file_byte_identical() {
     // The type is missing, and so is the program: the type alone does not help.
-    let broken = |place: &Place| {
-        without_type(place).replace("SystemdCgroup = false", "SystemdCgroup = false\n  BinaryName = \"/nowhere/runc\"")
-    };
+    let broken =
+        |place: &Place| without_type(place).replace("SystemdCgroup = false", "SystemdCgroup = false\n  BinaryName = \"/nowhere/runc\"");
     let rig = Rig::new(broken).await;
     rig.containerd.wait_image(PAUSE, true).await;
     let was = rig.containerd.config();
@@ -190,7 +189,7 @@ async fn a_wedged_daemon_and_a_killed_one_are_started_again() {
         tokio::task::spawn_blocking(move || thawing.thaw()).await.unwrap();
     });
     assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
-    let _ = pid;
+    assert_ne!(rig.containerd.pid(), Some(pid));
     rig.containerd.kill();
     let ended = rig.repair("containerd.responding").await;
     assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
