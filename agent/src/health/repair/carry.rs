@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Inner, Mended, VERIFY};
+use super::{Edit, Inner, VERIFY};
 use crate::{
     crash_point,
     error::Error,
@@ -93,7 +93,7 @@ impl Inner {
     }
 
     /// All steps, to the end of the repair: it helped, or was undone.
-    pub(super) async fn carry_out(&self, h: &Handle, edits: &[Mended]) -> Result<(), Error> {
+    pub(super) async fn carry_out(&self, h: &Handle, edits: &[Edit]) -> Result<(), Error> {
         if edits.is_empty() {
             return self.restart(h).await;
         }

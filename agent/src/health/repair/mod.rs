@@ -14,6 +14,7 @@ mod tests;
 mod undo;
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -24,10 +25,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{
-    Health, Known,
-    containerd::config::{ConfigSource, Mended},
-};
+use super::{Health, Known};
 use crate::{
     config::RepairPolicy,
     crash_point,
@@ -43,18 +41,24 @@ use ledger::Ledger;
 /// How long a verification may take from the restart on: a container runtime with many pods needs a while to be there again.
 const VERIFY: Duration = Duration::from_secs(90);
 
+/// A file that is to be edited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What it holds.
+    pub was: String,
+    /// What it is to hold.
+    pub text: String,
+    /// The checks that this mends.
+    pub mends: Vec<&'static str>,
+}
+
 /// Knows how containerd's configuration is mended.
 #[tonic::async_trait]
 pub trait Mender: Send + Sync + 'static {
     /// What would mend it, as it is now; empty: nothing is known that would. Errors: `Look`.
-    async fn mend(&self) -> Result<Vec<Mended>, Error>;
-}
-
-#[tonic::async_trait]
-impl Mender for ConfigSource {
-    async fn mend(&self) -> Result<Vec<Mended>, Error> {
-        Self::mend(self).await
-    }
+    async fn mend(&self) -> Result<Vec<Edit>, Error>;
 }
 
 /// The checks, as repairs need them.
@@ -297,7 +301,7 @@ impl Inner {
     }
 
     /// From the first note of it to its end.
-    async fn begin(&self, h: &Handle, edits: &[Mended]) -> Result<(), Error> {
+    async fn begin(&self, h: &Handle, edits: &[Edit]) -> Result<(), Error> {
         // Another may have ended between the look at the latch and the guard.
         let state = h.state().repair;
         self.allowed(&state.check)?;

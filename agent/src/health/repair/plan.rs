@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use pvelet_proto::v1;
 use sha2::{Digest, Sha256};
 
-use super::{Inner, Mended};
+use super::{Edit, Inner};
 use crate::{
     error::Error,
     health::{Known, Mend, State},
@@ -26,7 +26,7 @@ pub(super) struct Plan {
     /// The checks that must be well after it.
     pub(super) mends: Vec<String>,
     /// What is edited.
-    pub(super) edits: Vec<Mended>,
+    pub(super) edits: Vec<Edit>,
     /// What is restarted.
     pub(super) unit: String,
 }
@@ -43,8 +43,8 @@ fn without_secret(line: &str) -> String {
     if SECRETS.contains(&name.as_str()) { format!("{key}= ...") } else { line.to_owned() }
 }
 
-fn shown_diff(edits: &[Mended]) -> String {
-    let one = |edit: &Mended| {
+fn shown_diff(edits: &[Edit]) -> String {
+    let one = |edit: &Edit| {
         let path = edit.path.display().to_string();
         let diff = diff::unified(&path, Some(&edit.was), Some(&edit.text));
         diff.lines().map(|line| without_secret(line) + "\n").collect::<String>()
@@ -65,7 +65,7 @@ pub(super) fn of_state(state: &RepairState) -> v1::RepairPlan {
 impl Plan {
     /// As the journal has it.
     pub(super) fn state(&self, automatic: bool) -> RepairState {
-        let edit = |e: &Mended| RepairEdit {
+        let edit = |e: &Edit| RepairEdit {
             path: e.path.display().to_string(),
             was: e.was.clone(),
             digest: digest(&e.text),
@@ -107,7 +107,7 @@ impl Inner {
         if !mends.contains(id) {
             return Err(not_possible(id, format!("no edit is known that mends it; {}", known.finding.remedy)));
         }
-        for Mended { path, was, text, .. } in &edits {
+        for Edit { path, was, text, .. } in &edits {
             let path = path.display();
             if was.contains('\u{fffd}') {
                 return Err(not_possible(id, format!("{path} holds bytes that are no UTF-8; remove them by hand")));
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn the_values_of_secrets_are_not_shown() {
         let was = "[a]\n  password = \"x\"\n  auth=\"y\"\n  b = 1\n";
-        let edit = Mended { path: "/etc/c.toml".into(), was: was.into(), text: was.replace("b = 1", "b = 2"), mends: vec![] };
+        let edit = Edit { path: "/etc/c.toml".into(), was: was.into(), text: was.replace("b = 1", "b = 2"), mends: vec![] };
         let diff = shown_diff(&[edit]);
         assert_eq!(diff, "--- /etc/c.toml\n+++ /etc/c.toml\n@@ -1,4 +1,4 @@\n [a]\n   password = ...\n   auth= ...\n-  b = 1\n+  b = 2\n");
     }

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{Notify, broadcast, watch};
 
-use super::super::{Checks, Mended, Mender};
+use super::super::{Checks, Edit, Mender};
 use crate::{
     error::{Error, Trouble},
     health::{Check, Finding, Group, Known, Mend, State},
@@ -253,8 +253,8 @@ impl Checks for Process {
 
 #[tonic::async_trait]
 impl Mender for Process {
-    async fn mend(&self) -> Result<Vec<Mended>, Error> {
-        let edit = |model: &Model| Mended { path: PATH.into(), was: model.file.clone(), text: NEW.to_owned(), mends: vec![TYPE] };
+    async fn mend(&self) -> Result<Vec<Edit>, Error> {
+        let edit = |model: &Model| Edit { path: PATH.into(), was: model.file.clone(), text: NEW.to_owned(), mends: vec![TYPE] };
         self.call("mend", |_, model| Ok(if model.file == OLD { vec![edit(model)] } else { Vec::new() })).await
     }
 }
