@@ -25,8 +25,8 @@ use pvelet_agent::{
 };
 use pvelet_proto::{identity::Identity, v1};
 use pvelet_tests::{
+    client::operation_reason,
     containerd::{Containerd, PAUSE, Place, Supervisor, program},
-    operation_reason,
 };
 
 const UNIT: &str = "containerd.service";

@@ -13,7 +13,13 @@ use pvelet_proto::{
     identity::Role,
     v1::{self, CheckState, OperationState},
 };
-use pvelet_tests::{Client, Guest, GuestOptions, Pki, containerd, operation_reason, pki::TRUST_DOMAIN, program, reason};
+use pvelet_tests::{
+    Client, Guest, GuestOptions, Pki,
+    client::{operation_reason, reason},
+    containerd,
+    pki::TRUST_DOMAIN,
+    program,
+};
 use tonic::Status;
 
 const NODE: &str = "worker";
@@ -159,12 +165,26 @@ impl Worker {
                 Ok(answer) => return answer,
                 Err(why) => assert!(Instant::now() < end, "{what}: {why}\n{}", self.log()),
             }
-            std::thread::sleep(Duration::from_millis(200));
+            self.pause();
         }
     }
 
+    /// Returns when the agent tells something new, and soon in any case: it may just be starting.
+    fn pause(&self) {
+        let changed = async {
+            let watched = self.client.agent.health().watch_health(v1::WatchHealthRequest {}).await;
+            let Ok(mut stream) = watched.map(tonic::Response::into_inner) else { return std::future::pending().await };
+            while let Ok(Some(message)) = stream.message().await {
+                if !message.complete {
+                    return;
+                }
+            }
+        };
+        let _ = self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(1), changed).await });
+    }
+
     fn health(&self) -> Result<v1::Health, String> {
-        let asked = self.client.agent.health().get_health(v1::GetHealthRequest::default());
+        let asked = async { self.client.agent.health().get_health(v1::GetHealthRequest::default()).await };
         let answer = self.runtime.block_on(asked).map_err(|e| e.to_string())?;
         answer.into_inner().health.ok_or_else(|| "no health".to_owned())
     }
@@ -196,7 +216,8 @@ impl Worker {
 
     fn ended(&self, name: &str) -> v1::Operation {
         self.until(name, || {
-            let asked = self.client.agent.operation().get_operation(v1::GetOperationRequest { name: name.into(), ..Default::default() });
+            let request = v1::GetOperationRequest { name: name.into(), ..Default::default() };
+            let asked = async { self.client.agent.operation().get_operation(request).await };
             let found = self.runtime.block_on(asked).map_err(|e| e.to_string())?.into_inner().operation.ok_or("none")?;
             if found.end_time.is_some() { Ok(found) } else { Err(format!("{found:?}")) }
         })
