@@ -29,6 +29,23 @@ pub(super) fn of_io(error: &io::Error) -> (Trouble, String) {
     }
 }
 
+/// Whether a connection that was open before was found cut: the daemon was restarted since, and is asked anew.
+pub(super) fn is_cut(status: &Status) -> bool {
+    use io::ErrorKind as K;
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>().or_else(|| error.downcast_ref::<h2::Error>()?.get_io());
+        if let Some(io) = io {
+            return matches!(io.kind(), K::ConnectionReset | K::BrokenPipe | K::UnexpectedEof | K::ConnectionAborted);
+        }
+        if error.downcast_ref::<h2::Error>().is_some_and(|e| e.is_go_away() && e.is_remote()) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// Of an answer of gRPC, or of what came instead of one.
 pub(super) fn of_status(status: &Status, patience: Duration) -> (Trouble, String) {
     let mut cause = status.source();
@@ -47,6 +64,8 @@ pub(super) fn of_status(status: &Status, patience: Duration) -> (Trouble, String
     }
     let message = shortened(status.message());
     match status.code() {
+        // The client's own deadline, or the daemon's, whichever was quicker.
+        Code::Cancelled => silence(patience),
         Code::DeadlineExceeded if message.is_empty() => silence(patience),
         Code::DeadlineExceeded => (Trouble::Silent, format!("no answer within {} ms ({message})", patience.as_millis())),
         Code::Unimplemented => (Trouble::Unsupported, message),
