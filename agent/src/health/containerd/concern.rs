@@ -64,7 +64,7 @@ impl Concern {
             Worker::Yes => return Ok(Role::Worker),
             Worker::Auto => {}
         }
-        if self.there(&self.kubelet_unit, &self.kubelet_config).await? {
+        if self.kubelet().await? {
             // A kubelet may have another runtime than containerd.
             if self.containerd().await? {
                 return Ok(Role::Worker);
@@ -78,6 +78,11 @@ impl Concern {
         }
         let (unit, socket, config) = (&self.unit, self.socket.display(), self.config.display());
         Ok(Role::Nothing(format!("there is no containerd here: neither {unit} nor {socket} nor {config}")))
+    }
+
+    /// Whether there is a kubelet: its unit, or its configuration.
+    pub(super) async fn kubelet(&self) -> Result<bool, Error> {
+        self.there(&self.kubelet_unit, &self.kubelet_config).await
     }
 
     async fn containerd(&self) -> Result<bool, Error> {

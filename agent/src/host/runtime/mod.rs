@@ -12,6 +12,7 @@ mod socket;
 #[cfg(test)]
 mod socket_tests;
 mod trouble;
+pub mod watch;
 
 use std::{
     path::{Path, PathBuf},
