@@ -159,7 +159,7 @@ pub(super) fn table() -> Vec<Faulty> {
                     "io.containerd.snapshotter.v1",
                     "zfs",
                     "path must be a zfs\n filesystem: skip plugin",
-                ))
+                ));
             },
             "containerd.snapshotter",
             State::Failed,
