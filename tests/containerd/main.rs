@@ -4,4 +4,7 @@
 mod faults;
 mod files;
 mod host;
+mod config;
+mod config_healthy;
+mod config_mend;
 mod socket;
