@@ -7,10 +7,10 @@ CARGO ?= cargo
 # Test builds have the named crash points, at which a test makes a process end itself. Release builds do not.
 TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/crash-points
 # The same features for all test targets, so that nothing is built twice.
-GUEST_FEATURES := $(TEST_FEATURES),pvelet-tests/guests
+REAL_FEATURES := $(TEST_FEATURES),pvelet-tests/guests,pvelet-tests/kubernetes
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-guests test-volumes test-network test-full guest-image check fmt clippy deny docs lint bench bench-network clean clean-guests
+.PHONY: help setup build demo test test-quick test-guests test-volumes test-network test-kubernetes test-full guest-image kubernetes-programs check fmt clippy deny docs lint bench bench-network clean clean-guests clean-kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,14 +29,18 @@ test-quick: build ## Unit tests only: the daily loop
 
 test: build ## All tests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+	@$(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-guests
 
+test-kubernetes: build kubernetes-programs ## What needs a real Kubernetes API: kube-apiserver, etcd
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test kubernetes -- $(KUBERNETES_TESTS)
+
 test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrfs and the network, in Debian 13 guests
-	@tests/with-rust.sh $(CARGO) test --workspace --features $(GUEST_FEATURES) --test guests -- $(GUEST_TESTS)
-	@PVELET_NETWORK_MATRIX=$${PVELET_NETWORK_MATRIX:-short} $(MAKE) --no-print-directory test-network
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test guests -- $(GUEST_TESTS)
+	@$(MAKE) --no-print-directory test-network
 
 test-network: build guest-image ## Network changes in three guests at once: kills, power cuts, tagged frames
-	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(GUEST_FEATURES) --test network -- $(NETWORK_TESTS)
+	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(REAL_FEATURES) --test network -- $(NETWORK_TESTS)
 
 test-volumes: build ## All tests of volumes, 200 random sequences and the guests included
 	@PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES) --test volumes -- --nocapture
@@ -45,6 +49,10 @@ test-volumes: build ## All tests of volumes, 200 random sequences and the guests
 guest-image: ## Build the Debian 13 image of the test guests, where it is missing
 	@tests/setup.sh guests
 	@tests/guest/build-image.sh >/dev/null
+
+kubernetes-programs: ## Build the programs of Kubernetes that tests run, where they are missing
+	@tests/setup.sh kubernetes
+	@tests/kubernetes/build.sh >/dev/null
 
 test-full: build ## All tests, with many more random cases, and every step of a network change with every fault
 	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
@@ -56,7 +64,7 @@ fmt:
 	@tests/with-rust.sh $(CARGO) fmt --all --check
 
 clippy:
-	@tests/with-rust.sh $(CARGO) clippy --workspace --all-targets --features $(GUEST_FEATURES) -- -D warnings
+	@tests/with-rust.sh $(CARGO) clippy --workspace --all-targets --features $(REAL_FEATURES) -- -D warnings
 
 deny:
 	@tests/with-rust.sh tests/deny.sh
@@ -72,11 +80,14 @@ bench: setup ## Benchmarks: a table, and target/bench.json
 	@tests/with-rust.sh $(CARGO) run --release --package pvelet-tests --bin pvelet-bench
 
 bench-network: guest-image ## What a network change costs beside ifupdown2, in a guest
-	@tests/with-rust.sh $(CARGO) build --release --workspace --bins --features $(GUEST_FEATURES)
-	@tests/with-rust.sh $(CARGO) test --quiet --release --workspace --features $(GUEST_FEATURES) --test network -- --bench
+	@tests/with-rust.sh $(CARGO) build --release --workspace --bins --features $(REAL_FEATURES)
+	@tests/with-rust.sh $(CARGO) test --quiet --release --workspace --features $(REAL_FEATURES) --test network -- --bench
 
 clean: ## Remove what was built
 	@$(CARGO) clean
 
 clean-guests: ## Remove the images and kept states of the test guests
 	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/guests"
+
+clean-kubernetes: ## Remove the programs of Kubernetes that were built (the go command's own caches stay)
+	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/kubernetes"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian machine lacks for building and testing. Does nothing, and says nothing, where all is there.
-# `setup.sh guests`: also what the test guests need.
+# `setup.sh guests`: also what the test guests need. `setup.sh containerd`: also Debian's containerd and runc, unpacked in the cache.
+# `setup.sh kubernetes`: also what builds the programs of Kubernetes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,6 +12,7 @@ need=(
   "git:git"
   "qemu-img:qemu-utils"
   "fusermount3:fuse3"
+  "dbus-daemon:dbus-daemon"
   "/lib/systemd/systemd-journal-remote:systemd-journal-remote"
 )
 if [ "${1:-}" = guests ]; then
@@ -57,3 +59,19 @@ if [ "$(printf '%s\n' "$want" "$have" | sort -V | head -n1)" != "$want" ]; then
   exit 1
 fi
 [ -c /dev/fuse ] || echo "setup: /dev/fuse is missing: the simulated host cannot mount its cluster file system here" >&2
+if [ "${1:-}" = containerd ]; then tests/containerd/fetch.sh >/dev/null; fi
+
+if [ "${1:-}" = kubernetes ]; then
+  # Debian's golang-go takes the version that go.mod asks for by itself, as a module, where it is new enough to do that (Debian 13: yes, 12: no).
+  candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^  Candidate: \(.*\)/\1/p' | grep -v none || true; }
+  if [ -z "$(candidate etcd-server)" ]; then as_root apt-get update -qq; fi
+  if ! PATH=$PATH:/usr/local/go/bin command -v go >/dev/null 2>&1 && ! ls /usr/lib/go-*/bin/go >/dev/null 2>&1; then
+    if dpkg --compare-versions "$(candidate golang-go)" ge 2:1.21; then
+      echo "setup: installing golang-go"
+      as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends golang-go >/dev/null
+    else
+      echo "setup: this Debian has no new enough Go; install Go $(sed -n 's/^go //p' tests/kubernetes/go.mod) or newer (into /usr/local/go, say), then run again" >&2
+      exit 1
+    fi
+  fi
+fi

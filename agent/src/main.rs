@@ -245,6 +245,7 @@ async fn serve(config: &Config, file: &Path, ready_file: Option<&Path>, level: l
         store: std::sync::Arc::new(LocalStore::new(config.pve.storage_root.clone(), config.pve.proc.clone())),
         links: std::sync::Arc::new(SysfsLinks::new(config.pve.sysfs.clone())),
         facts: std::sync::Arc::new(HostFactsReader::new(config.pve.proc.clone())),
+        health: Vec::new(),
     };
     let listener = notify::passed_listener().map_err(|e| failed("LISTEN_FDS", e))?;
     let mut agent = Agent::start(config, world, operations, listener).await?;

@@ -19,6 +19,8 @@ use prometheus_client::{
 };
 use tonic::Code;
 
+use crate::health::State;
+
 /// From 0.25 ms, which a read takes, to 17 min, which a held-open mutation may, in steps of 4.
 const FIRST_BUCKET: f64 = 0.000_25;
 const BUCKETS: u16 = 12;
@@ -43,6 +45,61 @@ struct Pool {
 struct OperationLabels {
     kind: &'static str,
     state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CheckLabels {
+    check: &'static str,
+    group: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RunLabels {
+    source: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabels {
+    source: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RepairLabels {
+    result: &'static str,
+    by: &'static str,
+}
+
+/// How a run of checks ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// With findings, whatever they are.
+    Ended,
+    /// Its deadline came first.
+    Late,
+    /// It panicked.
+    Panicked,
+}
+
+impl Run {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ended => "ended",
+            Self::Late => "late",
+            Self::Panicked => "panicked",
+        }
+    }
+}
+
+/// A state of health as a number: a sum or a maximum over hosts tells something.
+fn state_number(state: State) -> i64 {
+    match state {
+        State::NotApplicable => -1,
+        State::Ok => 0,
+        State::Degraded => 1,
+        State::Failed => 2,
+        State::Unknown => 3,
+    }
 }
 
 type Histograms = Family<Method, Histogram, fn() -> Histogram>;
@@ -81,6 +138,12 @@ pub struct Metrics {
     hung: Gauge<f64, AtomicU64>,
     connections: Gauge,
     operations: Family<OperationLabels, Gauge>,
+    checks: Family<CheckLabels, Gauge>,
+    health: Gauge,
+    runs: Family<RunLabels, Counter>,
+    run_seconds: Family<SourceLabels, Counter<f64, AtomicU64>>,
+    panics: Family<SourceLabels, Counter>,
+    repairs: Family<RepairLabels, Counter>,
 }
 
 impl fmt::Debug for Metrics {
@@ -109,6 +172,11 @@ impl Metrics {
         let hung = Gauge::<f64, AtomicU64>::default();
         let (vms, nodes, quorate, connections) = (Gauge::default(), Gauge::default(), Gauge::default(), Gauge::default());
 
+        let (checks, health, runs) = (Family::<CheckLabels, Gauge>::default(), Gauge::default(), Family::<RunLabels, Counter>::default());
+        let run_seconds = Family::<SourceLabels, Counter<f64, AtomicU64>>::default();
+        let panics = Family::<SourceLabels, Counter>::default();
+        let repairs = Family::<RepairLabels, Counter>::default();
+
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The agent's version", version);
         registry.register("rpc", "Calls that have ended, by method and gRPC code", calls.clone());
@@ -126,6 +194,13 @@ impl Metrics {
         registry.register("pmxcfs_hung_seconds", "For how long the cluster file system has not answered; 0 when it does", hung.clone());
         registry.register("connections", "Open connections", connections.clone());
         registry.register("operations", "Operations that are kept, by kind and state", operations.clone());
+        let numbers = "0 ok, 1 degraded, 2 failed, 3 unknown";
+        registry.register("check_state", format!("Health checks: {numbers}, -1 not applicable"), checks.clone());
+        registry.register("health_state", format!("The host's health: {numbers}"), health.clone());
+        registry.register("check_runs", "Runs of health checks, by source and how they ended", runs.clone());
+        registry.register("check_run_seconds", "Time that runs of health checks took, waiting included", run_seconds.clone());
+        registry.register("check_panics", "Panics of sources of health checks", panics.clone());
+        registry.register("repairs", "Repairs that have ended, by result and by who began them", repairs.clone());
         Self {
             registry,
             calls,
@@ -142,7 +217,39 @@ impl Metrics {
             hung,
             connections,
             operations,
+            checks,
+            health,
+            runs,
+            run_seconds,
+            panics,
+            repairs,
         }
+    }
+
+    /// A health check is in this state.
+    pub fn check(&self, check: &'static str, group: &'static str, state: State) {
+        self.checks.get_or_create(&CheckLabels { check, group }).set(state_number(state));
+    }
+
+    /// The host's health is in this state.
+    pub fn health(&self, state: State) {
+        self.health.set(state_number(state));
+    }
+
+    /// A run of a source of health checks is over.
+    pub fn check_run(&self, source: &'static str, result: Run, took: Duration) {
+        self.runs.get_or_create(&RunLabels { source, result: result.as_str() }).inc();
+        self.run_seconds.get_or_create(&SourceLabels { source }).inc_by(took.as_secs_f64());
+    }
+
+    /// A source of health checks panicked.
+    pub fn check_panicked(&self, source: &'static str) {
+        self.panics.get_or_create(&SourceLabels { source }).inc();
+    }
+
+    /// A repair has ended; `automatic`: the agent had begun it by itself.
+    pub fn repaired(&self, result: &'static str, automatic: bool) {
+        self.repairs.get_or_create(&RepairLabels { result, by: if automatic { "agent" } else { "request" } }).inc();
     }
 
     /// A call has ended. `duration` is `None` for streams, which last as long as their client wants.

@@ -1,11 +1,14 @@
 //! The agent as a whole: its parts put together, served, reloaded, drained.
 
+#[cfg(test)]
+mod health_tests;
 mod http;
 #[cfg(test)]
 mod mutation_tests;
 #[cfg(test)]
 mod network_tests;
 mod reload;
+mod serving;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -18,7 +21,7 @@ use std::{
 };
 
 use pvelet_proto::v1::{
-    self, host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
+    self, health_service_server::HealthServiceServer, host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
     operation_service_server::OperationServiceServer, vm_service_server::VmServiceServer, volume_service_server::VolumeServiceServer,
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
@@ -30,14 +33,15 @@ use crate::{
     auth::{Authorizer, GateLayer},
     config::{Config, Mode},
     error::Error,
-    host::{clock::SystemClock, facts::Facts, links::Links, net::Network, pve::Pve, storage::VolumeStore},
+    health::{self, Health},
+    host::{blocking::Blocking, clock::SystemClock, facts::Facts, links::Links, net::Network, pve::Pve, storage::VolumeStore},
     inventory::{self, HostView},
     limits::Limits,
     logging::Level,
     metrics::Metrics,
     network::{self, Networks},
     operation::{Deadlines, LaneSizes, Operations, Settings as OperationSettings},
-    rpc::{HostRpc, NetworkRpc, OperationRpc, Shared, VmRpc, VolumeRpc},
+    rpc::{HealthRpc, HostRpc, NetworkRpc, OperationRpc, Shared, VmRpc, VolumeRpc},
     tls::{self, Credentials},
     vm::{self, Vms},
     volume::Volumes,
@@ -70,6 +74,8 @@ pub struct World {
     pub network: Arc<dyn Network>,
     /// Facts of the host.
     pub facts: Arc<dyn Facts>,
+    /// What is looked at for its health, beside the network and the agent itself.
+    pub health: Vec<Arc<dyn health::Source>>,
 }
 
 /// An agent that serves.
@@ -170,7 +176,18 @@ impl Agent {
                 latched: Arc::new(move |latched| shown.set_network_latched(latched)),
             },
         );
+        let mut sources = world.health;
+        sources.push(Arc::new(health::Preflight::new(networks.clone(), config.health.period)));
+        sources.push(Arc::new(health::Own {
+            credentials: credentials.clone(),
+            operations: operations.clone(),
+            clock: Arc::new(SystemClock),
+            period: config.health.period,
+            warning: config.health.certificate_warning,
+            place: Blocking::new(),
+        }));
         let shared = Shared {
+            health: Health::start(sources, Arc::new(SystemClock), &metrics),
             volumes: Volumes::new(&vms),
             networks,
             vms,
@@ -202,6 +219,7 @@ impl Agent {
         let closing = CancellationToken::new();
         let health = HealthReporter::new();
         let server = serve(config, listener, &shared, &credentials, &health, &closing)?;
+        background.push(tokio::spawn(serving::follow(shared.health.clone(), health.clone())).abort_handle());
         for service in SERVICES {
             health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
         }
@@ -261,14 +279,21 @@ impl Agent {
             tracing::info!("some clients did not hang up in time");
         }
         self.server.abort();
+        self.shared.health.stop();
         self.background.iter().for_each(tokio::task::AbortHandle::abort);
         left
     }
 }
 
 /// The services of the API, by name, as health tells of them.
-const SERVICES: [&str; 5] =
-    ["pvelet.v1.HostService", "pvelet.v1.VmService", "pvelet.v1.VolumeService", "pvelet.v1.NetworkService", "pvelet.v1.OperationService"];
+const SERVICES: [&str; 6] = [
+    "pvelet.v1.HostService",
+    "pvelet.v1.VmService",
+    "pvelet.v1.VolumeService",
+    "pvelet.v1.NetworkService",
+    "pvelet.v1.HealthService",
+    "pvelet.v1.OperationService",
+];
 
 /// The addresses at which clients find the agent: where it listens, and where they came in.
 fn listeners(address: SocketAddr, credentials: &Arc<Credentials>) -> Arc<dyn Fn() -> Vec<IpAddr> + Send + Sync> {
@@ -325,6 +350,7 @@ fn serve(
         .add_service(VmServiceServer::new(VmRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(VolumeServiceServer::new(VolumeRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(NetworkServiceServer::new(NetworkRpc::new(shared.clone())).max_decoding_message_size(bytes))
+        .add_service(HealthServiceServer::new(HealthRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(OperationServiceServer::new(OperationRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(health)
         .add_service(reflection_v1)

@@ -11,9 +11,11 @@
 pub mod agent;
 pub mod calls;
 pub mod client;
+pub mod containerd;
 pub mod controller;
 pub mod events;
 pub mod guest;
+pub mod kubernetes;
 pub mod pki;
 pub mod process;
 pub mod pve;

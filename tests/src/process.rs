@@ -38,9 +38,21 @@ impl Process {
     /// Starts a program. It is killed when the thread that starts it ends, even if this process is killed.
     /// With `notify`, a socket for sd_notify is made there and [`Self::wait_ready`] can be used.
     pub fn start(name: &str, args: &[&str], envs: &[(&str, &str)], log: &Path, notify: Option<&Path>) -> io::Result<Self> {
+        Self::start_in(Path::new("."), &program(name), args, envs, log, notify)
+    }
+
+    /// As [`Self::start`], in a folder, and not only programs of this workspace.
+    pub fn start_in(
+        folder: &Path,
+        program: &Path,
+        args: &[&str],
+        envs: &[(&str, &str)],
+        log: &Path,
+        notify: Option<&Path>,
+    ) -> io::Result<Self> {
         let out = File::options().create(true).append(true).open(log)?;
         let mut command = Command::new("setpriv");
-        command.arg("--pdeathsig=KILL").arg(program(name)).args(args).envs(envs.iter().copied());
+        command.arg("--pdeathsig=KILL").arg(program).args(args).envs(envs.iter().copied()).current_dir(folder);
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let notify = match notify {
             Some(path) => {

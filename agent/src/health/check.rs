@@ -168,7 +168,7 @@ pub trait Source: Send + Sync + 'static {
 
     /// Returns when something has changed that makes a look worth while before its time: a unit's state, a file. By default never.
     async fn stirred(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

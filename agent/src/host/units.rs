@@ -1,8 +1,15 @@
 //! Units of systemd, over D-Bus: asked without starting a process, and told of changes.
 
+mod bus;
+mod systemd;
+#[cfg(test)]
+mod tests;
+
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::broadcast;
+
+pub use systemd::SystemdUnits;
 
 use crate::error::Error;
 
@@ -45,6 +52,9 @@ pub trait Units: Send + Sync + 'static {
     /// Restarts a unit (starts it, when it is stopped; clears its start limit before) and waits until the job has ended, no longer than
     /// `patience`. Errors: also when the job ended otherwise than "done".
     async fn restart(&self, unit: &str, patience: Duration) -> Result<(), Error>;
+
+    /// Stops a unit and waits until the job has ended, no longer than `patience`. Stopped already, or no such unit: a success.
+    async fn stop(&self, unit: &str, patience: Duration) -> Result<(), Error>;
 
     /// Names of units whose state has changed, or may have (after a reconnection all are told with an empty name).
     fn changes(&self) -> broadcast::Receiver<String>;

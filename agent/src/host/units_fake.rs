@@ -20,6 +20,7 @@ struct Inner {
     /// By unit; others run after a restart.
     on_restart: BTreeMap<String, Restart>,
     restarted: Vec<String>,
+    stopped: Vec<String>,
     failing: Option<Error>,
     silent: bool,
 }
@@ -107,6 +108,11 @@ impl FakeUnits {
         self.lock().restarted.clone()
     }
 
+    /// The units that were stopped, in order.
+    pub fn stopped(&self) -> Vec<String> {
+        self.lock().stopped.clone()
+    }
+
     async fn answer(&self) -> Result<(), Error> {
         let (silent, failing) = {
             let inner = self.lock();
@@ -139,6 +145,20 @@ impl Units for FakeUnits {
         };
         let state = outcome.map_or_else(|| Ok(Self::running()), |outcome| outcome())?;
         self.set(unit, state);
+        Ok(())
+    }
+
+    async fn stop(&self, unit: &str, _: Duration) -> Result<(), Error> {
+        self.answer().await?;
+        let state = {
+            let mut inner = self.lock();
+            inner.stopped.push(unit.to_owned());
+            inner.units.get(unit).cloned()
+        };
+        if let Some(state) = state {
+            let (active, sub, result) = ("inactive".into(), "dead".into(), "success".into());
+            self.set(unit, UnitState { active, sub, result, pid: 0, ..state });
+        }
         Ok(())
     }
 

@@ -10,7 +10,7 @@ mod confirm;
 pub mod declared;
 pub mod definition;
 pub mod descent;
-mod diff;
+pub(crate) mod diff;
 mod facts;
 pub mod management;
 pub mod own_file;
@@ -95,6 +95,11 @@ impl Networks {
     /// The network as it is. Errors: `NetworkFailed`.
     pub async fn get(&self, request: &v1::GetNetworkRequest) -> Result<v1::GetNetworkResponse, Error> {
         self.inner.get(request).await
+    }
+
+    /// How the preflight checks come out, with no change in mind. Errors: `NetworkFailed`.
+    pub async fn preflight(&self) -> Result<Vec<preflight::Check>, Error> {
+        self.inner.preflight().await
     }
 
     /// What a change would do; `vlans`: those of the caller. Errors: those of `NetworkService.PlanNetwork`.

@@ -43,6 +43,11 @@ impl Inner {
         })
     }
 
+    /// How the preflight checks come out, with no change in mind.
+    pub(super) async fn preflight(&self) -> Result<Vec<preflight::Check>, Error> {
+        Ok(preflight::checks(&self.gather().await?.facts(), None))
+    }
+
     /// What a change would do.
     pub(super) async fn plan_request(&self, request: v1::PlanNetworkRequest, vlans: &Vlans) -> Result<v1::PlanNetworkResponse, Error> {
         let asked = match (request.network, request.remove) {

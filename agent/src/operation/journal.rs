@@ -250,6 +250,16 @@ impl Journal {
         Ok(())
     }
 
+    /// Why it takes nothing more; `None`: it does.
+    pub(super) fn failed(&self) -> Option<String> {
+        lock(&self.queue).failed.clone()
+    }
+
+    /// Where it lies.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The last audit lines, oldest first.
     pub(super) fn audit_tail(&self, count: usize) -> Result<Vec<String>, Error> {
         let read = || -> Result<Vec<String>, redb::Error> {

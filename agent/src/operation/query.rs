@@ -1,6 +1,6 @@
 //! What can be asked of the registry.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use pvelet_proto::v1;
 use tokio::sync::broadcast;
@@ -15,11 +15,39 @@ use crate::error::Error;
 /// Operations in a page when the caller does not say, and at most.
 const PAGE: (usize, usize) = (100, 1000);
 
+/// How the registry and its journal are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Where the journal lies.
+    pub path: PathBuf,
+    /// Why it cannot be written; `None`: the last write succeeded.
+    pub failed: Option<String>,
+    /// Operations that are under way.
+    pub active: usize,
+    /// As many may be.
+    pub max_active: usize,
+}
+
 impl Operations {
+    /// How the registry and its journal are.
+    pub fn condition(&self) -> Condition {
+        let active = {
+            let inner = self.lock();
+            inner.entries.len() - inner.expiry.len()
+        };
+        Condition { path: self.journal.path().to_owned(), failed: self.journal.failed(), active, max_active: self.settings.max_active }
+    }
+
     /// One operation. Errors: `OperationNotFound`.
     pub fn get(&self, name: &str) -> Result<v1::Operation, Error> {
         let inner = self.lock();
         inner.entries.get(name).map(|e| (*e.shown).clone()).ok_or_else(|| Error::OperationNotFound { name: name.to_owned() })
+    }
+
+    /// What an operation decided and did. Errors: `OperationNotFound`.
+    pub fn state_of(&self, name: &str) -> Result<State, Error> {
+        let inner = self.lock();
+        inner.entries.get(name).map(|e| e.state.clone()).ok_or_else(|| Error::OperationNotFound { name: name.to_owned() })
     }
 
     /// The operation once its intent is on the disk. Errors: `Journal`, `OperationNotFound`.
@@ -138,6 +166,11 @@ impl Operations {
 
     fn parked(&self) -> usize {
         self.lock().entries.values().filter(|e| e.parked && !ended(&e.shown)).count()
+    }
+
+    /// Now, in milliseconds since the Unix epoch, by the clock of the operations.
+    pub fn unix_millis(&self) -> u64 {
+        self.clock.unix_millis()
     }
 
     /// How many operations have not ended.

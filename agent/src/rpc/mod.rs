@@ -1,5 +1,6 @@
 //! The services: decode, authorize, call, encode; nothing else.
 
+mod health;
 mod host;
 mod network;
 mod operation;
@@ -13,6 +14,7 @@ use pvelet_proto::{reason, v1};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+pub use health::HealthRpc;
 pub use host::HostRpc;
 pub use network::NetworkRpc;
 pub use operation::OperationRpc;
@@ -22,6 +24,7 @@ pub use volume::VolumeRpc;
 use crate::{
     auth::{Authorizer, Target, Verb},
     error::Error,
+    health::Health,
     inventory::HostView,
     metrics::Metrics,
     network::Networks,
@@ -43,6 +46,8 @@ pub struct Shared {
     pub volumes: Volumes,
     /// The host's network.
     pub networks: Networks,
+    /// The host's health.
+    pub health: Health,
     /// The operations.
     pub operations: Arc<Operations>,
     /// The host.

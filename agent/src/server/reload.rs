@@ -85,6 +85,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[pve]", old.pve != new.pve),
         ("[vm]", old.vm != new.vm),
         ("[network]", old.network != new.network),
+        ("[health]", old.health != new.health),
+        ("[repair]", old.repair != new.repair),
         ("[limits]", old.limits != new.limits),
         ("[metrics]", old.metrics != new.metrics),
         ("log.format", level(old) != level(new)),

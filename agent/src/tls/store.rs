@@ -5,7 +5,7 @@ use std::{
     time::SystemTime,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::{Connections, Material, material::Sources};
 use crate::{config, error::Error, metrics::Metrics};
@@ -15,8 +15,10 @@ pub struct Credentials {
     files: config::Tls,
     node: String,
     current: ArcSwap<Material>,
-    /// What was read last, good or bad, so that the same files are not judged twice.
-    seen: Mutex<Sources>,
+    /// What was read last, good or bad, and what is wrong with it, so that the same files are not judged twice.
+    seen: Mutex<(Sources, Option<Error>)>,
+    /// Why the files, as they are now, are not in use.
+    rejected: ArcSwapOption<Error>,
     connections: Arc<Connections>,
     metrics: Arc<Metrics>,
 }
@@ -36,13 +38,18 @@ impl Credentials {
         let sources = Sources::read(&files)?;
         let material = Material::build(&sources, &files, &node, SystemTime::now())?;
         report(&material, &metrics);
-        let (current, seen) = (ArcSwap::from_pointee(material), Mutex::new(sources));
-        Ok(Arc::new(Self { files, node, current, seen, connections: Arc::default(), metrics }))
+        let (current, seen) = (ArcSwap::from_pointee(material), Mutex::new((sources, None)));
+        Ok(Arc::new(Self { files, node, current, seen, rejected: ArcSwapOption::empty(), connections: Arc::default(), metrics }))
     }
 
     /// The set in use.
     pub fn current(&self) -> Arc<Material> {
         self.current.load_full()
+    }
+
+    /// Why the files of `[tls]`, as they were read last, are not in use; `None`: they are.
+    pub fn rejected(&self) -> Option<Arc<Error>> {
+        self.rejected.load_full()
     }
 
     /// The connections that are open.
@@ -70,16 +77,22 @@ impl Credentials {
     fn try_reload(&self, force: bool) -> Result<Option<usize>, Error> {
         // Held to the end: two reloads at once could bring back the older set.
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let sources = Sources::read(&self.files)?;
-        if sources == *seen && !force {
+        let sources = Sources::read(&self.files).inspect_err(|e| self.reject(Some(e)))?;
+        if sources == seen.0 && !force {
+            self.reject(seen.1.as_ref());
             return Ok(None);
         }
         let built = Material::build(&sources, &self.files, &self.node, SystemTime::now());
-        *seen = sources;
+        *seen = (sources, built.as_ref().err().cloned());
+        self.reject(seen.1.as_ref());
         let material = Arc::new(built?);
         report(&material, &self.metrics);
         self.current.store(material.clone());
         Ok(Some(self.connections.recheck(&material)))
+    }
+
+    fn reject(&self, why: Option<&Error>) {
+        self.rejected.store(why.cloned().map(Arc::new));
     }
 }
 

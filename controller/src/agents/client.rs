@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use pvelet_proto::v1::{
-    self, host_service_client::HostServiceClient, network_service_client::NetworkServiceClient,
+    self, health_service_client::HealthServiceClient, host_service_client::HostServiceClient, network_service_client::NetworkServiceClient,
     operation_service_client::OperationServiceClient, vm_service_client::VmServiceClient, volume_service_client::VolumeServiceClient,
 };
 use tokio::sync::Semaphore;
-use tonic::{Response, Status, transport::Endpoint};
+use tonic::{Code, Response, Status, transport::Endpoint};
 
 use super::{
     AgentError, Shared, Target,
@@ -110,6 +110,11 @@ impl AgentClient {
         NetworkServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
+    /// Calls of HealthService.
+    pub fn health(&self) -> HealthServiceClient<Guarded> {
+        HealthServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
     /// Calls of OperationService.
     pub fn operation(&self) -> OperationServiceClient<Guarded> {
         OperationServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
@@ -133,6 +138,33 @@ impl AgentClient {
     /// The host's network, without the preflight checks.
     pub async fn get_network(&self) -> Result<v1::GetNetworkResponse, AgentError> {
         self.answer(self.network().get_network(v1::GetNetworkRequest { skip_checks: true }).await)
+    }
+
+    /// How the host is, as it was last seen: these groups, or all.
+    ///
+    /// # Errors
+    /// UNIMPLEMENTED where the agent is too old to tell.
+    pub async fn get_health(&self, groups: &[String]) -> Result<v1::Health, AgentError> {
+        let request = v1::GetHealthRequest { groups: groups.to_vec() };
+        let answer = self.health().get_health(request).await.map_err(|s| self.health_error(s))?;
+        answer.into_inner().health.ok_or_else(|| self.incomplete("GetHealth", "health"))
+    }
+
+    /// Runs these checks, or groups of them, now. `self` should have a deadline that lets the slowest of them end.
+    ///
+    /// # Errors
+    /// NOT_FOUND CHECK_NOT_FOUND; UNIMPLEMENTED where the agent is too old to tell.
+    pub async fn run_checks(&self, checks: &[String]) -> Result<Vec<v1::HealthCheck>, AgentError> {
+        let request = v1::RunCheckRequest { checks: checks.to_vec() };
+        Ok(self.health().run_check(request).await.map_err(|s| self.health_error(s))?.into_inner().checks)
+    }
+
+    /// A status of a call of HealthService, which older agents do not have, as an error that says so.
+    pub fn health_error(&self, status: Status) -> AgentError {
+        let old = status.code() == Code::Unimplemented;
+        let status =
+            if old { Status::unimplemented("the agent does not tell its host's health yet; upgrade pvelet-agent there") } else { status };
+        self.error(&status)
     }
 
     /// All VMs that fit, over all pages.

@@ -25,7 +25,8 @@ use super::Shared;
 use crate::tls::TlsError;
 
 /// The methods that stream: their answer has no end, so it holds no place and has no deadline beyond its beginning.
-pub(super) const STREAMING: [&str; 2] = ["/pvelet.v1.HostService/WatchHost", "/pvelet.v1.OperationService/WatchOperations"];
+pub(super) const STREAMING: [&str; 3] =
+    ["/pvelet.v1.HostService/WatchHost", "/pvelet.v1.OperationService/WatchOperations", "/pvelet.v1.HealthService/WatchHealth"];
 
 /// A channel whose calls hold places and have deadlines. The transport under the typed clients; not used by itself.
 #[derive(Clone)]

@@ -2,6 +2,7 @@
 
 mod clone;
 pub(super) mod network;
+pub(super) mod repair;
 pub(super) mod volume;
 
 use std::{sync::PoisonError, time::Duration};

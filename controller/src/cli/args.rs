@@ -3,6 +3,7 @@
 //! Doc comments here are the help that people read: brackets and angles in them are its notation, not links.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
+mod health;
 mod network;
 mod volume;
 
@@ -11,6 +12,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pvelet_proto::id;
 
+pub(super) use health::*;
 pub(super) use network::*;
 pub(super) use volume::*;
 
@@ -26,6 +28,7 @@ Examples:
   pveletctl storages                              where volumes can be made, and how full it is there
   pveletctl volumes attach 0b951f20 web-1         by the beginning of the volume's id
   pveletctl network preflight                     what a change of the network would meet
+  pveletctl doctor                                what is not well on the hosts, and what to do about it
   pveletctl watch                                 what happens, as it happens
   pveletctl --agent 10.0.0.1:7443 --ca ca.crt --cert me.crt --key me.key hosts
   pveletctl pki init --dir pki --trust-domain pvelet.example
@@ -34,6 +37,7 @@ Exit status:
   0  done
   1  a call or an operation failed
   2  command line, configuration or credentials are wrong, or a VM's or volume's name is ambiguous
+     (doctor and network preflight have their own 1 and 2: see their --help)
   3  some hosts failed; what the others answered was printed
   4  not found: no such VM, volume, host or operation
   5  no host that matters could be reached
@@ -43,7 +47,7 @@ The configuration file is --config, else $PVELETCTL_CONFIG, else ~/.config/pvele
 pveletctl config init makes it. Colour only on a terminal, and not where NO_COLOR is set.
 An interrupted pveletctl cancels nothing: an operation goes on without it.";
 
-/// Hosts, VMs, volumes and networks of pvelet, from the command line.
+/// Hosts, VMs, volumes, networks and health of pvelet, from the command line.
 #[derive(Debug, Parser)]
 #[command(name = "pveletctl", version, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 120)]
 pub(super) struct Cli {
@@ -96,6 +100,8 @@ pub(super) enum Format {
     Json,
     /// The same as JSON, as YAML
     Yaml,
+    /// For people, with more columns where there are any: health
+    Wide,
 }
 
 #[derive(Debug, Subcommand)]
@@ -112,6 +118,15 @@ pub(super) enum Command {
     /// Show, check and change the hosts' VLANs and bridges
     #[command(subcommand, visible_alias = "net")]
     Network(NetworkCommand),
+    /// List checks of all hosts: containerd, kubelet, PVE, network, agent
+    Health(Health),
+    /// Tell what is not well, why it matters, and what to do; exit status 0: healthy, 1: degraded or unknown, 2: critical or not reached
+    Doctor(Doctor),
+    /// Run checks now
+    #[command(subcommand)]
+    Check(Check),
+    /// Mend what a check found, where the agent knows how: show the plan, ask, change, and verify
+    Repair(Repair),
     /// Show everything about hosts, VMs, volumes or operations
     #[command(subcommand)]
     Get(Get),

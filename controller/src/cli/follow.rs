@@ -44,8 +44,8 @@ pub(super) enum Progress {
 impl Progress {
     pub(super) fn new(io: &Io, format: Format) -> Self {
         match format {
-            Format::Table if io.bars => Self::Bars(MultiProgress::new()),
-            Format::Table => Self::Lines(io.clone()),
+            Format::Table | Format::Wide if io.bars => Self::Bars(MultiProgress::new()),
+            Format::Table | Format::Wide => Self::Lines(io.clone()),
             Format::Json | Format::Yaml => Self::Silent,
         }
     }

@@ -192,6 +192,14 @@ async fn dispatch(cli: Cli, io: &Io) -> Result<Exit, CliError> {
         Command::Storages => read::volume::storages(&session()?).await,
         Command::Volumes(args) => act::volume::run(&session()?, &args).await,
         Command::Network(command) => act::network::run(&session()?, &command).await,
+        Command::Health(args) => read::health::health(&session()?, &args).await,
+        Command::Doctor(args) => {
+            let mut global = cli.global;
+            args.take_hosts(&mut global)?;
+            read::health::doctor(&Session::open(&global, io)?, &args).await
+        }
+        Command::Check(args::Check::Run(args)) => read::health::run(&session()?, &args).await,
+        Command::Repair(args) => act::repair::repair(&session()?, &args).await,
         Command::Get(get) => read::get(&session()?, &get).await,
         Command::Ops(args) => read::operations(&session()?, &args).await,
         Command::Clone(args) => act::clone(&session()?, &args).await,

@@ -7,7 +7,7 @@ use super::{Io, args::Format, error::CliError};
 /// Prints `value`: as JSON or YAML, or as what `people` makes of it.
 pub(super) fn print<T: Serialize>(io: &Io, format: Format, value: &T, people: impl FnOnce(&T) -> String) -> Result<(), CliError> {
     let text = match format {
-        Format::Table => people(value),
+        Format::Table | Format::Wide => people(value),
         Format::Json => json(value)? + "\n",
         Format::Yaml => yaml(value)?,
     };

@@ -36,6 +36,15 @@ pub(super) fn dns_name(value: &str) -> Parsed<String> {
     checked(value, id::dns_name)
 }
 
+/// The id of a check, or a group of them. Which there are, the agent knows.
+pub(super) fn check(value: &str) -> Parsed<String> {
+    let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
+    if (1..=128).contains(&value.len()) && value.chars().all(sound) {
+        return Ok(value.to_owned());
+    }
+    Err(format!("'{value}' is not a check: use an id such as containerd.runtime-type (pveletctl health lists them)"))
+}
+
 pub(super) fn node(value: &str) -> Parsed<String> {
     checked(value, id::node)
 }

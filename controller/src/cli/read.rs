@@ -1,5 +1,6 @@
 //! Commands that only look.
 
+pub(super) mod health;
 pub(super) mod network;
 pub(super) mod volume;
 

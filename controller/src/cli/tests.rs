@@ -2,6 +2,7 @@
 //! Whole commands against fake agents over real mTLS.
 
 mod act;
+mod health;
 mod local;
 mod network;
 mod volume;

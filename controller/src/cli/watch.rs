@@ -2,11 +2,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use pvelet_proto::v1;
+use serde::Serialize;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -80,7 +84,7 @@ pub(super) async fn watch(session: &Session, args: &Watch) -> Result<Exit, CliEr
         if event.event == "existing" && !args.existing {
             continue;
         }
-        session.io.print(&render(session.format, &event)?)?;
+        session.io.print(&render(session.format, &event, line)?)?;
         left -= 1;
     }
     Ok(Exit::Ok)
@@ -88,14 +92,29 @@ pub(super) async fn watch(session: &Session, args: &Watch) -> Result<Exit, CliEr
 
 /// Watches one host until it refuses for good or nobody listens.
 async fn host(agent: AgentClient, open: Open, io: Io, send: mpsc::Sender<EventView>) {
+    again(io, |told| {
+        let (agent, open, send) = (agent.clone(), open.clone(), send.clone());
+        async move {
+            let ended = stream(&agent, &open, &send, &told).await;
+            open.set(agent.name(), None);
+            ended
+        }
+    })
+    .await;
+}
+
+/// Opens a stream again and again until it is refused for good, or ends with `Ok`. It sets its argument once something has come.
+pub(super) async fn again<F, Fut>(io: Io, stream: F)
+where
+    F: Fn(Arc<AtomicBool>) -> Fut,
+    Fut: Future<Output = Result<(), AgentError>>,
+{
     let mut pause = PAUSE.0;
     let mut last = String::new();
     loop {
-        let mut told = false;
-        let error = stream(&agent, &open, &send, &mut told).await;
-        open.set(agent.name(), None);
-        let Err(error) = error else { return };
-        if told {
+        let told = Arc::new(AtomicBool::new(false));
+        let Err(error) = stream(Arc::clone(&told)).await else { return };
+        if told.load(Ordering::Relaxed) {
             (pause, last) = (PAUSE.0, String::new());
         }
         let again = error.retryable() || error.unreachable() && error.code == tonic::Code::Unavailable;
@@ -113,13 +132,13 @@ async fn host(agent: AgentClient, open: Open, io: Io, send: mpsc::Sender<EventVi
 }
 
 /// One stream to its end; `Ok` when nobody listens any more.
-async fn stream(agent: &AgentClient, open: &Open, send: &mpsc::Sender<EventView>, told: &mut bool) -> Result<(), AgentError> {
+async fn stream(agent: &AgentClient, open: &Open, send: &mpsc::Sender<EventView>, told: &AtomicBool) -> Result<(), AgentError> {
     let place = agent.get_host().await?;
     let mut stream = agent.answer(agent.host().watch_host(v1::WatchHostRequest {}).await)?;
     open.set(agent.name(), Some((place.cluster, place.node)));
     open.gathered().await;
     while let Some(message) = stream.message().await.map_err(|s| agent.error(&s))? {
-        *told = true;
+        told.store(true, Ordering::Relaxed);
         let Some(event) = EventView::new(agent.name(), &message) else { continue };
         let mine = event.vm.as_ref().is_none_or(|vm| open.tells(agent.name(), &vm.node));
         if mine && send.send(event).await.is_err() {
@@ -129,11 +148,11 @@ async fn stream(agent: &AgentClient, open: &Open, send: &mpsc::Sender<EventView>
     Err(agent.error(&tonic::Status::unavailable("the agent ended the stream")))
 }
 
-fn render(format: Format, event: &EventView) -> Result<String, CliError> {
+pub(super) fn render<T: Serialize>(format: Format, event: &T, line: impl FnOnce(&T) -> String) -> Result<String, CliError> {
     match format {
         Format::Json => serde_json::to_string(event).map(|l| l + "\n").map_err(|e| CliError::Output(std::io::Error::other(e))),
         Format::Yaml => Ok(format!("---\n{}", output::yaml(event)?)),
-        Format::Table => Ok(line(event) + "\n"),
+        Format::Table | Format::Wide => Ok(line(event) + "\n"),
     }
 }
 

@@ -1,8 +1,7 @@
 //! Network changes on real hosts: three Debian 13 guests on one Ethernet segment, ifupdown2, tagged frames, agents killed and power cut.
 //!
 //! It prints a line for each case and ends with `network: N cases, 0 unreachable, 0 between states`. Words on the command line choose cases by
-//! what stands in their lines ("add, waiting, SIGKILL"). `PVELET_NETWORK_MATRIX=full` tries every step with both faults for add, change and remove;
-//! `short` leaves out the power cuts of the matrix and what happens while a change is undone.
+//! what stands in their lines ("add, waiting, SIGKILL"). `PVELET_NETWORK_MATRIX=full` tries every step with both faults for add, change and remove.
 #![allow(
     missing_docs,
     unreachable_pub,
@@ -44,9 +43,6 @@ fn cases() -> Vec<Case> {
     all.extend(bad_input::cases());
     all.extend(faults::cases());
     all.extend(matrix::cases());
-    if std::env::var("PVELET_NETWORK_MATRIX").is_ok_and(|v| v == "short") {
-        all.retain(|case| !case.fault.contains("power cut") && !case.name.contains("undone"));
-    }
     all
 }
 

@@ -12,7 +12,10 @@ use super::{
     Boot, Files, Kernel, KernelLink, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifupdown, kernel, lock,
     offloads, port, probe, probe_port, state, units,
 };
-use crate::{error::Error, host::clock};
+use crate::{
+    error::Error,
+    host::{blocking::Blocking, clock},
+};
 
 /// Files of the root file system are read at once, unless it hangs.
 const FILES: Duration = Duration::from_secs(10);
@@ -25,12 +28,14 @@ pub struct HostNetwork {
     paths: NetPaths,
     /// Held while files are read or written: one write that nobody waits for any more must not meet the next.
     writing: Arc<Mutex<()>>,
+    /// The cluster file system is read once and again for health, also while it hangs.
+    cluster: Blocking,
 }
 
 impl HostNetwork {
     /// The network that is declared and kept at these places.
     pub fn new(paths: NetPaths) -> Self {
-        Self { paths, writing: Arc::default() }
+        Self { paths, writing: Arc::default(), cluster: Blocking::new() }
     }
 
     /// Removes ports of probes that an agent left which died. To be called once, before anything is probed.
@@ -92,8 +97,7 @@ impl Network for HostNetwork {
     async fn files(&self) -> Result<Files, Error> {
         let mut found = self.blocking(files::read).await?;
         let paths = self.paths.clone();
-        let sdn = tokio::time::timeout(CLUSTER_FILES, tokio::task::spawn_blocking(move || files::read_sdn(&paths))).await;
-        if let Ok(Ok(Ok(sdn))) = sdn {
+        if let Ok(sdn) = self.cluster.run("/etc/pve", CLUSTER_FILES, move || files::read_sdn(&paths)).await {
             found.sdn = sdn;
             found.sdn_known = true;
         }

@@ -8,40 +8,40 @@ use crate::{
     network::{declared::Stanza, own_file::OwnFile, stack::guest_of},
 };
 
-const IFUPDOWN2: Rule = Rule {
+pub(super) const IFUPDOWN2: Rule = Rule {
     id: "net.ifupdown2",
     severity: Severity::Error,
     why: "the agent brings interfaces up and down with ifupdown2; the older ifupdown knows neither VLAN-aware bridges nor changes in place",
 };
 
-const SOURCE_LINE: Rule = Rule {
+pub(super) const SOURCE_LINE: Rule = Rule {
     id: "net.source-line",
     severity: Severity::Error,
     why: "without it ifupdown2 does not read the agent's own file: what it declares would not come up, and be gone after a reboot",
 };
 
-const OWN: Rule = Rule {
+pub(super) const OWN: Rule = Rule {
     id: "net.own-file",
     severity: Severity::Error,
     why: "the agent rewrites its own file as a whole; what somebody wrote into it by hand would be lost",
 };
 
-const SYNTAX: Rule =
+pub(super) const SYNTAX: Rule =
     Rule { id: "net.syntax", severity: Severity::Warning, why: "ifupdown2 skips what it cannot read, or reads it otherwise than it looks" };
 
-const DUPLICATES: Rule = Rule {
+pub(super) const DUPLICATES: Rule = Rule {
     id: "net.duplicate-stanza",
     severity: Severity::Warning,
     why: "ifupdown2 merges the stanzas of one name: addresses and ports of all of them count, and taking one away does not take the interface away",
 };
 
-const STALE: Rule = Rule {
+pub(super) const STALE: Rule = Rule {
     id: "net.stale-stanza",
     severity: Severity::Warning,
     why: "the next `ifreload -a` or boot tries to bring it up: it fails (a NIC that was renamed), or something comes back that was thought gone",
 };
 
-const UNDECLARED: Rule = Rule {
+pub(super) const UNDECLARED: Rule = Rule {
     id: "net.undeclared-link",
     severity: Severity::Warning,
     why: "an interface that nothing declares is gone after the next boot, with all that stands on it",

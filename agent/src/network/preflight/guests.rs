@@ -12,23 +12,23 @@ use crate::{
     },
 };
 
-const IPV6: Rule = Rule {
+pub(super) const IPV6: Rule = Rule {
     id: "net.bridge-ipv6",
     severity: Severity::Warning,
     why: "on a bridge that is there for guests the host has a link-local address and takes router advertisements: guests reach the host past its \
           firewall zones, and one that advertises itself becomes the host's router",
 };
 
-const OWN_VLANS: Rule = Rule {
+pub(super) const OWN_VLANS: Rule = Rule {
     id: "net.guest-vlans",
     severity: Severity::Info,
     why: "a guest whose own 802.1Q frames are not dropped can send and receive in every VLAN that passes there",
 };
 
-const MISSING: Rule =
+pub(super) const MISSING: Rule =
     Rule { id: "net.vm-bridges", severity: Severity::Warning, why: "a VM whose bridge does not exist cannot start, or be migrated here" };
 
-const IN_USE: Rule = Rule {
+pub(super) const IN_USE: Rule = Rule {
     id: "net.network-in-use",
     severity: Severity::Error,
     why: "a guest's NIC that loses its bridge is cut off, and does not come back with the bridge",

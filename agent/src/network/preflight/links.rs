@@ -3,13 +3,13 @@
 use super::{Check, Rule, Scene, Severity, some};
 use crate::{host::net::KernelLink, network::stack::is_guest_port};
 
-const CARRIER: Rule = Rule {
+pub(super) const CARRIER: Rule = Rule {
     id: "net.trunk-down",
     severity: Severity::Warning,
     why: "what stands on a trunk that is down is cut off, and a change there cannot be tried with frames",
 };
 
-const OFFLOAD: Rule = Rule {
+pub(super) const OFFLOAD: Rule = Rule {
     id: "net.tx-vlan-offload",
     severity: Severity::Warning,
     why: "some NICs that insert VLAN tags in hardware (ConnectX-3) lose the inner one of two: QinQ and guests' own VLANs fail without a word",

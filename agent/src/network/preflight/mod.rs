@@ -191,11 +191,40 @@ impl<'a> Scene<'a> {
 }
 
 /// What is fixed of a check.
-struct Rule {
-    id: &'static str,
-    severity: Severity,
-    why: &'static str,
+#[derive(Debug, Clone, Copy)]
+pub struct Rule {
+    /// Its id.
+    pub id: &'static str,
+    /// How bad it is where it failed.
+    pub severity: Severity,
+    /// Why it matters.
+    pub why: &'static str,
 }
+
+/// All checks, by id.
+pub const RULES: [&Rule; 21] = [
+    &guests::IPV6,
+    &reach::COROSYNC,
+    &declarations::DUPLICATES,
+    &guests::OWN_VLANS,
+    &declarations::IFUPDOWN2,
+    &reach::MANAGEMENT,
+    &mtu::CHAIN,
+    &guests::IN_USE,
+    &declarations::OWN,
+    &post_up::POST_UP,
+    &sdn::LOCK,
+    &sdn::PENDING,
+    &declarations::SOURCE_LINE,
+    &staged::STAGED,
+    &declarations::STALE,
+    &declarations::SYNTAX,
+    &links::CARRIER,
+    &links::OFFLOAD,
+    &declarations::UNDECLARED,
+    &guests::MISSING,
+    &mtu::TAGS,
+];
 
 impl Rule {
     fn outcome(&self, state: State, seen: impl Into<String>) -> Check {

@@ -3,13 +3,13 @@
 use super::{Check, Rule, Scene, Severity, sdn, some};
 use crate::network::stack::is_guest_port;
 
-const CHAIN: Rule = Rule {
+pub(super) const CHAIN: Rule = Rule {
     id: "net.mtu-chain",
     severity: Severity::Warning,
     why: "frames that fit the upper interface and not the one below are dropped without a word: small packets pass, large transfers hang",
 };
 
-const TAGS: Rule = Rule {
+pub(super) const TAGS: Rule = Rule {
     id: "net.zone-mtu",
     severity: Severity::Warning,
     why: "each tag beyond the first takes 4 bytes of what the NIC and the switches let through, VXLAN takes 50; full-sized frames are dropped",

@@ -2,7 +2,7 @@
 
 use super::{Check, Rule, Scene, Severity, option_name, some};
 
-const POST_UP: Rule = Rule {
+pub(super) const POST_UP: Rule = Rule {
     id: "net.post-up",
     severity: Severity::Warning,
     why: "`ifreload -a` and each `ifup` run these commands again without those of `down`: rules and routes pile up, or the command fails and \

@@ -8,13 +8,13 @@ use std::{
 use super::{Check, Rule, Scene, Severity, some};
 use crate::network::management::{CorosyncLink, concrete, corosync_links, holders};
 
-const MANAGEMENT: Rule = Rule {
+pub(super) const MANAGEMENT: Rule = Rule {
     id: "net.management-path",
     severity: Severity::Error,
     why: "a change of what carries the default route, the agent's listener or corosync can cut the host off from everybody who could undo it",
 };
 
-const COROSYNC: Rule = Rule {
+pub(super) const COROSYNC: Rule = Rule {
     id: "net.corosync-single-link",
     severity: Severity::Error,
     why: "a node whose only corosync link breaks leaves the cluster; with HA it fences itself",

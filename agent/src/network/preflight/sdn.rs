@@ -10,14 +10,14 @@ use serde_json::Value;
 use super::{Check, Facts, Rule, Scene, Severity, some};
 use crate::host::net::TextFile;
 
-const PENDING: Rule = Rule {
+pub(super) const PENDING: Rule = Rule {
     id: "net.sdn-pending",
     severity: Severity::Warning,
     why: "applying SDN runs `ifreload -a` on every node, which brings up everything that is declared, a change of the agent that waits for its \
           confirmation included",
 };
 
-const LOCK: Rule = Rule {
+pub(super) const LOCK: Rule = Rule {
     id: "net.sdn-lock",
     severity: Severity::Error,
     why: "somebody is in the middle of a change of SDN, whose end is an `ifreload -a` on every node",

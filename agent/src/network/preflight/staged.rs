@@ -2,7 +2,7 @@
 
 use super::{Check, Facts, Rule, Scene, Severity, sdn};
 
-const STAGED: Rule = Rule {
+pub(super) const STAGED: Rule = Rule {
     id: "net.staged-interfaces",
     severity: Severity::Error,
     why: "PVE applies /etc/network/interfaces.new with the next \"Apply Configuration\" and, unverified, with the next boot; it would come with \

@@ -438,6 +438,7 @@ fn words_of_interfaces() -> impl Strategy<Value = String> {
 fn each_id_appears_once_in_order_and_stands_in_the_docs() {
     let ids: Vec<&str> = Host::new().checks(None).into_iter().map(|c| c.id).collect();
     assert!(ids.windows(2).all(|w| w[0] < w[1]), "{ids:?}");
+    assert_eq!(RULES.map(|r| r.id).as_slice(), ids);
     let docs = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/network.md"));
     let rows = docs.lines().filter_map(|l| l.strip_prefix("| `net.")?.split_once('`')).map(|(id, _)| format!("net.{id}"));
     assert_eq!(rows.collect::<Vec<_>>(), ids, "the table \"Preflight checks\" in docs/network.md lists other checks");

@@ -1,6 +1,7 @@
 //! An agent for tests: the real transport, services that answer from memory.
 #![allow(clippy::unwrap_used)]
 
+pub(crate) mod health;
 mod net;
 pub(crate) mod network;
 pub(crate) mod volume;
@@ -19,6 +20,7 @@ use pvelet_proto::{
     reason,
     v1::{
         self, Operation, OperationKind, OperationState, Vm, VmRef, VmState,
+        health_service_server::HealthServiceServer,
         host_service_server::{HostService, HostServiceServer},
         network_service_server::NetworkServiceServer,
         operation_service_server::{OperationService, OperationServiceServer},
@@ -36,6 +38,7 @@ use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use tonic::{Code, Request, Response, Status, transport::Server};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use health::HealthFake;
 pub(crate) use net::{Relay, ServerIo, server_config};
 use network::{Book, NetworkFake};
 
@@ -87,6 +90,7 @@ pub(crate) struct FakeAgent {
     pub(crate) address: SocketAddr,
     pub(crate) state: Arc<Mutex<State>>,
     pub(crate) network: NetworkFake,
+    pub(crate) health: HealthFake,
     /// While `true`, reads are never answered.
     pub(crate) hang: watch::Sender<bool>,
     /// While `true`, mutations are done and never answered.
@@ -144,6 +148,7 @@ impl FakeAgent {
             cpu: Some(v1::Cpu { threads: 16, utilization: 0.25, allocated: 4, ..v1::Cpu::default() }),
             memory: Some(v1::Memory { total_bytes: 64 << 30, available_bytes: 48 << 30, allocated_bytes: 8 << 30 }),
             vmid_range: Some(v1::VmidRange { first: 1000, last: 1999 }),
+            features: vec!["health".to_owned()],
             ..v1::Host::default()
         };
         let state = Arc::new(Mutex::new(State {
@@ -163,7 +168,9 @@ impl FakeAgent {
         let changed = broadcast::channel(64).0;
         let service = Service { state: Arc::clone(&state), changed: changed.clone(), hang: receive_hang, mute: receive_mute };
         let network = NetworkFake::new(Arc::new(service.clone()));
+        let health = HealthFake::new(Arc::new(service.clone()));
         let server = Server::builder()
+            .add_service(HealthServiceServer::new(health.clone()))
             .add_service(NetworkServiceServer::new(network.clone()))
             .add_service(HostServiceServer::new(service.clone()))
             .add_service(VmServiceServer::new(service.clone()))
@@ -175,7 +182,7 @@ impl FakeAgent {
             let _accepting = AbortOnDrop(accepting.abort_handle());
             let _ = server.await;
         });
-        Self { address, state, network, hang, mute, changed, stop: running.abort_handle() }
+        Self { address, state, network, health, hang, mute, changed, stop: running.abort_handle() }
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, State> {

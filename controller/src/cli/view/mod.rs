@@ -2,6 +2,7 @@
 //! UTC; enums are lower case words; sizes are numbers in the unit that the field's name tells; what is not known is null or absent.
 //! Every list of many hosts stands beside `errors`, one for each host that did not answer.
 
+mod health;
 mod host;
 mod network;
 mod operation;
@@ -15,6 +16,9 @@ use jiff::Timestamp;
 use pvelet_proto::v1::{self, OperationKind, OperationState};
 use serde::Serialize;
 
+pub(in crate::cli) use health::{
+    ClearedView, GROUPS, HealthCheckView, HealthEventView, HealthView, HealthViews, MendedView, RepairPlanView, State, plan_view,
+};
 pub(in crate::cli) use host::{Facts, HostView, Hosts};
 pub(in crate::cli) use network::{
     ChangeView, ChangedView, CheckView, HolderView, HostNetworkView, NetworkViews, PlanView, ProbeView, ReachedView,
@@ -129,7 +133,7 @@ fn some(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-fn time(t: &prost_types::Timestamp) -> Option<String> {
+pub(in crate::cli) fn time(t: &prost_types::Timestamp) -> Option<String> {
     Timestamp::new(t.seconds, t.nanos).ok().map(|t| t.to_string())
 }
 

@@ -7,7 +7,7 @@ use pvelet_proto::{
 };
 use serde::Serialize;
 
-use super::{ErrorView, kind, time, word};
+use super::{ErrorView, kind, some, time, word};
 use crate::agents::AgentError;
 
 /// `ops`, `get op`, and what every mutation prints.
@@ -26,6 +26,8 @@ pub(in crate::cli) struct OperationView {
     pub(in crate::cli) kind: String,
     pub(in crate::cli) vmid: u32,
     uuid: String,
+    /// The check that is mended; null for everything but repairs.
+    pub(in crate::cli) check: Option<String>,
     /// Null for operations on VMs alone.
     pub(in crate::cli) volume: Option<OperationVolumeView>,
     pub(in crate::cli) state: String,
@@ -60,11 +62,11 @@ impl From<&OperationVolume> for OperationVolumeView {
 }
 
 impl OperationView {
-    /// What it is done to: a VM, else a volume.
+    /// What it is done to: a VM, else a volume, else what a check found.
     pub(in crate::cli) fn target(&self) -> String {
         match (self.vmid, &self.volume) {
             (0, Some(volume)) => volume.id.clone(),
-            (0, None) => String::new(),
+            (0, None) => self.check.clone().unwrap_or_default(),
             (vmid, _) => vmid.to_string(),
         }
     }
@@ -81,6 +83,7 @@ impl OperationView {
             kind: kind(o.kind()),
             vmid: target.vmid,
             uuid: target.uuid,
+            check: some(&o.check),
             volume: o.volume.as_ref().map(OperationVolumeView::from),
             state: word(o.state().as_str_name(), "OPERATION_STATE_"),
             percent: progress.percent,

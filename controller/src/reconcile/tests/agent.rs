@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr, pin::Pin, sync::Arc};
 use futures_util::{Stream, StreamExt, stream};
 use pvelet_proto::v1::{
     self,
+    health_service_server::HealthServiceServer,
     host_service_server::{HostService, HostServiceServer},
     network_service_server::NetworkServiceServer,
     operation_service_server::{OperationService, OperationServiceServer},
@@ -21,7 +22,7 @@ use super::{
     network::NodeBook,
 };
 use crate::{
-    agents::fake::{ServerIo, network::NetworkFake, server_config},
+    agents::fake::{ServerIo, health::HealthFake, network::NetworkFake, server_config},
     pki::{Ca, Lifetime},
 };
 
@@ -29,6 +30,7 @@ use crate::{
 pub(super) struct Agent {
     pub(super) address: SocketAddr,
     pub(super) network: NetworkFake,
+    pub(super) health: HealthFake,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -42,6 +44,7 @@ impl Drop for Agent {
 pub(super) struct Service {
     pub(super) cluster: Arc<Cluster>,
     pub(super) node: String,
+    pub(super) health: HealthFake,
 }
 
 impl Agent {
@@ -64,9 +67,11 @@ impl Agent {
                 });
             }
         });
-        let service = Service { cluster: Arc::clone(cluster), node: node.to_owned() };
-        let network = NetworkFake::new(Arc::new(NodeBook { cluster: Arc::clone(cluster), node: node.to_owned() }));
+        let book = Arc::new(NodeBook { cluster: Arc::clone(cluster), node: node.to_owned() });
+        let (network, health) = (NetworkFake::new(book.clone()), HealthFake::new(book));
+        let service = Service { cluster: Arc::clone(cluster), node: node.to_owned(), health: health.clone() };
         let server = Server::builder()
+            .add_service(HealthServiceServer::new(health.clone()))
             .add_service(NetworkServiceServer::new(network.clone()))
             .add_service(HostServiceServer::new(service.clone()))
             .add_service(VmServiceServer::new(service.clone()))
@@ -76,7 +81,7 @@ impl Agent {
         let serving = tokio::spawn(async move {
             let _ = server.await;
         });
-        Self { address, network, tasks: vec![accepting, serving] }
+        Self { address, network, health, tasks: vec![accepting, serving] }
     }
 }
 
@@ -91,6 +96,7 @@ impl Service {
             state: v1::HostState::Active.into(),
             pve_version: "9.0.10".into(),
             quorate: true,
+            features: if self.health.lock().old { vec![] } else { vec!["health".into()] },
             cpu: Some(v1::Cpu { threads: 16, ..v1::Cpu::default() }),
             memory: Some(v1::Memory { total_bytes: 64 << 30, ..v1::Memory::default() }),
             ..v1::Host::default()

@@ -72,7 +72,7 @@ pub(super) async fn reclaim(session: &Session, args: &Reclaim) -> Result<Exit, C
         session.io.note(text(session.io.err_colour, &found, "to be removed").trim_end());
         tell_missing(session, &found);
         if found.volumes.is_empty() {
-            if session.format != Format::Table {
+            if !matches!(session.format, Format::Table | Format::Wide) {
                 output::print(&session.io, session.format, &found, |_| String::new())?;
             }
             return Ok(exit);

@@ -1,0 +1,55 @@
+//! A real Kubernetes API for a test: kube-apiserver and etcd, with kube-controller-manager where a test wants one. Each is a process of its own in
+//! a temporary folder, so that any number of them run side by side.
+
+mod api_server;
+mod client;
+mod controller_manager;
+mod etcd;
+mod pki;
+mod port;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+pub use api_server::{ApiServer, ApiServerOptions, User};
+pub use client::{Events, Kube, KubeError};
+pub use controller_manager::ControllerManager;
+pub use etcd::Etcd;
+
+/// How long a program of Kubernetes may take to start, or to end, on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The programs of Kubernetes.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    folder: PathBuf,
+    /// The version that they tell: `v1.36.3`.
+    pub version: String,
+}
+
+impl Programs {
+    /// A program: `etcd`, `kube-apiserver`, `kube-controller-manager`, `kubelet` or `kubectl`.
+    pub fn path(&self, name: &str) -> PathBuf {
+        let path = self.folder.join(name);
+        assert!(path.exists(), "{} is none of the programs that tests/kubernetes/build.sh makes", path.display());
+        path
+    }
+}
+
+/// The programs, built now (minutes) where they are missing; `make kubernetes-programs` builds them beforehand.
+pub fn programs() -> &'static Programs {
+    static PROGRAMS: OnceLock<Programs> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes/build.sh");
+        let out = Command::new(&script).stderr(Stdio::inherit()).output().unwrap_or_else(|e| panic!("{}: {e}", script.display()));
+        assert!(out.status.success(), "{} ended with {}", script.display(), out.status);
+        let folder = PathBuf::from(String::from_utf8_lossy(&out.stdout).trim());
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let version = name.rsplit_once('-').expect("the folder is named <version>-<hash>").0.to_owned();
+        Programs { folder, version }
+    })
+}
