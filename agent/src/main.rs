@@ -4,6 +4,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -11,12 +12,15 @@ use clap::{Parser, Subcommand};
 use pvelet_agent::{
     config::{self, Config, Mistake, defaults},
     error::Error,
+    health,
     host::{
         facts::HostFactsReader,
         links::SysfsLinks,
+        machine::{MachineHost, MachinePaths},
         net::{HostNetwork, NetPaths},
         pve::{Options, Paths, PveHost},
         storage::LocalStore,
+        units::SystemdUnits,
     },
     logging, network, notify,
     server::{self, Agent, World},
@@ -221,6 +225,18 @@ fn pve_options(config: &config::Pve) -> Options {
     }
 }
 
+fn machine_paths(config: &Config) -> MachinePaths {
+    MachinePaths {
+        etc_pve: config.pve.etc_pve.clone(),
+        corosync: config.network.corosync.clone(),
+        task_log: config.pve.task_log.clone(),
+        proc: config.pve.proc.clone(),
+        sysfs: config.pve.sysfs.clone(),
+        run: config.pve.run.clone(),
+        ..MachinePaths::of(&config.pve.node, &config.pve.storage_root)
+    }
+}
+
 async fn serve(config: &Config, file: &Path, ready_file: Option<&Path>, level: logging::Level) -> Result<(), Error> {
     let failed = |what: &str, e: std::io::Error| Error::Start(format!("{what}: {e}"));
     // Before anything is begun: a signal that comes early must not end the process halfway.
@@ -239,13 +255,15 @@ async fn serve(config: &Config, file: &Path, ready_file: Option<&Path>, level: l
         sysfs: config.pve.sysfs.clone(),
     });
     network.sweep().await;
+    let units = Arc::new(SystemdUnits::new());
+    let machine = Arc::new(MachineHost::new(machine_paths(config)));
     let world = World {
+        health: health::machine::sources(&config.health, pve.clone(), machine, units),
         pve,
-        network: std::sync::Arc::new(network),
-        store: std::sync::Arc::new(LocalStore::new(config.pve.storage_root.clone(), config.pve.proc.clone())),
-        links: std::sync::Arc::new(SysfsLinks::new(config.pve.sysfs.clone())),
-        facts: std::sync::Arc::new(HostFactsReader::new(config.pve.proc.clone())),
-        health: Vec::new(),
+        network: Arc::new(network),
+        store: Arc::new(LocalStore::new(config.pve.storage_root.clone(), config.pve.proc.clone())),
+        links: Arc::new(SysfsLinks::new(config.pve.sysfs.clone())),
+        facts: Arc::new(HostFactsReader::new(config.pve.proc.clone())),
     };
     let listener = notify::passed_listener().map_err(|e| failed("LISTEN_FDS", e))?;
     let mut agent = Agent::start(config, world, operations, listener).await?;

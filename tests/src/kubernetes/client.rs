@@ -168,7 +168,13 @@ impl Kube {
         self.wait_for(collection, name, limit, |object| object.is_none()).await;
     }
 
-    async fn wait_for(&self, collection: &str, name: &str, limit: Duration, mut wanted: impl FnMut(Option<&Value>) -> bool) -> Option<Value> {
+    async fn wait_for(
+        &self,
+        collection: &str,
+        name: &str,
+        limit: Duration,
+        mut wanted: impl FnMut(Option<&Value>) -> bool,
+    ) -> Option<Value> {
         let selected = format!("{collection}?fieldSelector=metadata.name={name}");
         let mut last = None;
         let seen = async {

@@ -4,12 +4,7 @@ use std::{net::Ipv4Addr, path::PathBuf};
 
 use nix::sys::signal::Signal;
 
-use super::{
-    ApiServer, Kube, PATIENCE,
-    api_server::ready,
-    port::ReservedPort,
-    programs,
-};
+use super::{ApiServer, Kube, PATIENCE, api_server::ready, port::ReservedPort, programs};
 use crate::Process;
 
 /// A running controller manager, without leader election.
