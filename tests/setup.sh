@@ -13,6 +13,7 @@ need=(
   "qemu-img:qemu-utils"
   "fusermount3:fuse3"
   "dbus-daemon:dbus-daemon"
+  "/lib/systemd/systemd-journal-remote:systemd-journal-remote"
 )
 if [ "${1:-}" = guests ]; then
   need+=(

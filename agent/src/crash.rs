@@ -85,6 +85,21 @@ pub const NAMES: &[&str] = &[
     "network.undone",
     "network.boot_file_restored",
     "network.boot_undone",
+    "repair.intent_written",
+    "repair.checked",
+    "repair.backed_up",
+    "repair.before_edit",
+    "repair.edited",
+    "repair.unit_restarted",
+    "repair.verified",
+    "repair.before_restart",
+    "repair.restarted",
+    "repair.undo_begun",
+    "repair.undo_edited",
+    "repair.undo_restarted",
+    "repair.undone",
+    "repair.counted",
+    "repair.end_written",
 ];
 
 /// A named crash point.

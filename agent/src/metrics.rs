@@ -64,6 +64,12 @@ struct SourceLabels {
     source: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RepairLabels {
+    result: &'static str,
+    by: &'static str,
+}
+
 /// How a run of checks ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Run {
@@ -137,6 +143,7 @@ pub struct Metrics {
     runs: Family<RunLabels, Counter>,
     run_seconds: Family<SourceLabels, Counter<f64, AtomicU64>>,
     panics: Family<SourceLabels, Counter>,
+    repairs: Family<RepairLabels, Counter>,
 }
 
 impl fmt::Debug for Metrics {
@@ -168,6 +175,7 @@ impl Metrics {
         let (checks, health, runs) = (Family::<CheckLabels, Gauge>::default(), Gauge::default(), Family::<RunLabels, Counter>::default());
         let run_seconds = Family::<SourceLabels, Counter<f64, AtomicU64>>::default();
         let panics = Family::<SourceLabels, Counter>::default();
+        let repairs = Family::<RepairLabels, Counter>::default();
 
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The agent's version", version);
@@ -192,6 +200,7 @@ impl Metrics {
         registry.register("check_runs", "Runs of health checks, by source and how they ended", runs.clone());
         registry.register("check_run_seconds", "Time that runs of health checks took, waiting included", run_seconds.clone());
         registry.register("check_panics", "Panics of sources of health checks", panics.clone());
+        registry.register("repairs", "Repairs that have ended, by result and by who began them", repairs.clone());
         Self {
             registry,
             calls,
@@ -213,6 +222,7 @@ impl Metrics {
             runs,
             run_seconds,
             panics,
+            repairs,
         }
     }
 
@@ -235,6 +245,11 @@ impl Metrics {
     /// A source of health checks panicked.
     pub fn check_panicked(&self, source: &'static str) {
         self.panics.get_or_create(&SourceLabels { source }).inc();
+    }
+
+    /// A repair has ended; `automatic`: the agent had begun it by itself.
+    pub fn repaired(&self, result: &'static str, automatic: bool) {
+        self.repairs.get_or_create(&RepairLabels { result, by: if automatic { "agent" } else { "request" } }).inc();
     }
 
     /// A call has ended. `duration` is `None` for streams, which last as long as their client wants.

@@ -1,5 +1,7 @@
 //! The agent as a whole: its parts put together, served, reloaded, drained.
 
+#[cfg(test)]
+mod health_tests;
 mod http;
 #[cfg(test)]
 mod mutation_tests;
@@ -11,6 +13,7 @@ mod serving;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod world;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -60,6 +60,9 @@ pub(crate) mod testing {
         "network.released",
     ];
 
+    /// Every crash point of a host's Node.
+    pub(crate) const NODE: [&str; 5] = ["node.remembered", "node.finalizer.stored", "node.tainted", "node.told", "node.left"];
+
     thread_local! {
         /// A test's tasks all run on its own thread.
         static ARMED: RefCell<Option<(&'static str, u32, CancellationToken)>> = const { RefCell::new(None) };

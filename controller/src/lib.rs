@@ -1,6 +1,6 @@
 //! pvelet's controller: desired state in, agents' work out. And `pveletctl`, the command line for people.
 //!
-//! In reading order: what is wanted ([`kind`]), where it lives ([`store`]), how agents are reached ([`pki`], [`tls`], [`agents`]), how one
+//! In reading order: what is wanted ([`kind`]), where it lives ([`store`]), how agents are reached ([`pki`], [`tls`], [`agents`]) and Kubernetes' Nodes ([`nodes`]), how one
 //! becomes the other ([`placement`], [`reconcile`]), and the two programs ([`run`], [`cli`]).
 
 pub mod kind;
@@ -9,6 +9,7 @@ pub mod epoch;
 pub mod store;
 
 pub mod agents;
+pub mod nodes;
 pub mod pki;
 pub mod tls;
 

@@ -72,6 +72,8 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
 done
 # ifupdown2 takes 20 s to find that there is nothing to do. A test of the network enables it for itself.
 systemctl --quiet disable networking.service
+# A test of health enables it for itself.
+systemctl --quiet disable containerd.service
 for module in kvm_amd kvm_intel ata_piix ahci pcspkr drm vmw_vsock_vmci_transport i2c_piix4 powernow_k8 acpi_cpufreq cryptd aesni_intel; do
   echo "blacklist $module"
 done >/etc/modprobe.d/guest.conf

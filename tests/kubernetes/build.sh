@@ -50,7 +50,7 @@ fi
 if etcd=$(command -v etcd); then
   ln -s "$etcd" "$work/out/etcd"
 else
-  (cd "$work" && apt-get download -qq etcd-server >log 2>&1) \
+  (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download etcd-server >log 2>&1) \
     || { cat "$work/log" >&2; fail "Debian's package etcd-server cannot be downloaded; run apt-get update, or install an etcd, then run again"; }
   dpkg-deb -x "$work"/etcd-server_*.deb "$work/etcd"
   install -m 755 "$work/etcd/usr/bin/etcd" "$work/out/etcd"

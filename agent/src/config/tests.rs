@@ -121,6 +121,36 @@ fn each_mistake_names_line_key_value_and_remedy() {
         ("", "", "[network]\nconfirm_timeout = \"11m\"", &["network.confirm_timeout", "outside 10s to 10m"]),
         ("", "", "[network]\netc_network = \"network\"", &["network.etc_network", "no absolute path"]),
         ("", "", "[network]\ncorosink = \"/x\"", &["did you mean 'corosync'?"]),
+        ("", "", "[health]\nworker = \"maybe\"", &["health.worker = \"maybe\"", "\"auto\" or \"yes\" or \"no\""]),
+        ("", "", "[health]\nperiod = \"1s\"", &["health.period = \"1s\"", "outside 2s to 1h"]),
+        ("", "", "[health]\nperiod = 10", &["health.period = 10", "not text"]),
+        ("", "", "[health]\nprobe = \"no\"", &["health.probe", "is a string", "true or false"]),
+        ("", "", "[health]\nprobe_period = \"5s\"", &["health.probe_period", "outside 10s to 1d"]),
+        ("", "", "[health]\nprobe = false\nprobe_period = \"5s\"", &["health.probe_period", "outside 10s to 1d"]),
+        ("", "", "[health]\nusage_warning = 100", &["health.usage_warning = 100", "outside 1 to 99"]),
+        ("", "", "[health]\nusage_critical = 101", &["health.usage_critical = 101", "outside 2 to 100"]),
+        (
+            "",
+            "",
+            "[health]\nusage_critical = 85",
+            &["health.usage_critical = 85", "is not above usage_warning", "above usage_warning = 85"],
+        ),
+        ("", "", "[health]\nusage_warning = 97\nusage_critical = 96", &["health.usage_critical = 96", "above usage_warning = 97"]),
+        ("", "", "[health]\ncertificate_warning = \"1m\"", &["health.certificate_warning", "outside 1h to 365d"]),
+        ("", "", "[health]\ncontainerd_unit = \"containerd\"", &["health.containerd_unit = \"containerd\"", "no service of systemd"]),
+        ("", "", "[health]\nkubelet_unit = \"a b.service\"", &["health.kubelet_unit", "write it like \"containerd.service\""]),
+        ("", "", "[health]\nkubelet_unit = \"../x.service\"", &["health.kubelet_unit", "no service of systemd"]),
+        ("", "", "[health]\nkubelet_unit = \".service\"", &["health.kubelet_unit", "no service of systemd"]),
+        ("", "", "[health]\ncontainerd_socket = \"containerd.sock\"", &["health.containerd_socket", "no absolute path"]),
+        ("", "", "[health]\nkubelet_pki = \"pki\"", &["health.kubelet_pki", "no absolute path"]),
+        ("", "", "[health]\njournal = \"log\"", &["health.journal", "no absolute path"]),
+        ("", "", "[health]\nkubelet_healthz = \"10248\"", &["health.kubelet_healthz", "no IP address with port"]),
+        ("", "", "[health]\nusage_warnin = 5", &["did you mean 'usage_warning'?"]),
+        ("", "", "[repair]\npolicy = \"on\"", &["repair.policy = \"on\"", "\"off\" or \"on-request\" or \"automatic\""]),
+        ("", "", "[repair]\nlimit_per_hour = 0", &["repair.limit_per_hour = 0", "outside 1 to 20"]),
+        ("", "", "[repair]\nlimit_per_hour = 21", &["repair.limit_per_hour = 21", "outside 1 to 20"]),
+        ("", "", "[repair]\npatience = \"4s\"", &["repair.patience", "outside 5s to 1h"]),
+        ("", "", "[repair]\npolice = \"off\"", &["did you mean 'policy'?"]),
     ];
     for (top, tls, rest, wanted) in table {
         let found = mistakes(&document(top, tls, rest));
@@ -129,6 +159,26 @@ fn each_mistake_names_line_key_value_and_remedy() {
             assert!(found[0].contains(part), "{top}|{tls}|{rest}: '{}' lacks '{part}'", found[0]);
         }
     }
+}
+
+#[test]
+fn health_and_repair_have_their_defaults_and_are_read() {
+    let (config, _) = parse(LEAST).unwrap();
+    let seconds = Duration::from_secs;
+    assert_eq!((config.health.worker, config.health.period, config.health.probe_period), (Worker::Auto, seconds(10), Some(seconds(60))));
+    assert_eq!((config.health.usage_warning, config.health.usage_critical, config.health.journal), (85, 95, None));
+    assert_eq!(config.repair, Repair { policy: RepairPolicy::Off, limit_per_hour: 2, patience: seconds(30) });
+    let text = document(
+        "",
+        "",
+        "[health]\nworker = \"no\"\nprobe = false\nprobe_period = \"5m\"\nkubelet_unit = \"k3s@a-1.service\"\njournal = \"/j\"\n[repair]\npolicy = \"automatic\"",
+    );
+    let (config, _) = parse(&text).unwrap();
+    assert_eq!(
+        (config.health.worker, config.health.probe_period, config.health.kubelet_unit.as_str()),
+        (Worker::No, None, "k3s@a-1.service")
+    );
+    assert_eq!((config.health.journal.as_deref(), config.repair.policy), (Some(std::path::Path::new("/j")), RepairPolicy::Automatic));
 }
 
 #[test]

@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn a_journal_that_fails_or_soon_will_is_told() {
         let sound = Condition { path: "/var/lib/pvelet/journal.redb".into(), failed: None, active: 799, max_active: 1000 };
-        let roomy = Room { free_bytes: 1 << 30, free_inodes: Some(1000), read_only: false };
+        let roomy = Room { free_bytes: 1 << 30, free_inodes: Some(1000), ..Room::default() };
         let silent = Error::Look { trouble: Trouble::Silent, message: "/var/lib/pvelet did not answer".into() };
         let table = [
             (sound.clone(), Ok(roomy), State::Ok, "has room"),

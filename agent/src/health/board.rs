@@ -260,8 +260,8 @@ fn clean(mut finding: Finding) -> Finding {
 /// Control characters, which texts of other programs may hold, would confuse a terminal.
 fn one_line(text: &str) -> String {
     let mut line: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(TEXT + 1).collect();
-    if line.chars().count() > TEXT {
-        line.pop();
+    if let Some((cut, _)) = line.char_indices().nth(TEXT - 1).filter(|_| line.chars().nth(TEXT).is_some()) {
+        line.truncate(cut);
         line.push('…');
     }
     line

@@ -7,10 +7,14 @@
 mod agent;
 mod board;
 pub mod check;
+pub mod containerd;
 pub mod kubelet;
 pub mod machine;
 mod network;
+pub mod repair;
 mod schedule;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod view;
 mod watch;
 

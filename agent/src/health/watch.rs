@@ -77,10 +77,7 @@ impl Watch {
                 Err(RecvError::Closed) => return None,
             },
             // What Repair has done is told with every message: one without checks does.
-            changed = self.repair_changed.changed() => match changed {
-                Ok(()) => Arc::new(Change { revision: 0, overall: self.health.overall(), checks: Vec::new() }),
-                Err(_) => return None,
-            },
+            () = told(&mut self.repair_changed) => Arc::new(Change { revision: 0, overall: self.health.overall(), checks: Vec::new() }),
         };
         Some(Ok(self.message(&change, false)))
     }
@@ -89,5 +86,12 @@ impl Watch {
         let revision = self.health.inner.told.fetch_add(1, Ordering::Relaxed) + 1;
         let health = view::health(change.overall, &change.checks, (self.repair)(), self.health.inner.clock.now());
         v1::WatchHealthResponse { revision, health: Some(health), complete }
+    }
+}
+
+/// Returns when there is something new; never when there will be no more.
+async fn told(changes: &mut channel::Receiver<()>) {
+    if changes.changed().await.is_err() {
+        std::future::pending().await
     }
 }

@@ -5,11 +5,14 @@
 pub mod blocking;
 pub mod clock;
 pub mod facts;
+pub mod journal;
+pub mod kubelet;
 pub mod links;
 pub mod machine;
 pub mod net;
 pub mod process;
 pub mod pve;
+pub mod record;
 pub mod room;
 pub mod runtime;
 pub mod storage;

@@ -13,8 +13,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A file system as it is mounted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Room {
+    /// Bytes that it holds.
+    pub total_bytes: u64,
     /// Bytes that a program of root may still write.
     pub free_bytes: u64,
+    /// Files that it may hold; `None`: as many as there is room for.
+    pub total_inodes: Option<u64>,
     /// Files that may still be made; `None`: as many as there is room for.
     pub free_inodes: Option<u64>,
     /// Whether nothing can be written.
@@ -31,8 +35,10 @@ pub async fn room(place: &Blocking, path: &Path) -> Result<Room, Error> {
     let work = move || {
         let found = statvfs(&path).map_err(|e| Error::Look { trouble: Trouble::Failed, message: format!("{name}: {e}") })?;
         Ok(Room {
+            total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
             free_bytes: found.f_bfree.saturating_mul(found.f_frsize),
             // btrfs and others have none.
+            total_inodes: (found.f_files > 0).then_some(found.f_files),
             free_inodes: (found.f_files > 0).then_some(found.f_ffree),
             read_only: found.f_flag.contains(StatVfsMountFlags::RDONLY),
         })

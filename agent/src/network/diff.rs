@@ -4,7 +4,7 @@ use similar::TextDiff;
 
 /// The change as a unified diff with three lines around each hunk; empty when nothing changes. Only the path's name stands in its header, so
 /// that it can be read by `patch` where the folder is the current one.
-pub(super) fn unified(path: &str, old: Option<&str>, new: Option<&str>) -> String {
+pub(crate) fn unified(path: &str, old: Option<&str>, new: Option<&str>) -> String {
     if old == new {
         return String::new();
     }

@@ -10,7 +10,7 @@ mod confirm;
 pub mod declared;
 pub mod definition;
 pub mod descent;
-mod diff;
+pub(crate) mod diff;
 mod facts;
 pub mod management;
 pub mod own_file;

@@ -53,7 +53,8 @@ impl AuditLine {
         let vm = operation.target.as_ref().filter(|vm| vm.vmid != 0).map(|vm| Guards::vm(vm.vmid));
         let volume = operation.volume.as_ref().map(|volume| format!("volume {}", volume.id));
         let network = Some(&operation.network).filter(|n| !n.is_empty()).map(|n| format!("network {n}"));
-        volume.into_iter().chain(vm).chain(network).collect::<Vec<_>>().join(", ")
+        let check = Some(&operation.check).filter(|c| !c.is_empty()).map(|c| format!("check {c}"));
+        volume.into_iter().chain(vm).chain(network).chain(check).collect::<Vec<_>>().join(", ")
     }
 
     /// The same with each text on one line and cut: what is refused may hold anything, up to the size of a request.

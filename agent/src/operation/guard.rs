@@ -27,6 +27,11 @@ impl Guards {
         "the host's network".to_owned()
     }
 
+    /// The name under which repairs are guarded: one at a time.
+    pub fn repair() -> String {
+        "a repair of the host".to_owned()
+    }
+
     /// The name under which a volume is guarded.
     pub fn volume(id: VolumeId) -> String {
         format!("volume {id}")

@@ -27,7 +27,7 @@ pub use handle::Handle;
 pub use lane::{Lane, LaneSizes};
 pub use lease::LeaseRequest;
 pub use query::Condition;
-pub use record::{Body, NetworkState, State, TaskRef, VolumeState, canonical_meta};
+pub use record::{Body, NetworkState, RepairCause, RepairEdit, RepairPhase, RepairState, State, TaskRef, VolumeState, canonical_meta};
 pub use registry::{Begin, Begun, Operations, Unfinished};
 
 /// Operations are kept at least so long after their end: a promise of the API.

@@ -44,6 +44,12 @@ impl Operations {
         inner.entries.get(name).map(|e| (*e.shown).clone()).ok_or_else(|| Error::OperationNotFound { name: name.to_owned() })
     }
 
+    /// What an operation decided and did. Errors: `OperationNotFound`.
+    pub fn state_of(&self, name: &str) -> Result<State, Error> {
+        let inner = self.lock();
+        inner.entries.get(name).map(|e| e.state.clone()).ok_or_else(|| Error::OperationNotFound { name: name.to_owned() })
+    }
+
     /// The operation once its intent is on the disk. Errors: `Journal`, `OperationNotFound`.
     pub async fn written(&self, name: &str) -> Result<v1::Operation, Error> {
         let mut intent = {
@@ -160,6 +166,11 @@ impl Operations {
 
     fn parked(&self) -> usize {
         self.lock().entries.values().filter(|e| e.parked && !ended(&e.shown)).count()
+    }
+
+    /// Now, in milliseconds since the Unix epoch, by the clock of the operations.
+    pub fn unix_millis(&self) -> u64 {
+        self.clock.unix_millis()
     }
 
     /// How many operations have not ended.

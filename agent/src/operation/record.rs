@@ -62,6 +62,78 @@ pub struct State {
     pub volume: VolumeState,
     /// What an operation on the host's network decided.
     pub network: NetworkState,
+    /// What a repair decided and did.
+    pub repair: RepairState,
+}
+
+/// How far a repair is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RepairPhase {
+    /// Nothing is touched.
+    #[default]
+    Prepared,
+    /// Files are edited, or are about to be; the unit is restarted after that.
+    Editing,
+    /// The unit is restarted, or is about to be; there is nothing to be edited.
+    Restarting,
+    /// What was edited is put back.
+    Undoing,
+}
+
+/// Why a repair is undone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RepairCause {
+    /// The agent was restarted before all was done.
+    #[default]
+    Restarted,
+    /// It did not help; why.
+    Failed(String),
+    /// Somebody edited this file meanwhile.
+    Changed(String),
+}
+
+/// A file that a repair edits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RepairEdit {
+    /// Where it lies.
+    pub path: String,
+    /// What it held.
+    pub was: String,
+    /// SHA-256 of what it is to hold.
+    pub digest: String,
+    /// The copy that is kept.
+    pub backup: String,
+}
+
+/// What a repair decided and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RepairState {
+    /// The id of the check that is mended; empty for other operations.
+    pub check: String,
+    /// The checks that must be well after it.
+    pub mends: Vec<String>,
+    /// The files that it edits.
+    pub edits: Vec<RepairEdit>,
+    /// How, for people.
+    pub diff: String,
+    /// The unit that it restarts.
+    pub unit: String,
+    /// The agent began it by itself.
+    pub automatic: bool,
+    /// How far it is.
+    pub phase: RepairPhase,
+    /// Why it is undone.
+    pub cause: RepairCause,
+    /// `ActiveState` of the unit before anything was touched.
+    pub active: String,
+    /// The unit's main process then; 0: none.
+    pub pid: u32,
+    /// Since when the unit was in that state, in microseconds since the Unix epoch.
+    pub since: u64,
+    /// Checks that were well then, and must be so again after it is undone.
+    pub well: Vec<String>,
 }
 
 /// What an operation on the host's network decided. What it does stands in the checkpoint.

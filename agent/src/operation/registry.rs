@@ -265,6 +265,7 @@ impl Operations {
             step: "accepted".to_owned(),
             volume: state.volume.shown(),
             network: state.network.name.clone(),
+            check: state.repair.check.clone(),
             ..v1::Operation::default()
         };
         let (tell, intent) = watch::channel(None);

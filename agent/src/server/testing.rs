@@ -20,6 +20,7 @@ use super::{Agent, World, open_operations};
 use crate::{
     config::{self, Config},
     error::Error,
+    health::Source,
     host::{
         facts::{Facts, HostFacts},
         links::{BridgeInfo, Links},
@@ -208,6 +209,11 @@ pub(super) async fn stand(vms: &[Arc<VmRecord>], change: impl FnOnce(&mut Config
 
 /// An agent on any PVE.
 pub(super) async fn stand_on<P: Pve>(pve: Arc<P>, change: impl FnOnce(&mut Config)) -> Stand<P> {
+    stand_seeing(pve, Vec::new(), change).await
+}
+
+/// An agent that also looks at these for the host's health.
+pub(super) async fn stand_seeing<P: Pve>(pve: Arc<P>, health: Vec<Arc<dyn Source>>, change: impl FnOnce(&mut Config)) -> Stand<P> {
     let ca = Ca::new();
     let files = Files::new(&ca.issue(&server()), &ca.pem, &ca.crl(&[]));
     let text = format!("listen = \"127.0.0.1:0\"\n[tls]\ntrust_domain = \"{DOMAIN}\"\n[pve]\nnode = \"{NODE}\"\n");
@@ -222,7 +228,7 @@ pub(super) async fn stand_on<P: Pve>(pve: Arc<P>, change: impl FnOnce(&mut Confi
         links: Arc::new(OneBridge),
         network: FakeHost::new().process(),
         facts: Arc::new(SameFacts(scheduled)),
-        health: Vec::new(),
+        health,
     };
     let operations = open_operations(&config).await.unwrap();
     let agent = Agent::start(&config, world, operations, None).await.unwrap();

@@ -31,7 +31,7 @@ fn add(violations: &mut Violations, field: impl Into<String>, reason: &'static s
 }
 
 /// The key of a call.
-pub(super) fn meta(meta: Option<&v1::RequestMeta>) -> Result<(), Error> {
+pub(crate) fn meta(meta: Option<&v1::RequestMeta>) -> Result<(), Error> {
     let meta = meta.ok_or_else(|| missing("meta"))?;
     let mut v = Violations::new();
     if let Err(e) = id::tenant(&meta.tenant) {

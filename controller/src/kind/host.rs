@@ -4,7 +4,9 @@ use pvelet_proto::id;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, FieldError, Kind, Metadata, Object, Quantity, check::Checker};
+use super::{
+    Condition, FieldError, Kind, KubernetesNodeSpec, KubernetesNodeStatus, Metadata, Object, Quantity, check::Checker, kubernetes_node,
+};
 use crate::tls::Address;
 
 /// Memory kept for the host itself where the manifest does not say: PVE's daemons and the page cache want about a GiB.
@@ -41,6 +43,17 @@ pub struct HostSpec {
     /// How many cores of VMs one processor carries, 1 to 100.
     #[serde(default = "default_cpu_overcommit")]
     pub cpu_overcommit: u32,
+    /// Where the host is a Node of Kubernetes too: what is told there while it is not well. Nothing is told where this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_node: Option<KubernetesNodeSpec>,
+}
+
+impl HostSpec {
+    /// The Node of Kubernetes on which something is to be told, by name.
+    pub fn wanted_node(&self) -> Option<(&str, &KubernetesNodeSpec)> {
+        let spec = self.kubernetes_node.as_ref()?;
+        Some((spec.name.as_deref().unwrap_or(&self.node), spec))
+    }
 }
 
 fn default_reserved() -> Quantity {
@@ -57,7 +70,9 @@ fn default_cpu_overcommit() -> u32 {
 pub struct HostStatus {
     /// The generation of the spec this was found for.
     pub observed_generation: i64,
-    /// `Reachable`, `VersionSupported`, `Quorate`, `NetworkLatched`, `Managed`, `Ready`.
+    /// `Reachable`, `VersionSupported`, `Quorate`, `NetworkLatched`, `Managed`, `Ready`; of the host's health `ContainerdHealthy`,
+    /// `KubeletHealthy`, `HostHealthy`, `NetworkHealthy`, `AgentHealthy`, `ClockInSync`, `RepairLatched`; of a Node of Kubernetes
+    /// `NodeInSync`, `VersionSkew`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// The agent's version.
@@ -78,6 +93,9 @@ pub struct HostStatus {
     /// What it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
+    /// The Node on which something is told, and must be taken away one day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_node: Option<KubernetesNodeStatus>,
 }
 
 /// What a host has and what its running VMs were given.
@@ -106,6 +124,9 @@ impl Kind for Host {
         c.id("spec.cluster", id::dns_name(&spec.cluster));
         c.id("spec.node", id::node(&spec.node));
         c.require((1..=100).contains(&spec.cpu_overcommit), "spec.cpuOvercommit", spec.cpu_overcommit, "use 1 to 100");
+        if let Some(node) = &spec.kubernetes_node {
+            kubernetes_node::check(&mut c, node);
+        }
         c.done()
     }
 }

@@ -6,6 +6,7 @@ mod disk;
 mod disk_check;
 mod disk_status;
 mod host;
+mod kubernetes_node;
 mod machine;
 mod machine_check;
 mod machine_status;
@@ -27,6 +28,7 @@ pub use condition::{Condition, ConditionStatus, set_condition};
 pub use disk::{DiskFormat, DiskLimits, DiskSpec, ImageSpec, SnapshotSpec, claim};
 pub use disk_status::{DiskPhase, DiskStatus};
 pub use host::{Capacity, Host, HostSpec, HostStatus, PveHost};
+pub use kubernetes_node::{KubernetesNodeSpec, KubernetesNodeStatus, TaintWish};
 pub use machine::{
     CloneMode, CloudInitSpec, DeletionPolicy, IpConfigSpec, Machine, MachineSpec, NicSpec, PveMachine, RecreatePolicy, RunPolicy,
     SourceSpec,
@@ -47,13 +49,15 @@ pub const API_VERSION: &str = "pvelet.dev/v1alpha1";
 pub const DEFAULT_NAMESPACE: &str = "default";
 /// Annotation that, set to `"true"`, stops every action on the object.
 pub const PAUSED: &str = "pvelet.dev/paused";
-/// Annotation on an object being deleted that, set to `"true"`, lets go of a VM that can no longer be reached. On an object that has none, none is
-/// made: in a folder the annotation is given by a manifest that comes back.
+/// Annotation on an object being deleted that, set to `"true"`, lets go of a VM that can no longer be reached, or of a host's Node of
+/// Kubernetes. On an object that has none, none is made: in a folder the annotation is given by a manifest that comes back.
 pub const ABANDON: &str = "pvelet.dev/abandon";
 /// Annotation that names the SMBIOS UUID of an existing VM, made by this controller, that the object takes over.
 pub const ADOPT: &str = "pvelet.dev/adopt";
 /// The finalizer that keeps a machine's record until its VM has been dealt with.
 pub const MACHINE_FINALIZER: &str = "pvelet.dev/machine";
+/// The finalizer that keeps a host's record until what was told on its Node of Kubernetes is taken away.
+pub const HOST_FINALIZER: &str = "pvelet.dev/host";
 /// The finalizer that keeps a network's record until the network is removed from its hosts.
 pub const NETWORK_FINALIZER: &str = "pvelet.dev/network";
 /// Annotation on a network whose change was undone: another value, whatever it is, lets it be tried again.

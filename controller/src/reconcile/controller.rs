@@ -18,9 +18,10 @@ use tracing::{error, warn};
 use super::{
     Fleet, Wake,
     fleet::Reservation,
-    host,
+    host::Hosts,
     machine::{Machines, Next},
     network::{NetworkIndex, Networks},
+    node::Keeper,
     queue::Queue,
 };
 use crate::{
@@ -28,6 +29,7 @@ use crate::{
     epoch::Epoch,
     kind::{Host, Kind, Machine, Network, ObjectKey, ObjectRef, Phase, PveMachine},
     metrics::Metrics,
+    nodes::Nodes,
     placement::Size,
     store::{Store, StoreError},
 };
@@ -48,6 +50,7 @@ pub struct Controller<S> {
     index: Arc<Index>,
     machines: Machines<S>,
     networks: Networks<S>,
+    hosts: Hosts<S>,
     queue: Queue,
     failures: Mutex<HashMap<ObjectRef, u32>>,
     metrics: Arc<Metrics>,
@@ -55,8 +58,8 @@ pub struct Controller<S> {
 }
 
 impl<S: Store> Controller<S> {
-    /// A controller of this name. Does nothing before [`Controller::run`].
-    pub fn new(store: Arc<S>, agents: Agents, name: &str, epoch: Epoch, metrics: Arc<Metrics>) -> Arc<Self> {
+    /// A controller of this name, with the Nodes of Kubernetes where it was given one. Does nothing before [`Controller::run`].
+    pub fn new(store: Arc<S>, agents: Agents, name: &str, epoch: Epoch, metrics: Arc<Metrics>, nodes: Option<Arc<dyn Nodes>>) -> Arc<Self> {
         let (wake, wakes) = mpsc::unbounded_channel();
         let fleet = Arc::new(Fleet::new(agents, name.to_owned(), epoch.clone(), wake));
         let index = Arc::<Index>::default();
@@ -81,12 +84,15 @@ impl<S: Store> Controller<S> {
             turn: tokio::sync::Mutex::default(),
             checked: Mutex::default(),
         };
+        let keeper = Keeper::new(Arc::clone(&store), nodes);
+        let hosts = Hosts { store: Arc::clone(&store), fleet: Arc::clone(&fleet), keeper, health: Mutex::default() };
         Arc::new(Self {
             store,
             fleet,
             index,
             machines,
             networks,
+            hosts,
             queue: Queue::default(),
             failures: Mutex::default(),
             metrics,
@@ -107,6 +113,7 @@ impl<S: Store> Controller<S> {
         let wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut wakes) = wakes else { return Ok(()) };
         let mut changes = self.store.watch();
+        let mut node_changes = self.hosts.keeper.nodes.as_ref().and_then(|nodes| nodes.changes());
         // Known before the first placement: what other machines were given.
         for machine in self.store.list::<Machine>().await? {
             self.index.put(&machine.key(), &machine);
@@ -117,6 +124,11 @@ impl<S: Store> Controller<S> {
                 () = stop.cancelled() => break,
                 Some(id) = changes.recv() => self.queue.add(id),
                 Some(wake) = wakes.recv() => self.wake(wake),
+                Some(node) = async { node_changes.as_mut()?.recv().await } => {
+                    for key in self.hosts.keeper.concerned(node.as_deref()) {
+                        self.queue.add(ObjectRef { kind: Host::KIND.to_owned(), key });
+                    }
+                }
                 Some(_) = passes.join_next() => {}
                 (place, id) = async {
                     let place = Arc::clone(&places).acquire_owned().await;
@@ -141,7 +153,7 @@ impl<S: Store> Controller<S> {
 
     async fn pass(&self, id: &ObjectRef) {
         let result = match id.kind.as_str() {
-            Host::KIND => host::reconcile(&self.store, &self.fleet, &id.key).await.map(|()| Next::Sleep),
+            Host::KIND => Box::pin(self.hosts.reconcile(&id.key)).await,
             Machine::KIND => Box::pin(self.machines.reconcile(&id.key)).await,
             Network::KIND => Box::pin(self.networks.reconcile(&id.key)).await,
             _ => Ok(Next::Sleep),
@@ -192,6 +204,8 @@ impl<S: Store> Controller<S> {
                 }
                 self.queue.add(host_ref(&name));
             }
+            // Nothing of a machine or a network depends on it.
+            Wake::Health(name) => self.queue.add(host_ref(&name)),
             Wake::Vm { host, machine_uid, uuid, name, template } => {
                 for key in self.index.find(&machine_uid, &uuid, &name) {
                     self.queue.add(machine(key));

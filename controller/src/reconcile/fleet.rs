@@ -11,6 +11,7 @@ use tracing::warn;
 
 use super::{
     Knowledge,
+    health::HealthSight,
     session::Session,
     view::{HostView, Link, Sighting, VmView, machine_uid},
 };
@@ -26,6 +27,8 @@ use crate::{
 pub enum Wake {
     /// A host came, went or changed.
     Host(String),
+    /// What an agent tells of its host's health changed.
+    Health(String),
     /// A VM changed.
     Vm {
         /// The host whose agent told.
@@ -147,6 +150,14 @@ impl Fleet {
         let running = state.vms.running().filter(|vm| vm.node == state.view.node).map(|vm| Size::of(vm));
         let used = running.fold(Size::default(), |a, b| Size { memory_mib: a.memory_mib + b.memory_mib, cores: a.cores + b.cores });
         Some((state.view.clone(), used))
+    }
+
+    /// The same, and its health.
+    pub(super) fn host_with_health(&self, name: &str) -> Option<(HostView, Size, HealthSight)> {
+        let (view, used) = self.host(name)?;
+        let session = self.sessions().get(name).map(|r| Arc::clone(&r.session))?;
+        let health = session.state().health.clone();
+        Some((view, used, health))
     }
 
     /// All hosts.

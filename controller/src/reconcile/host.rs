@@ -1,11 +1,17 @@
 //! `PveHost`: listens to its agent and says how that goes.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use jiff::Timestamp;
 
 use super::{
     Fleet,
+    health::{Conditions, HealthSight},
+    machine::Next,
+    node::{self, Keeper},
     view::{HostView, Link},
 };
 use crate::{
@@ -17,23 +23,91 @@ use crate::{
 /// PVE's major version that the agents are tested on.
 const TESTED_PVE: &str = "9";
 
-pub(super) async fn reconcile<S: Store>(store: &Arc<S>, fleet: &Fleet, key: &ObjectKey) -> Result<(), StoreError> {
-    let host = match store.get::<Host>(key).await? {
-        Some(host) if !host.is_deleting() => host,
-        _ => {
-            fleet.remove(&key.to_string());
-            return Ok(());
-        }
-    };
-    fleet.apply(&host);
-    let Some((view, used)) = fleet.host(&key.to_string()) else { return Ok(()) };
-    let mut next = host.clone();
-    next.status = status(&host, &view, used, Timestamp::now());
-    store.update_status(&next).await?;
-    Ok(())
+pub(super) struct Hosts<S> {
+    pub(super) store: Arc<S>,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) keeper: Keeper<S>,
+    /// What the conditions of each host's health remember.
+    pub(super) health: Mutex<HashMap<ObjectKey, Conditions>>,
 }
 
-/// What is to be told of a host. Pure.
+impl<S: Store> Hosts<S> {
+    fn health(&self) -> MutexGuard<'_, HashMap<ObjectKey, Conditions>> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn reconcile(&self, key: &ObjectKey) -> Result<Next, StoreError> {
+        let host = match self.store.get::<Host>(key).await? {
+            Some(host) if !host.is_deleting() => host,
+            going => {
+                self.fleet.remove(&key.to_string());
+                self.health().remove(key);
+                return match going {
+                    Some(host) => self.remove(host).await,
+                    None => {
+                        self.keeper.forget(key);
+                        Ok(Next::Sleep)
+                    }
+                };
+            }
+        };
+        self.fleet.apply(&host);
+        let Some((view, used, sight)) = self.fleet.host_with_health(&key.to_string()) else { return Ok(Next::Sleep) };
+        let now = Timestamp::now();
+        let (mut host, node) = self.keeper.keep(host, &view, &sight, now).await?;
+        let (health, due) = self.health().entry(key.clone()).or_default().settle(&view.name, view.link == Link::Up, &sight, now);
+        let mut status = status(&host, &view, used, now);
+        for (kind, verdict) in health {
+            let holds = verdict.status();
+            set_condition(&mut status.conditions, kind, holds, &verdict.reason, verdict.message, host.metadata.generation, now);
+        }
+        let (latched, reason, message) = match (sight.latch(), view.link == Link::Up) {
+            (Some(why), true) => {
+                let remedy = format!("look at the host, then pveletctl repair --clear --host {}", view.name);
+                (ConditionStatus::True, "RepairsFailed", format!("nothing is repaired any more: {why}; {remedy}"))
+            }
+            (None, true) if matches!(sight, HealthSight::Told(_)) => (ConditionStatus::False, "NotLatched", String::new()),
+            (_, true) => (ConditionStatus::Unknown, "NotTold", String::new()),
+            (_, false) => (ConditionStatus::Unknown, "NotReachable", String::new()),
+        };
+        set_condition(&mut status.conditions, "RepairLatched", latched, reason, message, host.metadata.generation, now);
+        tell_node(&mut status, &node, host.metadata.generation, now);
+        host.status = status;
+        self.store.update_status(&host).await?;
+        Ok(next(due.into_iter().chain(node.due).min(), node.again))
+    }
+
+    /// A host whose manifest is gone. What was put on its Node is taken away first.
+    async fn remove(&self, host: PveHost) -> Result<Next, StoreError> {
+        let key = host.key();
+        let Err(node) = self.keeper.remove(host).await? else { return Ok(Next::Sleep) };
+        let Some(mut host) = self.store.get::<Host>(&key).await? else { return Ok(Next::Sleep) };
+        let generation = host.metadata.generation;
+        tell_node(&mut host.status, &node, generation, Timestamp::now());
+        self.store.update_status(&host).await?;
+        Ok(next(node.due, node.again))
+    }
+}
+
+fn next(due: Option<Timestamp>, again: bool) -> Next {
+    match due {
+        _ if again => Next::Backoff,
+        Some(due) => Next::At(due),
+        None => Next::Sleep,
+    }
+}
+
+/// Conditions of the Node, which go when none is wanted any more.
+fn tell_node(status: &mut HostStatus, node: &node::Told, generation: i64, now: Timestamp) {
+    let Some(conditions) = &node.conditions else { return };
+    let told = |kind: &str| conditions.iter().any(|(k, ..)| *k == kind);
+    status.conditions.retain(|c| !node::CONDITIONS.contains(&c.kind.as_str()) || told(&c.kind));
+    for (kind, holds, reason, message) in conditions {
+        set_condition(&mut status.conditions, kind, *holds, reason, message.clone(), generation, now);
+    }
+}
+
+/// What is to be told of a host, but for its health. Pure.
 fn status(host: &PveHost, view: &HostView, used: Size, now: Timestamp) -> HostStatus {
     let mut status = HostStatus { observed_generation: host.metadata.generation, ..host.status.clone() };
     let mut conditions = std::mem::take(&mut status.conditions);
@@ -123,6 +197,7 @@ mod tests {
             maintenance: false,
             reserved_memory: Quantity(0),
             cpu_overcommit: 1,
+            kubernetes_node: None,
         };
         let host = PveHost {
             metadata: Metadata { name: "pve1".into(), generation: 3, ..Metadata::default() },

@@ -2,9 +2,11 @@
 
 mod controller;
 mod fleet;
+mod health;
 mod host;
 mod machine;
 mod network;
+mod node;
 mod operation;
 mod queue;
 mod session;

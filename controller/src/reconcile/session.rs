@@ -1,6 +1,7 @@
 //! One agent, listened to for as long as its `PveHost` exists.
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -11,6 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Knowledge, Wake,
+    health::{FEATURE, HealthSight},
     operation::{OperationTable, knowledge},
     view::{Facts, HostView, Link, RunState, VmTable, VmView},
 };
@@ -41,6 +43,7 @@ pub(super) struct State {
     pub(super) view: HostView,
     pub(super) vms: VmTable,
     pub(super) operations: OperationTable,
+    pub(super) health: HealthSight,
 }
 
 /// Why a session ended.
@@ -51,7 +54,7 @@ struct Broken {
 
 impl Session {
     pub(super) fn new(name: String, client: AgentClient, view: HostView, wake: mpsc::UnboundedSender<Wake>) -> Arc<Self> {
-        let state = State { view, vms: VmTable::default(), operations: OperationTable::default() };
+        let state = State { view, vms: VmTable::default(), operations: OperationTable::default(), health: HealthSight::default() };
         Arc::new(Self { name, client, state: Mutex::new(state), wake })
     }
 
@@ -60,7 +63,7 @@ impl Session {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, wake: Wake) {
+    pub(super) fn tell(&self, wake: Wake) {
         // Nobody listens any more only when the process ends.
         let _ = self.wake.send(wake);
     }
@@ -71,6 +74,9 @@ impl Session {
             let changed = state.view.link != link;
             if changed && state.view.link == Link::Up {
                 state.operations.forget_active();
+            }
+            if link != Link::Up {
+                state.health = HealthSight::Awaited;
             }
             state.view.link = link;
             changed
@@ -119,8 +125,11 @@ impl Session {
             state.view.facts = Some(Facts::from(&host));
         }
         let (mut table, mut operations_told) = (Some(VmTable::default()), false);
+        // By itself: whatever becomes of it, VMs are worked on.
+        let mut health = pin!(self.follow_health(host.features.iter().any(|f| f == FEATURE)));
         loop {
             tokio::select! {
+                never = &mut health => match never {},
                 event = events.message() => match event {
                     Ok(Some(event)) => match event.event {
                         Some(v1::watch_host_response::Event::Vm(event)) => self.vm_event(event, table.as_mut()),

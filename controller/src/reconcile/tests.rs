@@ -4,6 +4,7 @@
 mod agent;
 mod cluster;
 mod disks;
+mod health;
 mod network;
 mod volumes;
 
@@ -20,6 +21,7 @@ use crate::{
     agents::{Agents, Limits, fake::refusal},
     crash::testing as crash,
     kind::{ConditionStatus, Kind, Machine, Object, ObjectKey, Phase, PveMachine},
+    nodes::{Nodes, fake::FakeNodes},
     pki::{Ca, Lifetime},
     store::{Store, StoreError, folder::FolderStore},
     tls::Credentials,
@@ -33,6 +35,7 @@ struct Bench {
     cluster: Arc<Cluster>,
     agents: Vec<Agent>,
     dir: tempfile::TempDir,
+    nodes: Option<Arc<FakeNodes>>,
 }
 
 struct Running {
@@ -46,7 +49,7 @@ impl Bench {
     async fn new(nodes: &[&str]) -> Self {
         let ca = Ca::create("pvelet.example", Lifetime::days(10)).unwrap();
         let cluster = Cluster::new(nodes);
-        let mut bench = Self { ca, cluster, agents: Vec::new(), dir: tempfile::tempdir().unwrap() };
+        let mut bench = Self { ca, cluster, agents: Vec::new(), dir: tempfile::tempdir().unwrap(), nodes: None };
         for node in nodes {
             let agent = Agent::start(&bench.ca, &bench.cluster, node).await;
             bench.add_host(node, &agent.address.to_string());
@@ -78,12 +81,16 @@ impl Bench {
         self.write(&format!("{name}.yaml"), &text);
     }
 
+    fn nodes(&self) -> Option<Arc<dyn Nodes>> {
+        self.nodes.clone().map(|nodes| -> Arc<dyn Nodes> { nodes })
+    }
+
     async fn start(&self) -> Running {
         let store = FolderStore::open_with_grace(self.path(), Duration::from_millis(20)).await.unwrap();
         let own = self.ca.issue_role(Role::Operator, "controller", Lifetime::days(1)).unwrap();
         let credentials = Credentials::from_pem(self.ca.cert_pem(), &own.cert_pem, &own.key_pem).unwrap();
         let agents = Agents::new(credentials, Limits::default());
-        let controller = Controller::new(Arc::clone(&store), agents, "test", store.epoch().clone(), Arc::default());
+        let controller = Controller::new(Arc::clone(&store), agents, "test", store.epoch().clone(), Arc::default(), self.nodes());
         let stop = CancellationToken::new();
         let task = tokio::spawn(controller.run(stop.clone()));
         Running { store, stop, task }

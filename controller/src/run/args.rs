@@ -89,6 +89,9 @@ pub(super) struct Flags {
     /// Name of this installation, which stands in the mark of each VM it makes [default: pvelet]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Kubeconfig of the cluster in which hosts are Nodes (spec.kubernetesNode); as a pod the controller uses the cluster it is in
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
     /// Address for /metrics, /healthz and /readyz, such as 127.0.0.1:9180; without it there is none
     #[arg(long, value_name = "IP:PORT")]
     metrics_address: Option<SocketAddr>,
@@ -103,6 +106,7 @@ pub(super) struct Settings {
     pub(super) manifests: PathBuf,
     pub(super) credentials: CredentialFiles,
     pub(super) name: String,
+    pub(super) kubeconfig: Option<PathBuf>,
     pub(super) metrics_address: Option<SocketAddr>,
     pub(super) json_log: bool,
 }
@@ -126,6 +130,7 @@ impl Settings {
                 key: path(flags.key, file.key, "controller.key"),
             },
             name: flags.name.or(file.name).unwrap_or_else(|| DEFAULT_NAME.to_owned()),
+            kubeconfig: flags.kubeconfig.or(file.kubeconfig),
             metrics_address: flags.metrics_address.or(file.metrics_address),
             json_log: flags.log_format.or(file.log_format) == Some(LogFormat::Json),
         };
@@ -135,6 +140,8 @@ impl Settings {
         for (flag, file) in files {
             mistakes.extend(missing(file).map(|m| format!("{flag}: {m}; make credentials with pveletctl pki")));
         }
+        let no_kubeconfig = settings.kubeconfig.as_deref().and_then(missing);
+        mistakes.extend(no_kubeconfig.map(|m| format!("--kubeconfig: {m}; name another file, or leave it out where no host is a Node")));
         if let Err(e) = id::tenant(&settings.name) {
             mistakes.push(format!("--name: {e}"));
         }
@@ -156,9 +163,14 @@ mod tests {
 
     #[test]
     fn all_missing_files_are_told_at_once() {
-        let flags = Flags { manifests: Some("/nonexistent/m".into()), name: Some("No Name".into()), ..Flags::default() };
+        let flags = Flags {
+            manifests: Some("/nonexistent/m".into()),
+            kubeconfig: Some("/nonexistent/k".into()),
+            name: Some("No Name".into()),
+            ..Flags::default()
+        };
         let Err(RunError::Settings(mistakes)) = Settings::from_flags(flags) else { panic!("accepted") };
-        for flag in ["--manifests", "--ca", "--cert", "--key", "--name"] {
+        for flag in ["--manifests", "--ca", "--cert", "--key", "--kubeconfig", "--name"] {
             assert!(mistakes.iter().any(|m| m.starts_with(flag)), "{flag}: {mistakes:?}");
         }
     }

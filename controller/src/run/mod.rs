@@ -25,6 +25,7 @@ use self::args::{Cli, Command, Settings};
 use crate::{
     agents::{Agents, Limits},
     metrics::Metrics,
+    nodes::{KubernetesNodes, Nodes},
     reconcile::Controller,
     store::{StoreError, folder::FolderStore},
     tls::{Credentials, TlsError},
@@ -123,7 +124,8 @@ async fn run(settings: Settings) -> Result<(), RunError> {
     }
     info!(%identity, controller = settings.name, folder = %settings.manifests.display(), epoch = epoch.transitions, "started");
     let agents = Agents::new(credentials, Limits::default());
-    let controller = Controller::new(store, agents, &settings.name, epoch, metrics);
+    let nodes = nodes(settings.kubeconfig.as_deref()).await?;
+    let controller = Controller::new(store, agents, &settings.name, epoch, metrics, nodes);
     ready.store(true, Ordering::Relaxed);
     let stopper = stop.clone();
     tokio::spawn(async move {
@@ -137,6 +139,29 @@ async fn run(settings: Settings) -> Result<(), RunError> {
     info!("stopped");
     Ok(())
 }
+
+/// The Nodes of the Kubernetes that was named, or in which this runs. Nothing is asked there before a host wants it.
+async fn nodes(kubeconfig: Option<&std::path::Path>) -> Result<Option<Arc<dyn Nodes>>, RunError> {
+    if let Some(path) = kubeconfig {
+        let nodes = KubernetesNodes::of_kubeconfig(path).await;
+        let nodes = nodes.map_err(|e| RunError::Settings(vec![format!("--kubeconfig: {e}")]))?;
+        return Ok(Some(Arc::new(nodes)));
+    }
+    if std::env::var_os(IN_CLUSTER).is_none() {
+        return Ok(None);
+    }
+    match KubernetesNodes::in_cluster() {
+        Ok(nodes) => Ok(Some(Arc::new(nodes))),
+        Err(e) => {
+            // A pod that may not talk to the API server is a controller that has nothing to do with Nodes.
+            info!("no Nodes of Kubernetes: {e}");
+            Ok(None)
+        }
+    }
+}
+
+/// What every container of a pod has in its environment.
+const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
 
 fn missing(path: &std::path::Path) -> Option<String> {
     (!path.exists()).then(|| format!("{} does not exist", path.display()))

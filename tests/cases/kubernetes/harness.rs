@@ -45,7 +45,7 @@ async fn what_was_written_is_there_after_a_restart_a_kill_and_an_etcd_that_was_g
     assert_eq!(value(&server.admin, "kept").await, "1");
 
     server.etcd.stop();
-    let refused = server.admin.merge(&format!("{CONFIG_MAPS}/kept"), &json!({"data": {"key": "2"}})).await.unwrap_err();
+    let refused = server.admin.merge(&format!("{CONFIG_MAPS}/kept?timeout=1s"), &json!({"data": {"key": "2"}})).await.unwrap_err();
     assert!(refused.code >= 500, "{refused}");
     assert!(server.admin.text("/readyz").await.is_err());
     server.etcd.start_again();

@@ -2,3 +2,4 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod harness;
+mod nodes;

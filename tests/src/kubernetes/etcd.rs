@@ -1,14 +1,17 @@
 //! etcd: what an API server keeps its objects in.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use nix::sys::signal::Signal;
 
 use super::{PATIENCE, programs};
 use crate::Process;
 
-/// The socket for clients. etcd takes Unix sockets by names with a port only, in the folder it runs in.
-const SOCKET: &str = "localhost:0";
+/// The sockets for clients and for other members. etcd takes Unix sockets by names with a port only, in the folder it runs in.
+const SOCKETS: [&str; 2] = ["localhost:0", "localhost:1"];
 
 /// An etcd of one member. It listens on Unix sockets in its folder: no port of the machine is taken.
 pub struct Etcd {
@@ -29,7 +32,7 @@ impl Etcd {
 
     /// Where it is reached: a URL for `--etcd-servers`.
     pub fn url(&self) -> String {
-        format!("unix://{}", self.folder.join(SOCKET).display())
+        format!("unix://{}", self.folder.join(SOCKETS[0]).display())
     }
 
     /// Starts it after it was stopped or killed, with the same data.
@@ -38,6 +41,10 @@ impl Etcd {
     /// When it runs, or does not start.
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "etcd runs");
+        // Killed, it leaves them, and would not start over them.
+        for socket in SOCKETS {
+            let _ = fs::remove_file(self.folder.join(socket));
+        }
         // What it tells other members is used by nobody; it only must look like an address.
         let args = [
             "--name=test",

@@ -1,5 +1,11 @@
 //! What other checks need to know of the kubelet.
 
+use super::setup::{self, Setup};
+use crate::{
+    config::{Health, Worker},
+    host::{kubelet::Kubelet, units::Units},
+};
+
 /// Who manages cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CgroupDriver {
@@ -12,8 +18,75 @@ pub enum CgroupDriver {
 /// What containerd and the kubelet must agree on, as the kubelet has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KubeletFacts {
-    /// `cgroupDriver`; `None`: there is no kubelet, its configuration cannot be read, or it asks the runtime.
+    /// `cgroupDriver`; `None`: there is no kubelet, or its configuration cannot be read. Kubelets from 1.31 on ask the runtime (CRI
+    /// `RuntimeConfig`) and take its answer; this is then in force only with a runtime that has none: containerd before 2.0.
     pub cgroup_driver: Option<CgroupDriver>,
     /// `containerRuntimeEndpoint`, without `unix://`; `None`: not told.
     pub runtime_endpoint: Option<String>,
+}
+
+/// Reads the facts. Never fails: what is not known is `None`, and other checks say why.
+pub async fn read(settings: &Health, kubelet: &dyn Kubelet, units: &dyn Units) -> KubeletFacts {
+    if settings.worker == Worker::No {
+        return KubeletFacts::default();
+    }
+    let unit = setup::state(units, &settings.kubelet_unit).await;
+    let flags = setup::running(kubelet, &unit).await;
+    let exists = unit.as_ref().is_ok_and(|u| u.pid != 0);
+    let setup = setup::setup(settings, kubelet, unit, flags).await;
+    // Without a process and without a configuration there is nothing to disagree with.
+    if !exists && setup.config == setup::Loaded::None { KubeletFacts::default() } else { facts(&setup) }
+}
+
+fn facts(setup: &Setup) -> KubeletFacts {
+    let config = setup.config();
+    let told = |flag: &str, key: Option<&String>| setup.flag(flag).map(str::to_owned).or_else(|| key.cloned());
+    let driver = told("cgroup-driver", config.as_ref().ok().and_then(|c| c.cgroup_driver.as_ref()));
+    let endpoint = told("container-runtime-endpoint", config.as_ref().ok().and_then(|c| c.container_runtime_endpoint.as_ref()));
+    KubeletFacts {
+        cgroup_driver: match driver.as_deref() {
+            Some("systemd") => Some(CgroupDriver::Systemd),
+            // Whatever else stands there, kubelets take for this.
+            Some(_) => Some(CgroupDriver::Cgroupfs),
+            None => config.is_ok().then_some(CgroupDriver::Cgroupfs),
+        },
+        runtime_endpoint: endpoint.filter(|e| !e.is_empty()).map(|e| e.strip_prefix("unix://").unwrap_or(&e).to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{
+        super::testing::{CONFIG, Host},
+        *,
+    };
+
+    async fn read_of(host: &Host) -> KubeletFacts {
+        read(&host.settings, &*host.kubelet, &*host.units).await
+    }
+
+    #[tokio::test]
+    async fn driver_and_endpoint_are_those_in_force() {
+        let host = Host::new();
+        let told = |driver, endpoint: Option<&str>| KubeletFacts { cgroup_driver: driver, runtime_endpoint: endpoint.map(str::to_owned) };
+        host.kubelet
+            .write(&host.settings.kubelet_config, format!("{CONFIG}cgroupDriver: systemd\ncontainerRuntimeEndpoint: unix:///run/a.sock\n"));
+        assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Systemd), Some("/run/a.sock")));
+        host.flags(&["--config=/var/lib/kubelet/config.yaml", "--cgroup-driver=cgroupfs", "--container-runtime-endpoint=/run/b.sock"]);
+        assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Cgroupfs), Some("/run/b.sock")));
+        host.flags(&["--config=/var/lib/kubelet/config.yaml"]);
+        host.kubelet.write(&host.settings.kubelet_config, CONFIG);
+        assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Cgroupfs), None), "the kubelet's default");
+        host.kubelet.write(&host.settings.kubelet_config, "kind: [");
+        assert_eq!(read_of(&host).await, KubeletFacts::default());
+    }
+
+    #[tokio::test]
+    async fn without_a_kubelet_nothing_is_known() {
+        assert_eq!(read_of(&Host::bare()).await, KubeletFacts::default());
+        let mut no = Host::new();
+        no.settings.worker = Worker::No;
+        assert_eq!(read_of(&no).await, KubeletFacts::default());
+    }
 }

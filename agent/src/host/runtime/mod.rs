@@ -1,18 +1,25 @@
 //! The container runtime: containerd over its socket (CRI `runtime.v1`, and containerd's own introspection), its files, its program.
 
 mod api;
+mod dump;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
+mod files;
+#[cfg(test)]
+mod files_tests;
 mod pod;
 mod socket;
+#[cfg(test)]
+mod socket_tests;
 mod trouble;
+pub mod watch;
 
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
-pub use self::socket::ContainerdSocket;
+pub use self::{files::ContainerdFiles, socket::ContainerdSocket};
 use crate::error::Error;
 
 /// What the runtime tells of itself (CRI `Version`).

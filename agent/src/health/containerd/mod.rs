@@ -1,0 +1,73 @@
+//! containerd: whether it runs, answers, and makes pods; what its configuration says.
+
+mod concern;
+pub mod config;
+mod live;
+mod probe;
+mod ready;
+#[cfg(test)]
+mod tests;
+mod unit;
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+pub use self::probe::Probe;
+use self::{concern::Concern, config::ConfigSource, live::Live, probe::Sandbox, ready::Ready, unit::Unit};
+use super::{Pace, Source, kubelet::facts::KubeletFacts};
+use crate::{
+    host::{
+        runtime::{Runtime, RuntimeFiles},
+        units::Units,
+    },
+};
+
+/// How often the daemon is asked whether it answers.
+const EACH_SECOND: Duration = Duration::from_secs(1);
+
+/// What the daemon answers from its memory takes milliseconds; the rest is for a loaded host.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The sources of this group. `runtime` asks at `settings.containerd_socket`, `files` reads `settings.containerd_config`.
+pub fn sources(
+    settings: &crate::config::Health,
+    runtime: &Arc<dyn Runtime>,
+    files: &Arc<dyn RuntimeFiles>,
+    units: &Arc<dyn Units>,
+) -> Vec<Arc<dyn Source>> {
+    let concern = Arc::new(Concern::new(settings, Arc::clone(files), Arc::clone(units)));
+    // Changes when the daemon has come back: what it is asked once in a while is then asked anew.
+    let back = Arc::new(tokio::sync::watch::Sender::new(0));
+    vec![
+        Arc::new(Unit::new(Arc::clone(&concern), Arc::clone(runtime), settings.period)),
+        Arc::new(Live::new(Arc::clone(&concern), Arc::clone(runtime), Arc::clone(&back))),
+        Arc::new(Ready::new(Arc::clone(&concern), Arc::clone(runtime), &back, settings)),
+        Arc::new(Sandbox::new(concern, Probe::new(Arc::clone(runtime), Arc::clone(files)), &back, settings.probe_period)),
+    ]
+}
+
+/// Often, with a deadline that lets several calls run into theirs.
+fn pace(period: Duration) -> Pace {
+    Pace { period, deadline: PATIENCE * 4 }
+}
+
+/// Reads what containerd and the kubelet must agree on.
+pub type FactsLook = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = KubeletFacts> + Send>> + Send + Sync>;
+
+/// The source of the configuration's checks, which can also mend it. `facts` is asked at each look at a host that has a kubelet.
+pub fn config_source(
+    settings: &crate::config::Health,
+    runtime: &Arc<dyn Runtime>,
+    files: &Arc<dyn RuntimeFiles>,
+    units: &Arc<dyn Units>,
+    facts: FactsLook,
+) -> Arc<ConfigSource> {
+    let concern = Arc::new(Concern::new(settings, Arc::clone(files), Arc::clone(units)));
+    let kubelet: config::KubeletLook = Arc::new(move || {
+        let (concern, facts) = (Arc::clone(&concern), Arc::clone(&facts));
+        Box::pin(async move {
+            // Where that cannot be found out, a kubelet is taken for there: nothing is excused.
+            if concern.kubelet().await.unwrap_or(true) { Some(facts().await) } else { None }
+        })
+    });
+    Arc::new(ConfigSource::new(settings, Arc::clone(runtime), Arc::clone(files), kubelet))
+}

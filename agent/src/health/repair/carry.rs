@@ -1,0 +1,186 @@
+//! Carrying a repair out, and seeing whether it helped.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Edit, Inner, VERIFY};
+use crate::{
+    crash_point,
+    error::Error,
+    health::{Known, State},
+    operation::{Handle, RepairCause, RepairPhase},
+};
+
+/// containerd reads a configuration within a second, unless the host is very busy.
+const DUMP: Duration = Duration::from_secs(20);
+/// systemd gives a unit 90 s to stop, then kills it, and 90 s to start.
+pub(super) const RESTART: Duration = Duration::from_secs(240);
+/// From one look to the next.
+pub(super) const PAUSE: Duration = Duration::from_secs(2);
+/// So often containerd may answer and still not be well.
+const TRIES: u32 = 5;
+/// What a service says right after its start does not count: so many good looks in a row do.
+const STEADY: u32 = 2;
+
+/// The checks that tell whether containerd works, whatever was mended.
+pub(super) const WORKS: [&str; 2] = ["containerd.responding", "containerd.sandbox"];
+
+/// Whether nothing is wrong there.
+pub(super) fn well(known: &Known) -> bool {
+    matches!(known.finding.state, State::Ok | State::NotApplicable)
+}
+
+fn told(known: &Known) -> String {
+    let state = match known.finding.state {
+        State::Failed => "is failed",
+        State::Degraded => "is degraded",
+        State::Unknown => "could not be found out",
+        State::Ok | State::NotApplicable => "is well",
+    };
+    format!("{} {state}: {}", known.check.id, known.finding.seen)
+}
+
+/// How many looks a verification takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Looks {
+    /// Good ones in a row that are enough.
+    pub(super) steady: u32,
+    /// Bad ones, while containerd answers, that are enough.
+    pub(super) tries: u32,
+}
+
+/// After containerd's configuration was edited.
+pub(super) const EDITED: Looks = Looks { steady: 1, tries: TRIES };
+/// After a unit was merely restarted.
+const RESTARTED: Looks = Looks { steady: STEADY, tries: u32::MAX };
+
+impl Inner {
+    /// Those of `ids` that exist on this host.
+    pub(super) fn existing<'a>(&self, ids: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+        ids.into_iter().filter(|id| self.parts.checks.one(id).is_some()).map(str::to_owned).collect()
+    }
+
+    /// Runs checks until they are well. Returns what of them does not concern this host. Errors: what is not well, for people.
+    pub(super) async fn verify(&self, ids: &[String], looks: Looks) -> Result<Vec<Known>, String> {
+        let end = Instant::now() + VERIFY;
+        let (mut good, mut bad, mut why) = (0, 0, "the checks did not end".to_owned());
+        loop {
+            match timeout_at(end, self.parts.checks.run(ids)).await {
+                Err(_) => return Err(why),
+                Ok(Err(error)) => why = error.to_string(),
+                Ok(Ok(known)) => {
+                    let known: Vec<Known> = known.into_iter().filter(|k| ids.iter().any(|id| id == k.check.id)).collect();
+                    let wrong: Vec<&Known> = known.iter().filter(|k| !well(k)).collect();
+                    if wrong.is_empty() {
+                        good += 1;
+                        if good >= looks.steady {
+                            return Ok(known.into_iter().filter(|k| k.finding.state == State::NotApplicable).collect());
+                        }
+                    } else {
+                        good = 0;
+                        why = wrong.iter().map(|k| told(k)).collect::<Vec<_>>().join("; ");
+                        let answers = known.iter().all(|k| k.check.id != WORKS[0] || well(k));
+                        bad += u32::from(answers);
+                    }
+                }
+            }
+            if bad >= looks.tries || Instant::now() + PAUSE >= end {
+                return Err(why);
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// All steps, to the end of the repair: it helped, or was undone.
+    pub(super) async fn carry_out(&self, h: &Handle, edits: &[Edit]) -> Result<(), Error> {
+        if edits.is_empty() {
+            return self.restart(h).await;
+        }
+        let failed = |why: String| Error::RepairFailed { why };
+        h.step("checking the new configuration");
+        for edit in edits {
+            let taken = self.parts.files.dump(&edit.text, DUMP).await;
+            taken.map_err(|e| failed(format!("containerd does not take what {} would hold: {e}", edit.path.display())))?;
+        }
+        crash_point!("repair.checked");
+        h.step("backing up");
+        let mut backups = Vec::new();
+        for edit in edits {
+            let kept = self.parts.files.back_up(&edit.path).await;
+            backups.push(kept.map_err(|e| failed(format!("{} could not be backed up: {e}", edit.path.display())))?);
+        }
+        crash_point!("repair.backed_up");
+        self.before(h, RepairPhase::Editing, &backups).await?;
+        crash_point!("repair.before_edit");
+        for edit in edits {
+            h.step(format!("editing {}", edit.path.display()));
+            if let Err(error) = self.parts.files.replace(&edit.path, Some(&edit.was), &edit.text).await {
+                let cause = match error {
+                    Error::RepairChanged { file } => RepairCause::Changed(file),
+                    other => RepairCause::Failed(format!("{} could not be written: {other}", edit.path.display())),
+                };
+                return self.undo(h, cause).await;
+            }
+            crash_point!("repair.edited");
+        }
+        self.edited(h).await
+    }
+
+    /// Notes how all stands before it is touched.
+    async fn before(&self, h: &Handle, phase: RepairPhase, backups: &[std::path::PathBuf]) -> Result<(), Error> {
+        let unit = h.state().repair.unit;
+        let state = self.parts.units.state(&unit).await;
+        let state = state.map_err(|e| Error::RepairFailed { why: format!("how {unit} stands cannot be told: {e}") })?;
+        let one = |id: &str| self.parts.checks.one(id).is_some_and(|k| k.finding.state == State::Ok);
+        let well: Vec<String> = WORKS.iter().filter(|id| one(id)).map(|id| (*id).to_owned()).collect();
+        h.save(|s| {
+            let repair = &mut s.repair;
+            for (edit, backup) in repair.edits.iter_mut().zip(backups) {
+                edit.backup = backup.display().to_string();
+            }
+            (repair.phase, repair.well) = (phase, well);
+            (repair.active, repair.pid, repair.since) = (state.active.clone(), state.pid, super::undo::since(&state));
+        })
+        .await
+    }
+
+    /// From the edited files to the end.
+    pub(super) async fn edited(&self, h: &Handle) -> Result<(), Error> {
+        let state = h.state().repair;
+        h.step(format!("restarting {}", state.unit));
+        if let Err(error) = self.parts.units.restart(&state.unit, RESTART).await {
+            return self.undo(h, RepairCause::Failed(format!("{} could not be restarted: {error}", state.unit))).await;
+        }
+        crash_point!("repair.unit_restarted");
+        h.step("verifying");
+        let ids = self.existing(WORKS.into_iter().chain(state.mends.iter().map(String::as_str)));
+        match self.verify(&ids, EDITED).await {
+            Ok(not_told) => {
+                for known in not_told.iter().filter(|k| WORKS.contains(&k.check.id)) {
+                    h.warn(format!("not verified by {}: {}", known.check.id, known.finding.seen));
+                }
+                crash_point!("repair.verified");
+                Ok(())
+            }
+            Err(why) => self.undo(h, RepairCause::Failed(why)).await,
+        }
+    }
+
+    /// Restarts a unit; the check itself must become well.
+    pub(super) async fn restart(&self, h: &Handle) -> Result<(), Error> {
+        self.before(h, RepairPhase::Restarting, &[]).await?;
+        crash_point!("repair.before_restart");
+        let state = h.state().repair;
+        h.step(format!("restarting {}", state.unit));
+        let restarted = self.parts.units.restart(&state.unit, RESTART).await;
+        crash_point!("repair.restarted");
+        h.step("verifying");
+        // What systemd says of its job is told, but the check decides.
+        match (self.verify(&self.existing(state.mends.iter().map(String::as_str)), RESTARTED).await, restarted) {
+            (Ok(_), _) => Ok(()),
+            (Err(why), Ok(())) => Err(Error::RepairFailed { why }),
+            (Err(why), Err(error)) => Err(Error::RepairFailed { why: format!("{error}; {why}") }),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What the next start of the agent does about a repair that was left unfinished.
+
+use std::sync::Arc;
+
+use pvelet_proto::v1;
+
+use super::{Inner, undo::Holds};
+use crate::{
+    error::Error,
+    operation::{Handle, RepairCause, RepairPhase},
+};
+
+impl Inner {
+    /// Goes on with what the last run of the agent left.
+    pub(super) fn settle(this: &Arc<Self>) {
+        for unfinished in this.vms.inner.ops.unfinished() {
+            if unfinished.kind == v1::OperationKind::Repair {
+                let h = unfinished.handle;
+                tracing::info!(operation = h.name(), "settling an unfinished repair");
+                let (inner, handle) = (Arc::clone(this), h.clone());
+                Self::spawn(this, h, async move { Box::pin(inner.settle_one(&handle)).await });
+            }
+        }
+    }
+
+    /// Goes on with an operation from what is true now.
+    pub(super) async fn settle_one(&self, h: &Handle) {
+        let state = h.state().repair;
+        let result = match state.phase {
+            RepairPhase::Prepared => Err(Error::AgentRestarted),
+            // It does not matter whether it was restarted already: a check that is well ends it.
+            RepairPhase::Restarting => self.restart_again(h).await,
+            RepairPhase::Editing => self.go_on(h).await,
+            RepairPhase::Undoing => self.undo(h, state.cause).await,
+        };
+        self.end(h, result).await;
+    }
+
+    async fn restart_again(&self, h: &Handle) -> Result<(), Error> {
+        let state = h.state().repair;
+        h.step("settling: verifying");
+        let ids = self.existing(state.mends.iter().map(String::as_str));
+        let known = self.parts.checks.run(&ids).await.unwrap_or_default();
+        if !known.is_empty() && known.iter().filter(|k| ids.iter().any(|id| id == k.check.id)).all(super::carry::well) {
+            return Ok(());
+        }
+        self.restart(h).await
+    }
+
+    /// Files may have been edited: where all are, the way forward is the shorter one.
+    async fn go_on(&self, h: &Handle) -> Result<(), Error> {
+        h.step("settling: reading the files");
+        for edit in &h.state().repair.edits {
+            match self.holds(edit).await {
+                Ok((Holds::New, _)) => {}
+                Ok((Holds::Old | Holds::Other, _)) | Err(_) => return self.undo(h, RepairCause::Restarted).await,
+            }
+        }
+        self.edited(h).await
+    }
+}
