@@ -7,4 +7,5 @@ mod host;
 mod config;
 mod config_healthy;
 mod config_mend;
+mod repair;
 mod socket;

@@ -6,13 +6,16 @@ use super::World;
 use crate::{
     config::{self, Config},
     error::Error,
-    health,
+    health::{Outside, Source, containerd, kubelet, machine},
     host::{
         facts::HostFactsReader,
+        journal::SystemJournal,
+        kubelet::{HostKubelet, Kubelet},
         links::SysfsLinks,
         machine::{MachineHost, MachinePaths},
         net::{HostNetwork, NetPaths},
         pve::{Options, Paths, Pve, PveHost},
+        record::FileRecord,
         runtime::{ContainerdFiles, ContainerdSocket, Runtime, RuntimeFiles},
         storage::LocalStore,
         units::{SystemdUnits, Units},
@@ -36,9 +39,8 @@ impl World {
             sysfs: config.pve.sysfs.clone(),
         });
         network.sweep().await;
-        let units: Arc<dyn Units> = Arc::new(SystemdUnits::new());
         Ok(Self {
-            health: sources(config, &pve, &units),
+            health: outside(config, &pve),
             network: Arc::new(network),
             store: Arc::new(LocalStore::new(config.pve.storage_root.clone(), config.pve.proc.clone())),
             links: Arc::new(SysfsLinks::new(config.pve.sysfs.clone())),
@@ -48,15 +50,32 @@ impl World {
     }
 }
 
-/// What is looked at for the host's health, beside the network and the agent itself.
-fn sources(config: &Config, pve: &Arc<dyn Pve>, units: &Arc<dyn Units>) -> Vec<Arc<dyn health::Source>> {
+/// What the host's health is read from, beside the network and the agent itself.
+fn outside(config: &Config, pve: &Arc<dyn Pve>) -> Outside {
     let settings = &config.health;
+    let units: Arc<dyn Units> = Arc::new(SystemdUnits::new());
     let runtime: Arc<dyn Runtime> = Arc::new(ContainerdSocket::new(&settings.containerd_socket));
     let files: Arc<dyn RuntimeFiles> = Arc::new(ContainerdFiles::new(&settings.containerd_config, &settings.containerd_program));
+    let kubelet: Arc<dyn Kubelet> = Arc::new(HostKubelet::new(config.pve.proc.clone(), &config.pve.sysfs));
+    let journal = Arc::new(SystemJournal::new(settings.journal.clone()));
     let machine = Arc::new(MachineHost::new(machine_paths(config)));
-    let mut all = health::containerd::sources(settings, &runtime, &files, units);
-    all.extend(health::machine::sources(settings, Arc::clone(pve), machine, Arc::clone(units)));
-    all
+
+    let mender = containerd::config_source(settings, &runtime, &files, &units, facts(settings, &kubelet, &units));
+    let mut sources = containerd::sources(settings, &runtime, &files, &units);
+    sources.push(Arc::clone(&mender) as Arc<dyn Source>);
+    sources.extend(kubelet::sources(settings, kubelet, journal, Arc::clone(&units), runtime));
+    sources.extend(machine::sources(settings, Arc::clone(pve), machine, Arc::clone(&units)));
+    let record = Arc::new(FileRecord::new(config.state_dir.join("repair.json")));
+    Outside { sources, units, files, mender, record }
+}
+
+/// Reads what containerd and the kubelet must agree on.
+fn facts(settings: &config::Health, kubelet: &Arc<dyn Kubelet>, units: &Arc<dyn Units>) -> containerd::FactsLook {
+    let (settings, kubelet, units) = (settings.clone(), Arc::clone(kubelet), Arc::clone(units));
+    Arc::new(move || {
+        let (settings, kubelet, units) = (settings.clone(), Arc::clone(&kubelet), Arc::clone(&units));
+        Box::pin(async move { kubelet::facts::read(&settings, &*kubelet, &*units).await })
+    })
 }
 
 fn machine_paths(config: &Config) -> MachinePaths {
