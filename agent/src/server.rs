@@ -13,6 +13,7 @@ mod serving;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod world;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -1,0 +1,87 @@
+//! The outside world of an agent on a real host.
+
+use std::sync::Arc;
+
+use super::World;
+use crate::{
+    config::{self, Config},
+    error::Error,
+    health,
+    host::{
+        facts::HostFactsReader,
+        links::SysfsLinks,
+        machine::{MachineHost, MachinePaths},
+        net::{HostNetwork, NetPaths},
+        pve::{Options, Paths, Pve, PveHost},
+        runtime::{ContainerdFiles, ContainerdSocket, Runtime, RuntimeFiles},
+        storage::LocalStore,
+        units::{SystemdUnits, Units},
+    },
+};
+
+impl World {
+    /// What the configuration says of the host. Must be called on a runtime.
+    ///
+    /// # Errors
+    /// `Start` when PVE cannot be watched.
+    pub async fn of_host(config: &Config) -> Result<Self, Error> {
+        let started = PveHost::start(pve_options(&config.pve));
+        let pve: Arc<dyn Pve> = started.map_err(|e| Error::Start(format!("PVE cannot be watched: {e}")))?;
+        let network = HostNetwork::new(NetPaths {
+            etc_network: config.network.etc_network.clone(),
+            corosync: config.network.corosync.clone(),
+            etc_pve: config.pve.etc_pve.clone(),
+            state: config.state_dir.join("network"),
+            proc: config.pve.proc.clone(),
+            sysfs: config.pve.sysfs.clone(),
+        });
+        network.sweep().await;
+        let units: Arc<dyn Units> = Arc::new(SystemdUnits::new());
+        Ok(Self {
+            health: sources(config, &pve, &units),
+            network: Arc::new(network),
+            store: Arc::new(LocalStore::new(config.pve.storage_root.clone(), config.pve.proc.clone())),
+            links: Arc::new(SysfsLinks::new(config.pve.sysfs.clone())),
+            facts: Arc::new(HostFactsReader::new(config.pve.proc.clone())),
+            pve,
+        })
+    }
+}
+
+/// What is looked at for the host's health, beside the network and the agent itself.
+fn sources(config: &Config, pve: &Arc<dyn Pve>, units: &Arc<dyn Units>) -> Vec<Arc<dyn health::Source>> {
+    let settings = &config.health;
+    let runtime: Arc<dyn Runtime> = Arc::new(ContainerdSocket::new(&settings.containerd_socket));
+    let files: Arc<dyn RuntimeFiles> = Arc::new(ContainerdFiles::new(&settings.containerd_config, &settings.containerd_program));
+    let machine = Arc::new(MachineHost::new(machine_paths(config)));
+    let mut all = health::containerd::sources(settings, &runtime, &files, units);
+    all.extend(health::machine::sources(settings, Arc::clone(pve), machine, Arc::clone(units)));
+    all
+}
+
+fn machine_paths(config: &Config) -> MachinePaths {
+    MachinePaths {
+        etc_pve: config.pve.etc_pve.clone(),
+        corosync: config.network.corosync.clone(),
+        task_log: config.pve.task_log.clone(),
+        proc: config.pve.proc.clone(),
+        sysfs: config.pve.sysfs.clone(),
+        run: config.pve.run.clone(),
+        ..MachinePaths::of(&config.pve.node, &config.pve.storage_root)
+    }
+}
+
+fn pve_options(config: &config::Pve) -> Options {
+    let defaults = Options::default();
+    Options {
+        node: Some(config.node.clone()),
+        paths: Paths {
+            etc_pve: config.etc_pve.clone(),
+            run_qemu: config.run.join("qemu-server"),
+            task_log: config.task_log.clone(),
+            proc: config.proc.clone(),
+        },
+        api: config.api_address,
+        ticket_command: config.ticket_command.clone().unwrap_or(defaults.ticket_command),
+    }
+}
