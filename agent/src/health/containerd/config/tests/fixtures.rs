@@ -62,7 +62,7 @@ pub(super) fn told(view: &View, generation: Generation) -> Value {
     if two {
         config["cni"]["binDirs"] = json!(view.cni_bin);
     } else {
-        config["cni"]["binDir"] = json!(view.cni_bin[0]);
+        config["cni"]["binDir"] = json!(view.cni_bin.first());
         config["containerd"]["snapshotter"] = json!(view.snapshotter);
         config["sandboxImage"] = json!(view.sandbox_image.clone().unwrap_or_else(|| "registry.k8s.io/pause:3.8".into()));
         config["systemdCgroup"] = json!(view.systemd_cgroup);
