@@ -49,7 +49,7 @@ fn ended(kind: io::ErrorKind) -> bool {
 }
 
 fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    std::iter::successors(status.source(), |error| error.source())
+    std::iter::successors(status.source(), |error| (*error).source())
 }
 
 /// Of an answer of gRPC, or of what came instead of one.
