@@ -14,9 +14,11 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 pub use self::probe::Probe;
 use self::{concern::Concern, config::ConfigSource, live::Live, probe::Sandbox, ready::Ready, unit::Unit};
 use super::{Pace, Source, kubelet::facts::KubeletFacts};
-use crate::host::{
-    runtime::{Runtime, RuntimeFiles},
-    units::Units,
+use crate::{
+    host::{
+        runtime::{Runtime, RuntimeFiles},
+        units::Units,
+    },
 };
 
 /// How often the daemon is asked whether it answers.

@@ -271,9 +271,7 @@ impl Scene<'_> {
                 let finding = Finding { remedy: format!("systemctl restart {}", self.facts.unit), ..Finding::new(id, now.state, seen) };
                 finding.about(self.facts.unit.clone()).mended_by(Mend::RestartUnit(self.facts.unit.clone()))
             }
-            (Some(Err(now)), None) => {
-                Finding { remedy: now.remedy, ..Finding::new(id, now.state, format!("{} ({})", now.seen, self.unread())) }
-            }
+            (Some(Err(now)), None) => Finding { remedy: now.remedy, ..Finding::new(id, now.state, format!("{} ({})", now.seen, self.unread())) },
             (Some(Ok(_)), Some(Err(next))) => {
                 let seen = format!("not yet in force, but from containerd's next start on: {}", next.placed(self));
                 next.finding(id, State::Degraded, seen, self)

@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::super::{
+    Cri, Facts, Folder, analyse, with_scene,
     super::super::{
         check::{Finding, State},
         kubelet::facts::{CgroupDriver, KubeletFacts},
     },
-    Cri, Facts, Folder, analyse,
     generation::Generation,
     view::{Cgroup, View},
-    with_scene,
 };
 use crate::host::runtime::{ConfigText, Plugin, RuntimeCondition, RuntimeStatus};
 

@@ -4,10 +4,7 @@ use similar::TextDiff;
 
 use super::{
     super::{
-        super::super::{
-            check::{Mend, State},
-            kubelet::facts::{CgroupDriver, KubeletFacts},
-        },
+        super::super::{check::{Mend, State}, kubelet::facts::{CgroupDriver, KubeletFacts}},
         Cri, Facts, Mended, mend,
     },
     fixtures::{GOOD, MAIN, alarms, kubelet, one, running},
@@ -21,11 +18,7 @@ fn facts(version: &str, texts: &[&str]) -> Facts {
 
 /// The changed lines, as `-` and `+`.
 fn diff(mended: &Mended) -> String {
-    let diff = TextDiff::from_lines(mended.was.as_deref().unwrap_or_default(), &mended.text)
-        .iter_all_changes()
-        .filter(|c| c.tag() != similar::ChangeTag::Equal)
-        .map(|c| format!("{}{}", c.tag(), c.value()))
-        .collect::<String>();
+    let diff = TextDiff::from_lines(mended.was.as_deref().unwrap_or_default(), &mended.text).iter_all_changes().filter(|c| c.tag() != similar::ChangeTag::Equal).map(|c| format!("{}{}", c.tag(), c.value())).collect::<String>();
     diff
 }
 
@@ -108,10 +101,7 @@ fn the_file_that_declares_a_fault_is_the_one_that_is_edited() {
     let all = mended(&facts("1.7.24", &[&main, import]));
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].path.to_str(), Some("/etc/containerd/conf.d/1.toml"));
-    assert_eq!(
-        diff(&all[0]),
-        "+[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n+runtime_type = \"io.containerd.runc.v2\"\n"
-    );
+    assert_eq!(diff(&all[0]), "+[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n+runtime_type = \"io.containerd.runc.v2\"\n");
     // What no file declares is written to the main one.
     let all = mended(&facts("1.7.24", &["version = 2\n", "version = 2\n[debug]\nlevel = 'debug'\n"]));
     assert_eq!((all.len(), all[0].path.to_str()), (1, Some(MAIN)));
@@ -139,13 +129,7 @@ fn what_is_not_sure_is_left_alone() {
         // Nothing to do.
         (GOOD.to_owned(), CgroupDriver::Systemd),
         // Which shim that is only its owner knows.
-        (
-            GOOD.replace("runtimes.runc", "runtimes.own")
-                .replace("name = \"runc\"", "name = \"own\"")
-                .replace("runtime_type = \"io.containerd.runc.v2\"", "")
-                .replace("SystemdCgroup = true", "ConfigPath = \"/x\""),
-            CgroupDriver::Systemd,
-        ),
+        (GOOD.replace("runtimes.runc", "runtimes.own").replace("name = \"runc\"", "name = \"own\"").replace("runtime_type = \"io.containerd.runc.v2\"", "").replace("SystemdCgroup = true", "ConfigPath = \"/x\""), CgroupDriver::Systemd),
     ] {
         let mut facts = facts("1.7.24", &[&text]);
         facts.kubelet = Some(kubelet(special));

@@ -5,10 +5,7 @@ use similar::{ChangeTag, TextDiff};
 
 use super::{
     super::{
-        super::super::{
-            check::{Mend, State},
-            kubelet::facts::CgroupDriver,
-        },
+        super::super::{check::{Mend, State}, kubelet::facts::CgroupDriver},
         Cri, Facts, analyse, mend, wanted,
     },
     fixtures::{kubelet, one, running},
@@ -16,66 +13,25 @@ use super::{
 
 /// Lines from which files are made: tables and keys that matter, in all spellings, and what has nothing to do with it.
 fn line() -> impl Strategy<Value = String> {
-    let plugin = prop::sample::select(vec![
-        "cri",
-        "\"io.containerd.grpc.v1.cri\"",
-        "'io.containerd.grpc.v1.cri'",
-        "'io.containerd.cri.v1.runtime'",
-        "\"io.containerd.cri.v1.images\"",
-    ]);
-    let tail = prop::sample::select(vec![
-        "",
-        ".containerd",
-        ".containerd.runtimes",
-        ".containerd.runtimes.runc",
-        ".containerd.runtimes.runc.options",
-        ".containerd.runtimes.nvidia",
-        ".containerd.default_runtime",
-        ".cni",
-    ]);
+    let plugin = prop::sample::select(vec!["cri", "\"io.containerd.grpc.v1.cri\"", "'io.containerd.grpc.v1.cri'", "'io.containerd.cri.v1.runtime'", "\"io.containerd.cri.v1.images\""]);
+    let tail = prop::sample::select(vec!["", ".containerd", ".containerd.runtimes", ".containerd.runtimes.runc", ".containerd.runtimes.runc.options", ".containerd.runtimes.nvidia", ".containerd.default_runtime", ".cni"]);
     let indent = prop::sample::select(vec!["", "  ", "\t"]);
     let comment = prop::sample::select(vec!["", " # mine", "# \u{e9}"]);
     let keys = prop::sample::select(vec![
-        "runtime_type = \"\"",
-        "runtime_type = \"io.containerd.runc.v2\"",
-        "runtime_type=''",
-        "SystemdCgroup = true",
-        "SystemdCgroup = \"yes\"",
-        "SystemdCgroup=false",
-        "systemd_cgroup = true",
-        "default_runtime_name = \"nvidia\"",
-        "default_runtime_name = 'runc'",
-        "sandbox_image = ''",
-        "snapshotter = \"zfs\"",
-        "runtimes.runc.options.SystemdCgroup = true",
-        "options = { SystemdCgroup = false }",
-        "containerd = { runtimes = { runc = {} } }",
-        "runc = { }",
-        "options.BinaryName = \"crun\"",
-        "x = [1, [2, 3]]",
-        "y = \"\"\"\na\nb\"\"\"",
-        "z = 1979-05-27",
-        "",
+        "runtime_type = \"\"", "runtime_type = \"io.containerd.runc.v2\"", "runtime_type=''", "SystemdCgroup = true", "SystemdCgroup = \"yes\"", "SystemdCgroup=false", "systemd_cgroup = true",
+        "default_runtime_name = \"nvidia\"", "default_runtime_name = 'runc'", "sandbox_image = ''", "snapshotter = \"zfs\"", "runtimes.runc.options.SystemdCgroup = true",
+        "options = { SystemdCgroup = false }", "containerd = { runtimes = { runc = {} } }", "runc = { }", "options.BinaryName = \"crun\"", "x = [1, [2, 3]]", "y = \"\"\"\na\nb\"\"\"", "z = 1979-05-27", "",
     ]);
     prop_oneof![
         (indent.clone(), plugin, tail, comment.clone()).prop_map(|(i, p, t, c)| format!("{i}[plugins.{p}{t}]{c}")),
         (indent, keys, comment).prop_map(|(i, k, c)| format!("{i}{k}{c}")),
-        prop::sample::select(vec!["[debug]", "[[stream]]", "[grpc]", "address = '/x'", "# a comment", "version = 2", "[ plugins ]"])
-            .prop_map(str::to_owned),
+        prop::sample::select(vec!["[debug]", "[[stream]]", "[grpc]", "address = '/x'", "# a comment", "version = 2", "[ plugins ]"]).prop_map(str::to_owned),
     ]
 }
 
 /// A file of containerd: the root's keys, then anything.
 fn file() -> impl Strategy<Value = String> {
-    let head = prop::sample::select(vec![
-        "",
-        "version = 2\n",
-        "version = 3\n",
-        "version = 1\n",
-        "# c\nversion=2\ndisabled_plugins = [\"cri\"]\n",
-        "disabled_plugins = [ 'io.containerd.grpc.v1.cri', \"io.containerd.internal.v1.opt\" ]\n",
-        "plugins.cri.containerd.runtimes.runc.options.SystemdCgroup = true\n",
-    ]);
+    let head = prop::sample::select(vec!["", "version = 2\n", "version = 3\n", "version = 1\n", "# c\nversion=2\ndisabled_plugins = [\"cri\"]\n", "disabled_plugins = [ 'io.containerd.grpc.v1.cri', \"io.containerd.internal.v1.opt\" ]\n", "plugins.cri.containerd.runtimes.runc.options.SystemdCgroup = true\n"]);
     let ends = prop::sample::select(vec!["\n", "\r\n"]);
     (head, prop::collection::vec(line(), 0..12), ends, any::<bool>(), any::<bool>()).prop_map(|(head, lines, end, bom, last)| {
         let text = format!("{}{head}{}{}", if bom { "\u{feff}" } else { "" }, lines.join("\n"), if last { "\n" } else { "" });

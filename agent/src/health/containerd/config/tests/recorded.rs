@@ -5,9 +5,8 @@ use serde_json::json;
 use super::{
     super::{
         super::super::{check::State, kubelet::facts::CgroupDriver},
-        Cri, View,
+        Cri, View, wanted,
         view::Cgroup,
-        wanted,
     },
     fixtures::{GOOD, alarms, kubelet, one, running, status},
 };
@@ -39,8 +38,7 @@ fn one_seven(kind: &str) -> serde_json::Value {
 
 /// 2.x: the runtime's part alone. 2.0 has `binDir`, from 2.1 on there is `binDirs`.
 fn two(minor: u32, kind: &str) -> serde_json::Value {
-    let cni =
-        if minor == 0 { json!({"binDir": "/opt/cni/bin"}) } else { json!({"binDir": "", "binDirs": ["/opt/cni/bin", "/usr/lib/cni"]}) };
+    let cni = if minor == 0 { json!({"binDir": "/opt/cni/bin"}) } else { json!({"binDir": "", "binDirs": ["/opt/cni/bin", "/usr/lib/cni"]}) };
     let mut config = json!({
         "containerd": {
             "defaultRuntimeName": "runc",
@@ -71,10 +69,7 @@ fn what_each_release_tells_is_understood() {
         assert_eq!(new.cni_bin, bins);
         for view in [&old, &new] {
             let runc = view.default().unwrap();
-            assert_eq!(
-                (view.default_runtime.as_str(), runc.kind.as_str(), &runc.cgroup),
-                ("runc", "io.containerd.runc.v2", &Cgroup::Set(true))
-            );
+            assert_eq!((view.default_runtime.as_str(), runc.kind.as_str(), &runc.cgroup), ("runc", "io.containerd.runc.v2", &Cgroup::Set(true)));
             assert_eq!((view.cni_conf.as_str(), view.endpoint.as_deref()), ("/etc/cni/net.d", Some("/run/containerd/containerd.sock")));
         }
     }
@@ -103,12 +98,7 @@ fn what_a_release_tells_is_judged_and_its_secrets_stay() {
 fn a_healthy_release_gives_no_alarm() {
     let three = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nSystemdCgroup = true\n";
     let kind = "io.containerd.runc.v2";
-    for (version, config, file) in [
-        ("1.6.20", one_seven(kind), GOOD),
-        ("1.7.24", one_seven(kind), GOOD),
-        ("v2.0.3", two(0, kind), three),
-        ("v2.3.4", two(3, kind), three),
-    ] {
+    for (version, config, file) in [("1.6.20", one_seven(kind), GOOD), ("1.7.24", one_seven(kind), GOOD), ("v2.0.3", two(0, kind), three), ("v2.3.4", two(3, kind), three)] {
         let mut facts = running(version, &[file]);
         facts.cri = Cri::Up(Box::new(status(config)));
         assert_eq!(alarms(&facts), [], "{version}");
@@ -129,11 +119,6 @@ fn the_sandbox_image_of_2_x_comes_from_the_files_or_is_asked_for() {
     facts.builtin = None;
     assert!(!wanted(&facts).builtin);
     // The old name of the key wins over the new one.
-    let facts = running(
-        "v2.1.4",
-        &[
-            "version = 2\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'new'\n[plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'old'\n",
-        ],
-    );
+    let facts = running("v2.1.4", &["version = 2\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'new'\n[plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'old'\n"]);
     assert_eq!(wanted(&facts).sandbox_image.as_deref(), Some("old"));
 }

@@ -11,10 +11,7 @@ use std::{
 
 use super::{
     super::{
-        super::super::{
-            check::{Source, State},
-            kubelet::facts::CgroupDriver,
-        },
+        super::super::{check::{Source, State}, kubelet::facts::CgroupDriver},
         CHECKS, ConfigSource, KubeletLook,
         generation::Generation,
     },
