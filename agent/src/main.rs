@@ -11,13 +11,7 @@ use clap::{Parser, Subcommand};
 use pvelet_agent::{
     config::{self, Config, Mistake, defaults},
     error::Error,
-    host::{
-        facts::HostFactsReader,
-        links::SysfsLinks,
-        net::{HostNetwork, NetPaths},
-        pve::{Options, Paths, PveHost},
-        storage::LocalStore,
-    },
+    host::net::{HostNetwork, NetPaths},
     logging, network, notify,
     server::{self, Agent, World},
     tls::Material,
@@ -206,21 +200,6 @@ fn run_with(config: &Config, warnings: &[Mistake], file: &Path, ready_file: Opti
     result
 }
 
-fn pve_options(config: &config::Pve) -> Options {
-    let defaults = Options::default();
-    Options {
-        node: Some(config.node.clone()),
-        paths: Paths {
-            etc_pve: config.etc_pve.clone(),
-            run_qemu: config.run.join("qemu-server"),
-            task_log: config.task_log.clone(),
-            proc: config.proc.clone(),
-        },
-        api: config.api_address,
-        ticket_command: config.ticket_command.clone().unwrap_or(defaults.ticket_command),
-    }
-}
-
 async fn serve(config: &Config, file: &Path, ready_file: Option<&Path>, level: logging::Level) -> Result<(), Error> {
     let failed = |what: &str, e: std::io::Error| Error::Start(format!("{what}: {e}"));
     // Before anything is begun: a signal that comes early must not end the process halfway.
@@ -229,24 +208,7 @@ async fn serve(config: &Config, file: &Path, ready_file: Option<&Path>, level: l
     let mut hangup = signal(SignalKind::hangup()).map_err(|e| failed("SIGHUP", e))?;
 
     let operations = server::open_operations(config).await?;
-    let pve = PveHost::start(pve_options(&config.pve)).map_err(|e| failed("PVE cannot be watched", e))?;
-    let network = HostNetwork::new(NetPaths {
-        etc_network: config.network.etc_network.clone(),
-        corosync: config.network.corosync.clone(),
-        etc_pve: config.pve.etc_pve.clone(),
-        state: config.state_dir.join("network"),
-        proc: config.pve.proc.clone(),
-        sysfs: config.pve.sysfs.clone(),
-    });
-    network.sweep().await;
-    let world = World {
-        pve,
-        network: std::sync::Arc::new(network),
-        store: std::sync::Arc::new(LocalStore::new(config.pve.storage_root.clone(), config.pve.proc.clone())),
-        links: std::sync::Arc::new(SysfsLinks::new(config.pve.sysfs.clone())),
-        facts: std::sync::Arc::new(HostFactsReader::new(config.pve.proc.clone())),
-        health: Vec::new(),
-    };
+    let world = World::of_host(config).await?;
     let listener = notify::passed_listener().map_err(|e| failed("LISTEN_FDS", e))?;
     let mut agent = Agent::start(config, world, operations, listener).await?;
     let reload = agent.reloader(file.to_owned(), Some(level));

@@ -1,5 +1,6 @@
 //! The agent as a whole: its parts put together, served, reloaded, drained.
 
+mod health;
 #[cfg(test)]
 mod health_tests;
 mod http;
@@ -13,6 +14,7 @@ mod serving;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod world;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -33,8 +35,8 @@ use crate::{
     auth::{Authorizer, GateLayer},
     config::{Config, Mode},
     error::Error,
-    health::{self, Health},
-    host::{blocking::Blocking, clock::SystemClock, facts::Facts, links::Links, net::Network, pve::Pve, storage::VolumeStore},
+    health::Outside,
+    host::{clock::SystemClock, facts::Facts, links::Links, net::Network, pve::Pve, storage::VolumeStore},
     inventory::{self, HostView},
     limits::Limits,
     logging::Level,
@@ -74,8 +76,8 @@ pub struct World {
     pub network: Arc<dyn Network>,
     /// Facts of the host.
     pub facts: Arc<dyn Facts>,
-    /// What is looked at for its health, beside the network and the agent itself.
-    pub health: Vec<Arc<dyn health::Source>>,
+    /// What its health is read from, and mended with.
+    pub health: Outside,
 }
 
 /// An agent that serves.
@@ -176,18 +178,11 @@ impl Agent {
                 latched: Arc::new(move |latched| shown.set_network_latched(latched)),
             },
         );
-        let mut sources = world.health;
-        sources.push(Arc::new(health::Preflight::new(networks.clone(), config.health.period)));
-        sources.push(Arc::new(health::Own {
-            credentials: credentials.clone(),
-            operations: operations.clone(),
-            clock: Arc::new(SystemClock),
-            period: config.health.period,
-            warning: config.health.certificate_warning,
-            place: Blocking::new(),
-        }));
+        let parts = health::Parts { vms: &vms, networks: &networks, operations: &operations, credentials: &credentials, metrics: &metrics };
+        let (checks, repairs) = health::start(config, world.health, parts).await;
         let shared = Shared {
-            health: Health::start(sources, Arc::new(SystemClock), &metrics),
+            health: checks,
+            repairs,
             volumes: Volumes::new(&vms),
             networks,
             vms,
@@ -215,6 +210,8 @@ impl Agent {
         background.push(tokio::spawn(async move { vms.settle().await }).abort_handle());
         let networks = shared.networks.clone();
         background.push(tokio::spawn(async move { networks.settle().await }).abort_handle());
+        shared.repairs.settle();
+        background.push(shared.repairs.automatic());
 
         let closing = CancellationToken::new();
         let health = HealthReporter::new();

@@ -32,9 +32,27 @@ pub use check::{Check, Finding, Group, Known, Mend, Pace, Source, State};
 pub use network::Preflight;
 pub use watch::RepairStatus;
 
-use crate::{error::Error, host::clock::Clock, metrics::Metrics};
+use crate::{
+    error::Error,
+    host::{clock::Clock, record::Record, runtime::RuntimeFiles, units::Units},
+    metrics::Metrics,
+};
 use board::Board;
 use schedule::Worker;
+
+/// What the health of the host is read from, beside the network and the agent itself, and mended with.
+pub struct Outside {
+    /// What is looked at.
+    pub sources: Vec<Arc<dyn Source>>,
+    /// The units that are restarted.
+    pub units: Arc<dyn Units>,
+    /// containerd's files.
+    pub files: Arc<dyn RuntimeFiles>,
+    /// Knows how they are mended.
+    pub mender: Arc<dyn repair::Mender>,
+    /// Where it is kept what repairs came to.
+    pub record: Arc<dyn Record>,
+}
 
 /// Names in one RunCheck.
 const NAMES: usize = 200;

@@ -24,7 +24,7 @@ pub use volume::VolumeRpc;
 use crate::{
     auth::{Authorizer, Target, Verb},
     error::Error,
-    health::Health,
+    health::{Health, repair::Repairs},
     inventory::HostView,
     metrics::Metrics,
     network::Networks,
@@ -48,6 +48,8 @@ pub struct Shared {
     pub networks: Networks,
     /// The host's health.
     pub health: Health,
+    /// What is mended of it.
+    pub repairs: Repairs,
     /// The operations.
     pub operations: Arc<Operations>,
     /// The host.

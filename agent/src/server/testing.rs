@@ -20,7 +20,10 @@ use super::{Agent, World, open_operations};
 use crate::{
     config::{self, Config},
     error::Error,
-    health::Source,
+    health::{
+        Outside, Source,
+        repair::{Edit, Mender},
+    },
     host::{
         facts::{Facts, HostFacts},
         links::{BridgeInfo, Links},
@@ -29,7 +32,10 @@ use crate::{
             AllocateCall, Change, CloneCall, ClusterLock, ConfigCall, DestroyCall, Inventory, MoveCall, NodeInfo, PowerCall, ProcessRef,
             Pve, RunState, StorageInfo, TaskState, TaskUpdate, Upid, VmRecord, VolumeDetail, VolumeInfo, config_file::ConfigFile,
         },
+        record::FileRecord,
+        runtime::fake::FakeFiles,
         storage::{StorageConfig, fake::EmptyStore},
+        units_fake::FakeUnits,
     },
     tls::testing::{Ca, DOMAIN, Files, Issued, NODE, SERVER_NAME, client, client_config, server},
 };
@@ -192,6 +198,15 @@ impl Facts for SameFacts {
     }
 }
 
+struct NothingToMend;
+
+#[tonic::async_trait]
+impl Mender for NothingToMend {
+    async fn mend(&self) -> Result<Vec<Edit>, Error> {
+        Ok(Vec::new())
+    }
+}
+
 /// An agent, its CA and its files.
 pub(super) struct Stand<P = StillPve> {
     pub(super) agent: Agent,
@@ -228,7 +243,13 @@ pub(super) async fn stand_seeing<P: Pve>(pve: Arc<P>, health: Vec<Arc<dyn Source
         links: Arc::new(OneBridge),
         network: FakeHost::new().process(),
         facts: Arc::new(SameFacts(scheduled)),
-        health,
+        health: Outside {
+            sources: health,
+            units: FakeUnits::new(),
+            files: FakeFiles::new(),
+            mender: Arc::new(NothingToMend),
+            record: Arc::new(FileRecord::new(config.state_dir.join("repair.json"))),
+        },
     };
     let operations = open_operations(&config).await.unwrap();
     let agent = Agent::start(&config, world, operations, None).await.unwrap();

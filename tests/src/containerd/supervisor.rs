@@ -74,6 +74,14 @@ impl Units for Supervisor {
         }
     }
 
+    async fn stop(&self, unit: &str, _: Duration) -> Result<(), Error> {
+        if unit == self.unit {
+            self.containerd.stop();
+            self.changed();
+        }
+        Ok(())
+    }
+
     fn changes(&self) -> broadcast::Receiver<String> {
         self.changes.subscribe()
     }

@@ -13,8 +13,13 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 pub use self::probe::Probe;
 use self::{concern::Concern, config::ConfigSource, live::Live, probe::Sandbox, ready::Ready, unit::Unit};
-use super::{Pace, Source, kubelet::facts::KubeletFacts};
+use super::{
+    Pace, Source,
+    kubelet::facts::KubeletFacts,
+    repair::{Edit, Mender},
+};
 use crate::{
+    error::Error,
     host::{
         runtime::{Runtime, RuntimeFiles},
         units::Units,
@@ -70,4 +75,13 @@ pub fn config_source(
         })
     });
     Arc::new(ConfigSource::new(settings, Arc::clone(runtime), Arc::clone(files), kubelet))
+}
+
+#[tonic::async_trait]
+impl Mender for ConfigSource {
+    async fn mend(&self) -> Result<Vec<Edit>, Error> {
+        // A file that is not there yet is nobody's to be edited.
+        let edit = |m: config::Mended| m.was.map(|was| Edit { path: m.path, was, text: m.text, mends: m.mends });
+        Ok(Self::mend(self).await?.into_iter().filter_map(edit).collect())
+    }
 }

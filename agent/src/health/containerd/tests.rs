@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
-    config::{Worker, defaults},
+    config::{self, Worker, defaults},
     error::Trouble,
     health::{Finding, State},
     host::{
@@ -13,8 +13,8 @@ use crate::{
     },
 };
 
-fn settings(worker: Worker) -> config::Health {
-    config::Health {
+fn settings(worker: Worker) -> crate::config::Health {
+    crate::config::Health {
         worker,
         period: Duration::from_secs(10),
         containerd_socket: defaults::CONTAINERD_SOCKET.into(),

@@ -32,7 +32,8 @@ impl FolderWatch {
         if self.folders.get(folder).is_some_and(|wd| self.watched.get(wd) == Some(&None)) {
             return;
         }
-        let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE | WatchMask::CLOSE_WRITE | WatchMask::ATTRIB | WatchMask::ONLYDIR;
+        let mask =
+            WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE | WatchMask::CLOSE_WRITE | WatchMask::ATTRIB | WatchMask::ONLYDIR;
         let mut watches = self.fd.get_ref().watches();
         if let Ok(wd) = watches.add(folder, mask) {
             self.watched.insert(wd.clone(), None);

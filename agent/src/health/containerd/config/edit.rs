@@ -52,7 +52,8 @@ fn written(text: &Text<'_>, path: &[String]) -> Option<String> {
     let key = |n: usize| {
         let span = find(root, &path[..=n]).and_then(|(key, _)| key.span()).and_then(|s| text.text.get(s));
         // Keys of headers are told with the first header that has them.
-        span.filter(|raw| Key::parse(raw).is_ok_and(|k| k.len() == 1 && k[0].get() == path[n])).map_or_else(|| dotted(&path[n..=n]), str::to_owned)
+        span.filter(|raw| Key::parse(raw).is_ok_and(|k| k.len() == 1 && k[0].get() == path[n]))
+            .map_or_else(|| dotted(&path[n..=n]), str::to_owned)
     };
     Some((0..path.len()).map(key).collect::<Vec<_>>().join("."))
 }
@@ -77,13 +78,19 @@ pub(super) fn set(text: &Text<'_>, path: &[String], value: &str) -> Option<Strin
     }
     let depth = (0..path.len()).rev().find(|n| *n == 0 || find(root, &path[..*n]).is_some())?;
     if depth == 0 {
-        return if parents.is_empty() { top(text.text, &format!("{} = {value}", dotted(path))) } else { section(text, path, value, text.text.len(), "") };
+        return if parents.is_empty() {
+            top(text.text, &format!("{} = {value}", dotted(path)))
+        } else {
+            section(text, path, value, text.text.len(), "")
+        };
     }
     let (_, item) = find(root, &path[..depth])?;
     let table = item.as_table()?;
     if table.is_dotted() {
         // A further line beside the dotted ones, below the header that they stand under.
-        let under = (0..depth).rev().find(|n| *n == 0 || find(root, &path[..*n]).is_some_and(|(_, i)| i.as_table().is_some_and(|t| !t.is_dotted())))?;
+        let under = (0..depth)
+            .rev()
+            .find(|n| *n == 0 || find(root, &path[..*n]).is_some_and(|(_, i)| i.as_table().is_some_and(|t| !t.is_dotted())))?;
         let at = end(item);
         return insert_after(text.text, at, &[format!("{}{} = {value}", indent(text.text, at), dotted(&path[under..]))]);
     }
@@ -99,7 +106,8 @@ pub(super) fn set(text: &Text<'_>, path: &[String], value: &str) -> Option<Strin
         let inner = if indents(text.text) { format!("{lead}  ") } else { lead.clone() };
         return insert_before(text.text, at, &[format!("{lead}[{}]", written(text, parents)?), format!("{inner}{key} = {value}")]);
     };
-    let own = table.iter().filter(|(_, i)| i.is_value() || i.as_table().is_some_and(toml_edit::Table::is_dotted)).map(|(_, i)| end(i)).max();
+    let own =
+        table.iter().filter(|(_, i)| i.is_value() || i.as_table().is_some_and(toml_edit::Table::is_dotted)).map(|(_, i)| end(i)).max();
     let first = table.iter().filter_map(|(k, i)| if i.is_value() { table.key(k)?.span() } else { None }).map(|s| s.start).min();
     let lead = match first {
         Some(first) => indent(text.text, first).to_owned(),
@@ -184,13 +192,18 @@ pub(super) fn drop_entries(text: &Text<'_>, key: &str, unwanted: impl Fn(&str) -
         let removed = array.remove(n);
         let (prefix, suffix) = (removed.decor().prefix().and_then(|s| s.as_str()), removed.decor().suffix().and_then(|s| s.as_str()));
         let length = array.len();
-        if n == 0 && let Some(first) = array.get_mut(0) {
+        if n == 0
+            && let Some(first) = array.get_mut(0)
+        {
             let plain = first.decor().prefix().and_then(|s| s.as_str()).is_none_or(|p| p.trim_matches(' ').is_empty());
             if plain {
                 first.decor_mut().set_prefix(prefix.unwrap_or_default());
             }
         }
-        if n > 0 && n == length && let Some(last) = array.get_mut(n - 1) {
+        if n > 0
+            && n == length
+            && let Some(last) = array.get_mut(n - 1)
+        {
             last.decor_mut().set_suffix(suffix.unwrap_or_default());
         }
     }

@@ -2,7 +2,10 @@
 
 use toml_edit::Document;
 
-use super::{declared::RUNTIME, text::{Text, find}};
+use super::{
+    declared::RUNTIME,
+    text::{Text, find},
+};
 use crate::host::runtime::Plugin;
 
 /// What a release makes of the files depends on this alone.

@@ -3,8 +3,11 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use super::{
+    super::super::{
+        check::{Finding, Mend, State},
+        kubelet::facts::CgroupDriver,
+    },
     Cri, Facts, Scene, analyse,
-    super::super::{check::{Finding, Mend, State}, kubelet::facts::CgroupDriver},
     declared::{CRI, Declared, Key, RUNTIME, SHORT, Section},
     edit,
     generation::Generation,
@@ -57,7 +60,9 @@ pub fn mend(facts: &Facts) -> Vec<Mended> {
     let left = faults(&work);
     let mends: Vec<&'static str> = open.iter().filter(|id| !left.contains(*id)).copied().collect();
     // What comes into force by the edit may hold faults of its own: then a person has to look at it.
-    let bad = |facts: &Facts| judged(facts).into_iter().filter(|f| matches!(f.state, State::Degraded | State::Failed)).map(|f| f.id).collect::<BTreeSet<_>>();
+    let bad = |facts: &Facts| {
+        judged(facts).into_iter().filter(|f| matches!(f.state, State::Degraded | State::Failed)).map(|f| f.id).collect::<BTreeSet<_>>()
+    };
     if mends.is_empty() || !bad(&work).is_subset(&bad(facts)) {
         return Vec::new();
     }
@@ -81,7 +86,11 @@ type Step = Option<(PathBuf, String)>;
 
 fn step(scene: &Scene<'_>) -> Step {
     let declared = scene.declared.as_ref()?;
-    mixup(scene).or_else(|| disabled(scene)).or_else(|| keys(scene, declared)).or_else(|| runtime(scene, declared)).or_else(|| driver(scene, declared))
+    mixup(scene)
+        .or_else(|| disabled(scene))
+        .or_else(|| keys(scene, declared))
+        .or_else(|| runtime(scene, declared))
+        .or_else(|| driver(scene, declared))
 }
 
 /// A file's new text, if it still is TOML.

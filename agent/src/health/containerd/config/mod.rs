@@ -136,7 +136,7 @@ pub fn wanted(facts: &Facts) -> Wanted {
             sandbox_image: view.and_then(|v| v.sandbox_image.clone()).filter(|i| !i.is_empty()),
             cni_conf: view.and_then(|v| path(&v.cni_conf)),
             cni_bin: view.map(|v| v.cni_bin.iter().filter_map(path).collect()).unwrap_or_default(),
-            builtin: facts.builtin.is_none() && (scene.guessed || view.is_some_and(|v| v.sandbox_image.is_none())),
+            builtin: facts.builtin.is_none() && (scene.guessed || scene.now.is_none() || view.is_some_and(|v| v.sandbox_image.is_none())),
         }
     })
 }
@@ -271,7 +271,9 @@ impl Scene<'_> {
                 let finding = Finding { remedy: format!("systemctl restart {}", self.facts.unit), ..Finding::new(id, now.state, seen) };
                 finding.about(self.facts.unit.clone()).mended_by(Mend::RestartUnit(self.facts.unit.clone()))
             }
-            (Some(Err(now)), None) => Finding { remedy: now.remedy, ..Finding::new(id, now.state, format!("{} ({})", now.seen, self.unread())) },
+            (Some(Err(now)), None) => {
+                Finding { remedy: now.remedy, ..Finding::new(id, now.state, format!("{} ({})", now.seen, self.unread())) }
+            }
             (Some(Ok(_)), Some(Err(next))) => {
                 let seen = format!("not yet in force, but from containerd's next start on: {}", next.placed(self));
                 next.finding(id, State::Degraded, seen, self)

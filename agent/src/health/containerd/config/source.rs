@@ -205,7 +205,9 @@ impl Source for ConfigSource {
     async fn stirred(&self) {
         let mut watch = self.watch.lock().await;
         if watch.is_none() {
-            *watch = FolderWatch::new().inspect_err(|error| tracing::debug!(%error, "changes of containerd's configuration are seen at the next look")).ok();
+            *watch = FolderWatch::new()
+                .inspect_err(|error| tracing::debug!(%error, "changes of containerd's configuration are seen at the next look"))
+                .ok();
         }
         let Some(watch) = watch.as_mut() else { return std::future::pending().await };
         let folders = self.asked().folders.clone();

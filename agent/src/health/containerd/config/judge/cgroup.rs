@@ -27,14 +27,21 @@ fn judge_keys(scene: &Scene<'_>, view: &View) -> Verdict {
             Ok(format!("`systemd_cgroup = true` fits the runtime {name:?} of type {RUNTIME_V1}"))
         }
         Generation::One { .. } => {
-            let both = if new { format!("`systemd_cgroup = true` beside `SystemdCgroup = true` of the runtime {name:?}") } else { "`systemd_cgroup = true`".to_owned() };
+            let both = if new {
+                format!("`systemd_cgroup = true` beside `SystemdCgroup = true` of the runtime {name:?}")
+            } else {
+                "`systemd_cgroup = true`".to_owned()
+            };
             let seen = format!("{both}: that key only works for runtimes of type {RUNTIME_V1}, and CRI does not load with it");
             Err(Fault::failed(seen, remedy).at(place).mendable())
         }
         // Ignored, and said where it counts: nothing is lost.
         Generation::Two { .. } if new => well(),
         Generation::Two { .. } => {
-            let seen = format!("`systemd_cgroup = true` is a key of 1.x, which {} ignores; the runtime {name:?} does not have `SystemdCgroup = true`", scene.generation);
+            let seen = format!(
+                "`systemd_cgroup = true` is a key of 1.x, which {} ignores; the runtime {name:?} does not have `SystemdCgroup = true`",
+                scene.generation
+            );
             Err(Fault::degraded(seen, remedy).at(place).mendable())
         }
     }
@@ -82,12 +89,17 @@ fn judge_driver(scene: &Scene<'_>, view: &View) -> Verdict {
     };
     let name = view.default_runtime.as_str();
     if let Some(has) = has(name).filter(|has| *has != wanted) {
-        let seen = format!("cgroups are managed by {} for the kubelet, by {} for the default runtime {name:?}", manager(wanted), manager(has));
+        let seen =
+            format!("cgroups are managed by {} for the kubelet, by {} for the default runtime {name:?}", manager(wanted), manager(has));
         let remedy = format!(
             "set `SystemdCgroup = {wanted}` in the options of the runtime {name:?} and restart containerd and the kubelet, or change cgroupDriver of the kubelet"
         );
         // runc refuses a cgroup path that is no slice when systemd is to manage it; the other way round pods run outside the kubelet's limits.
-        let fault = if has { Fault::failed(format!("{seen}: pods do not start"), remedy) } else { Fault::degraded(format!("{seen}: limits of pods do not hold"), remedy) };
+        let fault = if has {
+            Fault::failed(format!("{seen}: pods do not start"), remedy)
+        } else {
+            Fault::degraded(format!("{seen}: limits of pods do not hold"), remedy)
+        };
         return Err(fault.at(place(name)).mendable());
     }
     // One that is only built in is nobody's wish.

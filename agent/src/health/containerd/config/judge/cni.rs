@@ -39,7 +39,12 @@ pub(super) fn cni(scene: &Scene<'_>) -> Finding {
         _ => (None, None),
     };
     let tell = |state: State, seen: String, remedy: &str, place: Option<Place>| {
-        Fault { state, ..Fault::failed(seen.clone(), remedy) }.at(place.clone()).finding(ID, state, seen + &place.map(|p| format!(" ({p})")).unwrap_or_default(), scene)
+        Fault { state, ..Fault::failed(seen.clone(), remedy) }.at(place.clone()).finding(
+            ID,
+            state,
+            seen + &place.map(|p| format!(" ({p})")).unwrap_or_default(),
+            scene,
+        )
     };
     let conf = scene.facts.cni_conf.as_ref().and_then(|f| trouble(f, "CNI's configuration", is_config));
     let conf = if view.cni_conf.is_empty() { Some("the folder of CNI's configuration has no name".to_owned()) } else { conf };
@@ -53,21 +58,39 @@ pub(super) fn cni(scene: &Scene<'_>) -> Finding {
         let said = [ready.message.as_str(), status.map_or("", |s| s.cni.as_str())];
         let said = said.into_iter().filter(|s| !s.is_empty() && *s != "OK").collect::<Vec<_>>().join("; ");
         return match (conf, bin) {
-            (Some(_), _) if view.cni_template => tell(State::Failed, format!("the kubelet has not told the node's pod addresses yet, from which CNI's configuration is made; containerd says: {said}"), "see why the node has no podCIDR", place("conf_template")),
+            (Some(_), _) if view.cni_template => tell(
+                State::Failed,
+                format!(
+                    "the kubelet has not told the node's pod addresses yet, from which CNI's configuration is made; containerd says: {said}"
+                ),
+                "see why the node has no podCIDR",
+                place("conf_template"),
+            ),
             (Some(conf), _) => tell(State::Failed, format!("{conf}; containerd says: {said}"), wait, place("conf_dir")),
             (None, Some(bin)) => tell(State::Failed, format!("{bin}; containerd says: {said}"), install, bin_place()),
-            (None, None) => tell(State::Failed, format!("there is a configuration, but containerd says: {said}"), "correct the file that it names, or restart the network add-on's pod on this node", place("conf_dir")),
+            (None, None) => tell(
+                State::Failed,
+                format!("there is a configuration, but containerd says: {said}"),
+                "correct the file that it names, or restart the network add-on's pod on this node",
+                place("conf_dir"),
+            ),
         };
     }
     match (conf, bin) {
         (_, Some(bin)) => tell(State::Failed, format!("{bin}: no pod gets a network"), install, bin_place()),
-        (Some(conf), None) if ready.is_some() => {
-            tell(State::Degraded, format!("{conf}; containerd still has what it loaded before, until its next start"), wait, place("conf_dir"))
-        }
+        (Some(conf), None) if ready.is_some() => tell(
+            State::Degraded,
+            format!("{conf}; containerd still has what it loaded before, until its next start"),
+            wait,
+            place("conf_dir"),
+        ),
         (Some(conf), None) if view.cni_template => Finding::ok(ID, format!("{conf}; it is made from a template")),
         (Some(conf), None) => tell(State::Failed, conf, wait, place("conf_dir")),
         (None, None) => match &scene.facts.cri {
-            Cri::Unclear(why) => Finding::unknown(ID, format!("{} holds CNI's configuration; whether containerd has loaded it is not known: {why}", view.cni_conf)),
+            Cri::Unclear(why) => Finding::unknown(
+                ID,
+                format!("{} holds CNI's configuration; whether containerd has loaded it is not known: {why}", view.cni_conf),
+            ),
             _ => Finding::ok(ID, format!("{} holds CNI's configuration, {} its plugins", view.cni_conf, view.cni_bin.join(", "))),
         },
     }

@@ -31,7 +31,11 @@ pub(super) fn disabled(scene: &Scene<'_>) -> Finding {
             format!("take {entry:?} out of disabled_plugins (Docker's package of containerd ships it so)"),
         );
         let fault = fault.at(place).mendable();
-        let (state, start) = if up == Some(true) { (State::Degraded, "not yet in force, but from containerd's next start on: ") } else { (State::Failed, "") };
+        let (state, start) = if up == Some(true) {
+            (State::Degraded, "not yet in force, but from containerd's next start on: ")
+        } else {
+            (State::Failed, "")
+        };
         return fault.finding(ID, state, format!("{start}{}", fault.placed(scene)), scene);
     }
     if scene.declared.is_none() && up != Some(true) {

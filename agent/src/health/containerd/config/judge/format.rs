@@ -15,7 +15,8 @@ pub(super) fn syntax(scene: &Scene<'_>) -> Finding {
         Ok(files) if files.is_empty() => return Finding::ok(SYNTAX, format!("there is no {}: containerd has its defaults", scene.main())),
         Ok(files) => files,
     };
-    let (state, start) = if scene.runs() { (State::Degraded, "not yet in force, but containerd does not start again: ") } else { (State::Failed, "") };
+    let (state, start) =
+        if scene.runs() { (State::Degraded, "not yet in force, but containerd does not start again: ") } else { (State::Failed, "") };
     let broken = scene.texts.iter().enumerate().find_map(|(n, t)| Some((n, t, t.document.as_ref().err()?)));
     if let Some((_, text, syntax)) = broken {
         let at = format!("{}:{}:{}", text.path.display(), syntax.line, syntax.column);
@@ -27,7 +28,9 @@ pub(super) fn syntax(scene: &Scene<'_>) -> Finding {
         let remedy = format!("correct line {} of {}; `containerd config dump` says whether it is taken", syntax.line, text.path.display());
         return Finding { remedy, ..Finding::new(SYNTAX, state, seen) }.about(text.path.display().to_string());
     }
-    if let Some(text) = scene.texts.iter().find(|t| t.text.starts_with('\u{feff}')).filter(|_| matches!(scene.generation, Generation::Two { .. })) {
+    if let Some(text) =
+        scene.texts.iter().find(|t| t.text.starts_with('\u{feff}')).filter(|_| matches!(scene.generation, Generation::Two { .. }))
+    {
         let path = text.path.display().to_string();
         let seen = format!("{start}{path}:1:1 begins with a byte order mark, which {} does not take", scene.generation);
         return Finding { remedy: format!("sed -i '1s/^\\xef\\xbb\\xbf//' {path}"), ..Finding::new(SYNTAX, state, seen) }.about(path);
@@ -39,8 +42,11 @@ pub(super) fn syntax(scene: &Scene<'_>) -> Finding {
         }
         Some(why) => {
             let seen = format!("{start}containerd refuses {}: {}", scene.main(), why.chars().take(300).collect::<String>());
-            Finding { remedy: "correct what it names; `containerd config dump` says whether it is taken".to_owned(), ..Finding::new(SYNTAX, state, seen) }
-                .about(scene.main())
+            Finding {
+                remedy: "correct what it names; `containerd config dump` says whether it is taken".to_owned(),
+                ..Finding::new(SYNTAX, state, seen)
+            }
+            .about(scene.main())
         }
     }
 }
@@ -59,7 +65,8 @@ pub(super) fn version(scene: &Scene<'_>) -> Finding {
     match mixup(scene) {
         Some((fault, _)) => {
             let waits = fault.state == State::Failed && scene.runs();
-            let (state, start) = if waits { (State::Degraded, "not yet in force, but from containerd's next start on: ") } else { (fault.state, "") };
+            let (state, start) =
+                if waits { (State::Degraded, "not yet in force, but from containerd's next start on: ") } else { (fault.state, "") };
             fault.finding(VERSION, state, format!("{start}{}", fault.placed(scene)), scene)
         }
         None if scene.texts.is_empty() => Finding::ok(VERSION, format!("there is no {}", scene.main())),
@@ -108,7 +115,9 @@ fn refused(declared: &Declared<'_>) -> Option<(Fault, Option<Mixup>)> {
             Generation::One { .. } if all_full(declared) => Some(Mixup::Version { file, version: 2 }),
             _ => None,
         };
-        let seen = format!("version = {version}, but {generation} knows files up to version {newest}: it refuses this one, or ignores sections under newer names");
+        let seen = format!(
+            "version = {version}, but {generation} knows files up to version {newest}: it refuses this one, or ignores sections under newer names"
+        );
         let remedy = format!("write the configuration for version {newest} (`containerd config default` shows one)");
         return Some((Fault::failed(seen, remedy).at(root_place(declared.texts, file, "version")), fix));
     }
@@ -128,7 +137,10 @@ fn refused(declared: &Declared<'_>) -> Option<(Fault, Option<Mixup>)> {
 fn short_names(declared: &Declared<'_>) -> Option<(Fault, Option<Mixup>)> {
     for (file, text) in declared.texts.iter().enumerate() {
         let Some(name) = plugins(text).into_iter().find(|p| !is_full(p)) else { continue };
-        let seen = format!("the section of plugin {name:?} has the short name of version 1 in files of version {}: containerd refuses them", declared.version());
+        let seen = format!(
+            "the section of plugin {name:?} has the short name of version 1 in files of version {}: containerd refuses them",
+            declared.version()
+        );
         let full = if name == SHORT { CRI } else { "io.containerd.<kind>.v1.<id>" };
         let fault = Fault::failed(seen, format!("name it by its full name, {full:?}")).at(text.place(file, &["plugins", &name]));
         let only = plugins(text).iter().all(|p| is_full(p) || p == SHORT) && !has(text, CRI);
@@ -138,7 +150,10 @@ fn short_names(declared: &Declared<'_>) -> Option<(Fault, Option<Mixup>)> {
         // CRI itself is a matter of its own.
         let Some((file, name)) = declared.plugins_list(list).into_iter().find(|(_, n)| !is_full(n) && n != SHORT) else { continue };
         let seen = format!("{list} has the short name {name:?} in files of version {}: containerd refuses them", declared.version());
-        return Some((Fault::failed(seen, "name it by its full name, io.containerd.<kind>.v1.<id>").at(root_place(declared.texts, file, list)), None));
+        return Some((
+            Fault::failed(seen, "name it by its full name, io.containerd.<kind>.v1.<id>").at(root_place(declared.texts, file, list)),
+            None,
+        ));
     }
     None
 }
@@ -159,7 +174,10 @@ fn ignored(declared: &Declared<'_>) -> Option<(Fault, Option<Mixup>)> {
         (_, own) => own,
     };
     let version = said.map_or("without `version`".to_owned(), |said| format!("of version {said}"));
-    let seen = format!("in files {version} {} ignores the section of plugin {:?}: what stands there is not in force", declared.generation, section.plugin);
+    let seen = format!(
+        "in files {version} {} ignores the section of plugin {:?}: what stands there is not in force",
+        declared.generation, section.plugin
+    );
     let fix = match declared.generation {
         Generation::One { .. } => fix_for_one(declared, section),
         Generation::Two { newest } => fix_for_two(declared, section, newest),
@@ -167,7 +185,10 @@ fn ignored(declared: &Declared<'_>) -> Option<(Fault, Option<Mixup>)> {
     let remedy = match fix {
         Some(Mixup::Version { version, .. }) => format!("set `version = {version}` at the top of {}", declared.texts[file].path.display()),
         Some(Mixup::Rename { to, .. }) => format!("name the section {to:?}"),
-        None => format!("write the section under the name that version {} has for it (`containerd config default` shows it)", declared.generation.newest()),
+        None => format!(
+            "write the section under the name that version {} has for it (`containerd config default` shows it)",
+            declared.generation.newest()
+        ),
     };
     Some((Fault::degraded(seen, remedy).at(declared.section_place(section)), fix))
 }
@@ -189,7 +210,9 @@ fn fix_for_two(declared: &Declared<'_>, section: &Section<'_>, newest: i64) -> O
     let is_new = |p: &String| p.starts_with("io.containerd.cri.v1.") || p.starts_with("io.containerd.server.v1.");
     match section.plugin {
         // As files of version 2 they are brought to the newest format at each start.
-        CRI if all_full(declared) && !declared.texts.iter().flat_map(plugins).any(|p| is_new(&p)) => Some(Mixup::Version { file, version: 2 }),
+        CRI if all_full(declared) && !declared.texts.iter().flat_map(plugins).any(|p| is_new(&p)) => {
+            Some(Mixup::Version { file, version: 2 })
+        }
         SHORT if !has(text, CRI) && text.version().unwrap_or(0) <= newest => Some(Mixup::Rename { file, from: SHORT, to: CRI }),
         _ => None,
     }

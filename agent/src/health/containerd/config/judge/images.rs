@@ -29,7 +29,9 @@ pub(super) fn sandbox(scene: &Scene<'_>) -> Finding {
         (Some(true), _) => Finding::ok(SANDBOX, format!("{image} is here")),
         (Some(false), _) => {
             let seen = format!("{image} is not here: containerd must pull it before a pod starts");
-            let remedy = format!("pull it once: `crictl pull {image}`, or `ctr -n k8s.io images pull {image}`; where the registry cannot be reached, import it or name another in the configuration");
+            let remedy = format!(
+                "pull it once: `crictl pull {image}`, or `ctr -n k8s.io images pull {image}`; where the registry cannot be reached, import it or name another in the configuration"
+            );
             let fault = Fault::degraded(seen, remedy).at(place);
             fault.finding(SANDBOX, State::Degraded, fault.placed(scene), scene)
         }

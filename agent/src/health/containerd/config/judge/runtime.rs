@@ -48,7 +48,8 @@ fn judge(scene: &Scene<'_>, view: &View) -> Verdict {
     };
     let names = untyped.iter().map(|n| format!("{n:?}")).collect::<Vec<_>>().join(", ");
     let kinds: Vec<Option<&str>> = untyped.iter().map(|n| type_for(n, view.runtimes[*n].runc_options)).collect();
-    let seen = format!("without runtime_type: {names}; pods of a RuntimeClass with that handler fail with `container.Runtime.Name must be set`");
+    let seen =
+        format!("without runtime_type: {names}; pods of a RuntimeClass with that handler fail with `container.Runtime.Name must be set`");
     let remedy = format!("set runtime_type, such as {:?}, for {names}", kinds[0].unwrap_or("io.containerd.runc.v2"));
     let fault = Fault::degraded(seen, remedy).at(place(declared, first));
     Err(if kinds.iter().all(Option::is_some) { fault.mendable() } else { fault })

@@ -28,7 +28,9 @@ fn judge(scene: &Scene<'_>, view: &View) -> Verdict {
     if let Some(kubelet) = scene.facts.kubelet.as_ref().and_then(|k| k.runtime_endpoint.as_deref()).filter(|k| plain(k) != plain(listens)) {
         // The daemon that the agent asks may be another than the kubelet's.
         let seen = format!("containerd listens at {listens}, the kubelet asks {kubelet}");
-        let remedy = format!("set containerRuntimeEndpoint of the kubelet to unix://{listens}, or [grpc] address of containerd to {kubelet}; if the kubelet has a containerd of its own, set containerd_socket of the agent's [health] to {kubelet}");
+        let remedy = format!(
+            "set containerRuntimeEndpoint of the kubelet to unix://{listens}, or [grpc] address of containerd to {kubelet}; if the kubelet has a containerd of its own, set containerd_socket of the agent's [health] to {kubelet}"
+        );
         return Err(Fault::failed(seen, remedy).at(place()));
     }
     if matches!(scene.facts.cri, Cri::Down(_)) && plain(&asks) != plain(listens) {

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::super::{
-    Cri, Facts, Folder, analyse, with_scene,
     super::super::{
         check::{Finding, State},
         kubelet::facts::{CgroupDriver, KubeletFacts},
     },
+    Cri, Facts, Folder, analyse,
     generation::Generation,
     view::{Cgroup, View},
+    with_scene,
 };
 use crate::host::runtime::{ConfigText, Plugin, RuntimeCondition, RuntimeStatus};
 
@@ -61,7 +62,7 @@ pub(super) fn told(view: &View, generation: Generation) -> Value {
     if two {
         config["cni"]["binDirs"] = json!(view.cni_bin);
     } else {
-        config["cni"]["binDir"] = json!(view.cni_bin[0]);
+        config["cni"]["binDir"] = json!(view.cni_bin.first());
         config["containerd"]["snapshotter"] = json!(view.snapshotter);
         config["sandboxImage"] = json!(view.sandbox_image.clone().unwrap_or_else(|| "registry.k8s.io/pause:3.8".into()));
         config["systemdCgroup"] = json!(view.systemd_cgroup);

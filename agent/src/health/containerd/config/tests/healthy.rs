@@ -2,7 +2,10 @@
 
 use super::{
     super::{
-        super::super::{check::State, kubelet::facts::{CgroupDriver, KubeletFacts}},
+        super::super::{
+            check::State,
+            kubelet::facts::{CgroupDriver, KubeletFacts},
+        },
         CHECKS, Cri, Facts, analyse,
     },
     fixtures::{GOOD, alarms, folder, kubelet, plugin, running, status},
@@ -148,33 +151,116 @@ fn table() -> Vec<Healthy> {
         ("version 1 with its own names", "1.6.20", vec![ONE], same),
         ("an empty file", "1.7.24", vec![""], cgroupfs),
         ("no file at all", "1.6.20", vec![], cgroupfs),
-        ("drop-ins of 2.x that add one key each", "v2.1.4", vec![THREE, "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nenable_selinux = true\n", "[debug]\nlevel = 'debug'\n"], same),
+        (
+            "drop-ins of 2.x that add one key each",
+            "v2.1.4",
+            vec![THREE, "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nenable_selinux = true\n", "[debug]\nlevel = 'debug'\n"],
+            same,
+        ),
         ("inline tables", "1.6.20", vec![INLINE], same),
         ("dotted keys", "1.6.20", vec![DOTTED], same),
         ("privileged_without_host_devices", "1.7.24", vec![with("      privileged_without_host_devices = true\n")], same),
-        ("registries in a folder", "1.7.24", vec![with("[plugins.\"io.containerd.grpc.v1.cri\".registry]\n  config_path = \"/etc/containerd/certs.d\"\n")], same),
-        ("stargz over a proxy plugin", "1.7.24", vec!["version = 2\n[proxy_plugins.stargz]\ntype = \"snapshot\"\naddress = \"/run/containerd-stargz-grpc/containerd-stargz-grpc.sock\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"stargz\"\n"], |f| { cgroupfs(f); snapshotters(f, &["stargz"]) }),
-        ("zfs snapshotter", "1.6.20", vec!["version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"zfs\"\n"], |f| { cgroupfs(f); snapshotters(f, &["zfs", "native"]) }),
-        ("native snapshotter for Kata alone", "1.7.24", vec![with("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\nruntime_type = \"io.containerd.kata.v2\"\nsnapshotter = \"native\"\n")], |f| snapshotters(f, &["native"])),
-        ("cgroupfs with a kubelet that has cgroupfs", "1.7.24", vec![leak(GOOD.replace("SystemdCgroup = true", "SystemdCgroup = false"))], cgroupfs),
-        ("a kubelet that asks the runtime", "1.7.24", vec![leak(GOOD.replace("SystemdCgroup = true", "SystemdCgroup = false"))], |f| f.kubelet = Some(KubeletFacts::default())),
+        (
+            "registries in a folder",
+            "1.7.24",
+            vec![with("[plugins.\"io.containerd.grpc.v1.cri\".registry]\n  config_path = \"/etc/containerd/certs.d\"\n")],
+            same,
+        ),
+        (
+            "stargz over a proxy plugin",
+            "1.7.24",
+            vec![
+                "version = 2\n[proxy_plugins.stargz]\ntype = \"snapshot\"\naddress = \"/run/containerd-stargz-grpc/containerd-stargz-grpc.sock\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"stargz\"\n",
+            ],
+            |f| {
+                cgroupfs(f);
+                snapshotters(f, &["stargz"]);
+            },
+        ),
+        (
+            "zfs snapshotter",
+            "1.6.20",
+            vec!["version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"zfs\"\n"],
+            |f| {
+                cgroupfs(f);
+                snapshotters(f, &["zfs", "native"]);
+            },
+        ),
+        (
+            "native snapshotter for Kata alone",
+            "1.7.24",
+            vec![with(
+                "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\nruntime_type = \"io.containerd.kata.v2\"\nsnapshotter = \"native\"\n",
+            )],
+            |f| snapshotters(f, &["native"]),
+        ),
+        (
+            "cgroupfs with a kubelet that has cgroupfs",
+            "1.7.24",
+            vec![leak(GOOD.replace("SystemdCgroup = true", "SystemdCgroup = false"))],
+            cgroupfs,
+        ),
+        ("a kubelet that asks the runtime", "1.7.24", vec![leak(GOOD.replace("SystemdCgroup = true", "SystemdCgroup = false"))], |f| {
+            f.kubelet = Some(KubeletFacts::default());
+        }),
         ("CRLF and a byte order mark", "1.6.20", vec![leak(format!("\u{feff}{}", GOOD.replace('\n', "\r\n")))], same),
         ("a socket elsewhere, which the kubelet knows", "1.7.24", vec![with("[grpc]\n  address = \"/run/k8s/containerd.sock\"\n")], |f| {
             f.kubelet.as_mut().unwrap().runtime_endpoint = Some("unix:///var/run/k8s/containerd.sock".into());
             f.socket = "/run/k8s/containerd.sock".into();
         }),
-        ("other plugins switched off", "1.7.24", vec![leak(format!("disabled_plugins = [\n  \"io.containerd.snapshotter.v1.aufs\", # not in the kernel\n  \"io.containerd.internal.v1.opt\",\n]\n{GOOD}"))], same),
+        (
+            "other plugins switched off",
+            "1.7.24",
+            vec![leak(format!(
+                "disabled_plugins = [\n  \"io.containerd.snapshotter.v1.aufs\", # not in the kernel\n  \"io.containerd.internal.v1.opt\",\n]\n{GOOD}"
+            ))],
+            same,
+        ),
         ("version 3 of 2.x", "v2.0.3", vec![THREE], same),
         ("systemd in 2.x, which tells a kubelet that has cgroupfs", "v2.0.3", vec![THREE], cgroupfs),
         ("version 2 under 2.x", "v2.1.4", vec![GOOD], same),
         ("version 1 under 2.3", "v2.3.4", vec!["[plugins.cri.containerd.runtimes.runc.options]\nSystemdCgroup = true\n"], same),
         ("nothing of CRI in a version 1 under 2.x", "v2.1.4", vec!["oom_score = -999\n[debug]\nlevel = \"info\"\n"], cgroupfs),
-        ("version 3 with old names under 2.3, which brings them over", "v2.3.4", vec![leak(GOOD.replace("version = 2", "version = 3"))], same),
-        ("version 4 of 2.3 with its server plugin", "v2.3.4", vec![leak(format!("{}[plugins.'io.containerd.server.v1.grpc']\naddress = '/run/containerd/containerd.sock'\n", THREE.replace("version = 3", "version = 4")))], same),
-        ("both namings in one file, for an upgrade", "1.7.24", vec![with("[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nSystemdCgroup = true\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'registry.k8s.io/pause:3.9'\n")], same),
+        (
+            "version 3 with old names under 2.3, which brings them over",
+            "v2.3.4",
+            vec![leak(GOOD.replace("version = 2", "version = 3"))],
+            same,
+        ),
+        (
+            "version 4 of 2.3 with its server plugin",
+            "v2.3.4",
+            vec![leak(format!(
+                "{}[plugins.'io.containerd.server.v1.grpc']\naddress = '/run/containerd/containerd.sock'\n",
+                THREE.replace("version = 3", "version = 4")
+            ))],
+            same,
+        ),
+        (
+            "both namings in one file, for an upgrade",
+            "1.7.24",
+            vec![with(
+                "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nSystemdCgroup = true\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'registry.k8s.io/pause:3.9'\n",
+            )],
+            same,
+        ),
         ("CDI and NRI", "1.7.24", vec![CDI], same),
-        ("a shim's path as type", "1.7.24", vec![with("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.wasm]\nruntime_type = \"/opt/kwasm/bin/containerd-shim-spin-v2\"\n")], same),
-        ("old cgroup key with the old runtime", "1.6.20", vec!["version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsystemd_cgroup = true\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runtime.v1.linux\"\n"], same),
+        (
+            "a shim's path as type",
+            "1.7.24",
+            vec![with(
+                "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.wasm]\nruntime_type = \"/opt/kwasm/bin/containerd-shim-spin-v2\"\n",
+            )],
+            same,
+        ),
+        (
+            "old cgroup key with the old runtime",
+            "1.6.20",
+            vec![
+                "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsystemd_cgroup = true\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runtime.v1.linux\"\n",
+            ],
+            same,
+        ),
         ("no kubelet: Docker's containerd without CRI", "1.7.24", vec!["disabled_plugins = [\"cri\"]\n"], |f| {
             f.kubelet = None;
             f.cri = Cri::NotLoaded;
@@ -188,14 +274,20 @@ fn table() -> Vec<Healthy> {
             status.conditions[1].status = false;
         }),
         ("a kubelet with CRI-O beside", "1.7.24", vec![""], |f| {
-            f.kubelet = Some(KubeletFacts { cgroup_driver: Some(CgroupDriver::Systemd), runtime_endpoint: Some("/var/run/crio/crio.sock".into()) });
+            f.kubelet =
+                Some(KubeletFacts { cgroup_driver: Some(CgroupDriver::Systemd), runtime_endpoint: Some("/var/run/crio/crio.sock".into()) });
         }),
         ("no containerd", "1.7.24", vec![], |f| {
             f.kubelet = None;
             f.cri = Cri::Down("no such file".into());
             f.plugins = None;
         }),
-        ("CNI made from a template", "1.7.24", vec![leak(format!("{GOOD}[plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_template = \"/etc/cni/template\"\n"))], same),
+        (
+            "CNI made from a template",
+            "1.7.24",
+            vec![leak(format!("{GOOD}[plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_template = \"/etc/cni/template\"\n"))],
+            same,
+        ),
         ("not TOML to the letter, but containerd takes it", "1.6.20", vec![leak(format!("{GOOD}a.\u{e9} = 1\n"))], |f| {
             f.refusal = Some(String::new());
             f.cri = Cri::Up(Box::new(status(serde_json::Value::Null)));

@@ -4,7 +4,10 @@ use similar::TextDiff;
 
 use super::{
     super::{
-        super::super::{check::{Mend, State}, kubelet::facts::{CgroupDriver, KubeletFacts}},
+        super::super::{
+            check::{Mend, State},
+            kubelet::facts::{CgroupDriver, KubeletFacts},
+        },
         Cri, Facts, Mended, mend,
     },
     fixtures::{GOOD, MAIN, alarms, kubelet, one, running},
@@ -18,8 +21,9 @@ fn facts(version: &str, texts: &[&str]) -> Facts {
 
 /// The changed lines, as `-` and `+`.
 fn diff(mended: &Mended) -> String {
-    let diff = TextDiff::from_lines(mended.was.as_deref().unwrap_or_default(), &mended.text).iter_all_changes().filter(|c| c.tag() != similar::ChangeTag::Equal).map(|c| format!("{}{}", c.tag(), c.value())).collect::<String>();
-    diff
+    let was = mended.was.as_deref().unwrap_or_default();
+    let diff = TextDiff::from_lines(was, &mended.text);
+    diff.iter_all_changes().filter(|c| c.tag() != similar::ChangeTag::Equal).map(|c| format!("{}{}", c.tag(), c.value())).collect()
 }
 
 /// Mends, and shows that mending the mended changes nothing and that no fault is left that the agent could mend.
@@ -57,7 +61,7 @@ fn only_the_missing_lines_are_written() {
         ("a value in place", "1.6.20", GOOD.replace("\"io.containerd.runc.v2\"", "''   # why?"), &same, &["containerd.runtime-type"], "-      runtime_type = ''   # why?\n+      runtime_type = \"io.containerd.runc.v2\"   # why?\n".into()),
         ("within an inline table", "1.7.24", cri("version = 2\n[CRI.containerd]\nruntimes.runc = { options = { SystemdCgroup = true } }\n"), &same, &["containerd.runtime-type"], "-runtimes.runc = { options = { SystemdCgroup = true } }\n+runtimes.runc = { options = { SystemdCgroup = true }, runtime_type = \"io.containerd.runc.v2\" }\n".into()),
         ("beside dotted keys", "1.7.24", cri("version = 2\n[CRI.containerd]\n  runtimes.runc.options.SystemdCgroup = true # yes\n  snapshotter = \"overlayfs\"\n"), &same, &["containerd.runtime-type"], "+  runtimes.runc.runtime_type = \"io.containerd.runc.v2\"\n".into()),
-        ("beside dotted keys at the root", "1.7.24", cri("version = 2\nCRI.containerd.runtimes.runc.options.SystemdCgroup = true"), &same, &["containerd.runtime-type"], cri("-CRI.containerd.runtimes.runc.options.SystemdCgroup = true+CRI.containerd.runtimes.runc.options.SystemdCgroup = true\n+CRI.containerd.runtimes.runc.runtime_type = \"io.containerd.runc.v2\"").replace("+plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.runtime_type", "+plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.runtime_type")),
+        ("beside dotted keys at the root", "1.7.24", cri("version = 2\nCRI.containerd.runtimes.runc.options.SystemdCgroup = true"), &same, &["containerd.runtime-type"], cri("-CRI.containerd.runtimes.runc.options.SystemdCgroup = true+CRI.containerd.runtimes.runc.options.SystemdCgroup = true\n+CRI.containerd.runtimes.runc.runtime_type = \"io.containerd.runc.v2\"")),
         ("the default by its name", "1.7.24", GOOD.replace("name = \"runc\"", "name = \"nvidia\""), &same, &["containerd.runtime-type"], "-    default_runtime_name = \"nvidia\"\n+    default_runtime_name = \"runc\"\n".into()),
         ("runc declared beside Kata", "1.6.20", cri("version = 2\n[CRI.containerd.runtimes.kata]\nruntime_type = \"io.containerd.kata.v2\"\n[debug]\nlevel = \"info\"\n"), &asking, &["containerd.runtime-type"], cri("+\n+[CRI.containerd.runtimes.runc]\n+runtime_type = \"io.containerd.runc.v2\"\n")),
         ("Docker's file", "1.7.24", "#   Copyright\n\ndisabled_plugins = [\"cri\"] # CRI\n\n#root = \"/\"\n".into(), &cgroupfs, &["containerd.cri-disabled"], "-disabled_plugins = [\"cri\"] # CRI\n+disabled_plugins = [] # CRI\n".into()),
@@ -101,7 +105,10 @@ fn the_file_that_declares_a_fault_is_the_one_that_is_edited() {
     let all = mended(&facts("1.7.24", &[&main, import]));
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].path.to_str(), Some("/etc/containerd/conf.d/1.toml"));
-    assert_eq!(diff(&all[0]), "+[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n+runtime_type = \"io.containerd.runc.v2\"\n");
+    assert_eq!(
+        diff(&all[0]),
+        "+[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n+runtime_type = \"io.containerd.runc.v2\"\n"
+    );
     // What no file declares is written to the main one.
     let all = mended(&facts("1.7.24", &["version = 2\n", "version = 2\n[debug]\nlevel = 'debug'\n"]));
     assert_eq!((all.len(), all[0].path.to_str()), (1, Some(MAIN)));
@@ -129,7 +136,13 @@ fn what_is_not_sure_is_left_alone() {
         // Nothing to do.
         (GOOD.to_owned(), CgroupDriver::Systemd),
         // Which shim that is only its owner knows.
-        (GOOD.replace("runtimes.runc", "runtimes.own").replace("name = \"runc\"", "name = \"own\"").replace("runtime_type = \"io.containerd.runc.v2\"", "").replace("SystemdCgroup = true", "ConfigPath = \"/x\""), CgroupDriver::Systemd),
+        (
+            GOOD.replace("runtimes.runc", "runtimes.own")
+                .replace("name = \"runc\"", "name = \"own\"")
+                .replace("runtime_type = \"io.containerd.runc.v2\"", "")
+                .replace("SystemdCgroup = true", "ConfigPath = \"/x\""),
+            CgroupDriver::Systemd,
+        ),
     ] {
         let mut facts = facts("1.7.24", &[&text]);
         facts.kubelet = Some(kubelet(special));

@@ -5,8 +5,9 @@ use serde_json::json;
 use super::{
     super::{
         super::super::{check::State, kubelet::facts::CgroupDriver},
-        Cri, View, wanted,
+        Cri, View,
         view::Cgroup,
+        wanted,
     },
     fixtures::{GOOD, alarms, kubelet, one, running, status},
 };
@@ -38,7 +39,8 @@ fn one_seven(kind: &str) -> serde_json::Value {
 
 /// 2.x: the runtime's part alone. 2.0 has `binDir`, from 2.1 on there is `binDirs`.
 fn two(minor: u32, kind: &str) -> serde_json::Value {
-    let cni = if minor == 0 { json!({"binDir": "/opt/cni/bin"}) } else { json!({"binDir": "", "binDirs": ["/opt/cni/bin", "/usr/lib/cni"]}) };
+    let cni =
+        if minor == 0 { json!({"binDir": "/opt/cni/bin"}) } else { json!({"binDir": "", "binDirs": ["/opt/cni/bin", "/usr/lib/cni"]}) };
     let mut config = json!({
         "containerd": {
             "defaultRuntimeName": "runc",
@@ -69,7 +71,10 @@ fn what_each_release_tells_is_understood() {
         assert_eq!(new.cni_bin, bins);
         for view in [&old, &new] {
             let runc = view.default().unwrap();
-            assert_eq!((view.default_runtime.as_str(), runc.kind.as_str(), &runc.cgroup), ("runc", "io.containerd.runc.v2", &Cgroup::Set(true)));
+            assert_eq!(
+                (view.default_runtime.as_str(), runc.kind.as_str(), &runc.cgroup),
+                ("runc", "io.containerd.runc.v2", &Cgroup::Set(true))
+            );
             assert_eq!((view.cni_conf.as_str(), view.endpoint.as_deref()), ("/etc/cni/net.d", Some("/run/containerd/containerd.sock")));
         }
     }
@@ -98,7 +103,12 @@ fn what_a_release_tells_is_judged_and_its_secrets_stay() {
 fn a_healthy_release_gives_no_alarm() {
     let three = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nSystemdCgroup = true\n";
     let kind = "io.containerd.runc.v2";
-    for (version, config, file) in [("1.6.20", one_seven(kind), GOOD), ("1.7.24", one_seven(kind), GOOD), ("v2.0.3", two(0, kind), three), ("v2.3.4", two(3, kind), three)] {
+    for (version, config, file) in [
+        ("1.6.20", one_seven(kind), GOOD),
+        ("1.7.24", one_seven(kind), GOOD),
+        ("v2.0.3", two(0, kind), three),
+        ("v2.3.4", two(3, kind), three),
+    ] {
         let mut facts = running(version, &[file]);
         facts.cri = Cri::Up(Box::new(status(config)));
         assert_eq!(alarms(&facts), [], "{version}");
@@ -119,6 +129,38 @@ fn the_sandbox_image_of_2_x_comes_from_the_files_or_is_asked_for() {
     facts.builtin = None;
     assert!(!wanted(&facts).builtin);
     // The old name of the key wins over the new one.
-    let facts = running("v2.1.4", &["version = 2\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'new'\n[plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'old'\n"]);
+    let facts = running(
+        "v2.1.4",
+        &[
+            "version = 2\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'new'\n[plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'old'\n",
+        ],
+    );
     assert_eq!(wanted(&facts).sandbox_image.as_deref(), Some("old"));
+}
+
+#[test]
+fn the_snapshotter_of_an_old_section_comes_to_2_x_only_with_runtimes() {
+    let old = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"zfs\"\n";
+    let mut facts = running("v2.1.4", &[old]);
+    assert_eq!(one(&facts, "containerd.snapshotter").state, State::Ok);
+    facts = running("v2.1.4", &[&format!("{old}runtimes.runc.options.BinaryName = \"\"\n")]);
+    assert_eq!(one(&facts, "containerd.snapshotter").state, State::Failed);
+}
+
+#[test]
+fn where_the_new_name_has_a_key_the_old_one_is_passed_over() {
+    let text = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.nvidia.options]\nBinaryName = \"n\"\n";
+    assert_eq!(one(&running("v2.1.4", &[text]), "containerd.runtime-type").state, State::Degraded);
+    let both = format!("{text}[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n");
+    assert_eq!(one(&running("v2.1.4", &[&both]), "containerd.runtime-type").state, State::Ok);
+}
+
+#[test]
+fn folders_of_cni_that_a_distribution_has_built_in_are_not_guessed() {
+    let mut facts = running("1.7.24", &[GOOD]);
+    facts.cri = Cri::NotLoaded;
+    facts.builtin = None;
+    assert!(wanted(&facts).cni_bin.is_empty() && wanted(&facts).builtin);
+    facts.builtin = Some("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\n".into());
+    assert_eq!(wanted(&facts).cni_bin, [std::path::PathBuf::from("/usr/lib/cni")]);
 }

@@ -11,7 +11,10 @@ use std::{
 
 use super::{
     super::{
-        super::super::{check::{Source, State}, kubelet::facts::CgroupDriver},
+        super::super::{
+            check::{Source, State},
+            kubelet::facts::CgroupDriver,
+        },
         CHECKS, ConfigSource, KubeletLook,
         generation::Generation,
     },
