@@ -148,7 +148,11 @@ async fn a_storage_that_is_away_or_full_is_named() {
     let away = expect(&client, "host.storages", CheckState::Failed).await;
     assert!(away.seen.contains("rawdir (dir) is not active") && away.subjects == ["rawdir"] && !away.remedy.is_empty(), "{away:?}");
     fault(json!({"offline": false}));
-    stack.sim.control().call(&Request::SeedVm(Seed { size_mib: 8, fill_mib: 8, storage: "rawdir".into(), ..Seed::new("pve1", 201, "full") })).unwrap();
+    stack
+        .sim
+        .control()
+        .call(&Request::SeedVm(Seed { size_mib: 8, fill_mib: 8, storage: "rawdir".into(), ..Seed::new("pve1", 201, "full") }))
+        .unwrap();
     fault(json!({"full_after_bytes": 1 << 20}));
     let full = expect(&client, "host.storages", CheckState::Failed).await;
     assert!(full.seen.contains("rawdir (dir, 1.0 MiB) is 100 % full"), "{full:?}");
