@@ -30,7 +30,7 @@ fn program() -> Vec<u8> {
 }
 
 /// Writes an archive with this image, for `ctr images import`.
-pub(super) fn pause(archive: &Path, name: &str) -> io::Result<()> {
+pub fn pause(archive: &Path, name: &str) -> io::Result<()> {
     let mut layer = Builder::new(Vec::new());
     append(&mut layer, "pause", &program(), 0o755)?;
     let layer = layer.into_inner()?;

@@ -26,6 +26,7 @@ use pvelet_agent::{
 };
 
 pub use self::{
+    image::pause,
     place::{PAUSE, Place},
     program::program,
     supervisor::Supervisor,
