@@ -181,6 +181,8 @@ async fn unusual_but_healthy_configurations_give_no_alarm() {
     let mut table = table();
     // What containerd writes itself, with every key there is.
     let whole = files(containerd.place()).dump(&containerd.config(), SOON).await.unwrap();
+    // It names the file that it was made from.
+    let whole: String = whole.lines().filter(|l| !l.starts_with("imports")).map(|l| format!("{l}\n")).collect();
     table.push(("what `containerd config dump` writes", Box::new(move |_| whole.clone()), CgroupDriver::Cgroupfs));
     assert!(table.len() >= 20);
     let mut wrong = Vec::new();

@@ -48,7 +48,7 @@ async fn the_missing_runtime_type_is_mended_and_pods_start_again() {
 
     assert_eq!(mend(&containerd).await, ["containerd.runtime-type"]);
     let text = containerd.config();
-    assert_eq!(text.replace("runtime_type = \"io.containerd.runc.v2\"\n", ""), broken, "nothing else is touched");
+    assert_eq!(text.replace("  runtime_type = \"io.containerd.runc.v2\"\n", ""), broken, "nothing else is touched");
     // Not before it is started anew.
     assert!(sandbox(&containerd).await.contains("container.Runtime.Name must be set"));
     assert!(start(&containerd, &text).await);

@@ -96,8 +96,8 @@ pub struct Facts {
     pub socket: PathBuf,
     /// containerd's unit.
     pub unit: String,
-    /// Whether the sandbox image of [`Wanted`] is here. `None`: it could not be asked.
-    pub sandbox_image: Option<bool>,
+    /// The sandbox image of [`Wanted`], and whether it is here. `None`: it could not be asked.
+    pub sandbox_image: Option<(String, bool)>,
     /// Where CNI's configuration is.
     pub cni_conf: Option<Folder>,
     /// Where CNI's plugins are.

@@ -8,7 +8,7 @@ use super::{
         },
         CHECKS, Cri, Facts, analyse,
     },
-    fixtures::{GOOD, alarms, folder, kubelet, plugin, running, status},
+    fixtures::{GOOD, alarms, folder, kubelet, no_image, plugin, running, status},
 };
 
 /// A healthy configuration: a name, a release, its files, and what else is special.
@@ -269,7 +269,7 @@ fn table() -> Vec<Healthy> {
             f.kubelet = None;
             f.cni_conf = Some(folder("/etc/cni/net.d", &[]));
             f.cni_bin = vec![];
-            f.sandbox_image = Some(false);
+            no_image(f);
             let Cri::Up(status) = &mut f.cri else { unreachable!() };
             status.conditions[1].status = false;
         }),

@@ -3,7 +3,7 @@
 use super::{
     super::{
         super::super::super::check::State,
-        fixtures::{GOOD, folder, plugin},
+        fixtures::{GOOD, folder, no_image, plugin},
     },
     Faulty, cgroupfs, down, f, good, not_ready, same, without_cri,
 };
@@ -14,7 +14,7 @@ pub(super) fn table() -> Vec<Faulty> {
             "no sandbox image here",
             "1.7.24",
             &[GOOD],
-            |f| f.sandbox_image = Some(false),
+            no_image,
             "containerd.sandbox-image",
             State::Degraded,
             &["registry.k8s.io/pause:3.9", "config.toml:5", "sandbox_image"],
@@ -26,7 +26,7 @@ pub(super) fn table() -> Vec<Faulty> {
             &["version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'x/pause:1'\n"],
             |f| {
                 cgroupfs(f);
-                f.sandbox_image = Some(false);
+                no_image(f);
             },
             "containerd.sandbox-image",
             State::Degraded,
@@ -39,7 +39,7 @@ pub(super) fn table() -> Vec<Faulty> {
             &[],
             |f| {
                 cgroupfs(f);
-                f.sandbox_image = Some(false);
+                no_image(f);
             },
             "containerd.sandbox-image",
             State::Degraded,
