@@ -32,8 +32,8 @@ test: build ## All tests
 	@$(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-guests
 
-test-kubernetes: build kubernetes-programs ## What needs a real Kubernetes API: kube-apiserver, etcd
-	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test kubernetes -- $(KUBERNETES_TESTS)
+test-kubernetes: build kubernetes-programs ## What needs real programs of Kubernetes (kube-apiserver, etcd, kubelet)
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test kubernetes --test kubelet -- $(KUBERNETES_TESTS)
 
 test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrfs and the network, in Debian 13 guests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test guests -- $(GUEST_TESTS)
@@ -56,6 +56,7 @@ kubernetes-programs: ## Build the programs of Kubernetes that tests run, where t
 
 test-full: build ## All tests, with many more random cases, and every step of a network change with every fault
 	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+	@$(MAKE) --no-print-directory test-kubernetes
 	@PVELET_NETWORK_MATRIX=full $(MAKE) --no-print-directory test-guests
 
 check: setup fmt clippy deny docs lint ## Format, clippy, licences, docs, house rules

@@ -9,6 +9,7 @@ mod events;
 mod exactly_once;
 mod faults;
 mod ha;
+mod health;
 mod host_boundary;
 mod locks;
 mod main_path;

@@ -20,14 +20,15 @@ use crate::{
 const CERTIFICATE: Check = Check {
     id: "agent.certificate",
     group: Group::Agent,
-    why: "without a valid certificate no controller and no person can reach the agent",
+    why: "Without a valid certificate no controller and no person can reach the agent.",
 };
 const JOURNAL: Check = Check {
     id: "agent.journal",
     group: Group::Agent,
-    why: "what cannot be written to the journal of operations is not begun: the agent refuses every change",
+    why: "What cannot be written to the journal of operations is not begun: the agent refuses every change.",
 };
-pub(super) static CHECKS: [Check; 2] = [CERTIFICATE, JOURNAL];
+/// The checks of the agent itself.
+pub static CHECKS: [Check; 2] = [CERTIFICATE, JOURNAL];
 
 /// The journal is a few megabytes; a commit that finds no room fails it until the agent is restarted.
 const LITTLE_ROOM: u64 = 64 << 20;

@@ -26,7 +26,7 @@ use std::{
 use pvelet_proto::reason;
 use tokio::sync::{broadcast, watch as channel};
 
-pub use agent::Own;
+pub use agent::{CHECKS as AGENT_CHECKS, Own};
 pub use board::{Change, Overall};
 pub use check::{Check, Finding, Group, Known, Mend, Pace, Source, State};
 pub use network::Preflight;

@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Check, Finding, Pace, Source, board::Board};
+use super::{Check, Finding, Pace, Source, State, board::Board};
 use crate::metrics::{Metrics, Run};
 
 /// All sources look for the first time within this; not all at once, so that the start costs no burst.
@@ -20,6 +20,9 @@ const STIRRED_EVERY: Duration = Duration::from_secs(1);
 const BACKOFF: Duration = Duration::from_secs(300);
 /// Runs that may be asked for while one is under way; who asks more waits for its place.
 const ASKED: usize = 64;
+/// What could not be found out is looked at again after this, then after twice as long, up to its period: at the agent's start PVE, and at the
+/// host's the daemons, tell nothing yet.
+const UNKNOWN_AGAIN: Duration = Duration::from_secs(5);
 /// A look that was given up ends at its next await, which comes within this unless it waits for nothing.
 const GRACE: Duration = Duration::from_millis(200);
 /// Of the message of a panic.
@@ -70,6 +73,7 @@ pub(super) fn start(sources: Vec<Arc<dyn Source>>, board: &Arc<Board>, metrics: 
             stirred_again: false,
             running: None,
             panics: 0,
+            unknown: 0,
             source,
         };
         let task = tokio::spawn(looker.follow(asks, begin + SPREAD * n / count)).abort_handle();
@@ -98,6 +102,8 @@ struct Looker {
     running: Option<JoinHandle<Vec<Finding>>>,
     /// In a row.
     panics: u32,
+    /// Looks in a row that came to their end and left something unknown.
+    unknown: u32,
 }
 
 impl Looker {
@@ -133,8 +139,11 @@ impl Looker {
         }
     }
 
-    /// From the begin of one look to the next; longer after panics.
+    /// From the begin of one look to the next; longer after panics, shorter where something is unknown.
     fn period(&self) -> Duration {
+        if self.unknown > 0 {
+            return self.pace.period.min(UNKNOWN_AGAIN.saturating_mul(1 << (self.unknown - 1).min(16)));
+        }
         let longest = self.pace.period.max(BACKOFF);
         self.pace.period.saturating_mul(1 << self.panics.min(16)).min(longest)
     }
@@ -189,12 +198,14 @@ impl Looker {
             Some(Ok(findings)) => {
                 self.running = None;
                 self.panics = 0;
+                self.unknown = if findings.iter().any(|f| f.state == State::Unknown) { self.unknown + 1 } else { 0 };
                 self.metrics.check_run(self.name, Run::Ended, took);
                 self.board.found(self.name, self.checks, findings);
             }
             Some(Err(error)) => {
                 self.running = None;
                 self.panics += 1;
+                self.unknown = 0;
                 self.metrics.check_run(self.name, Run::Panicked, took);
                 // Without a panic only when the runtime ends.
                 let text = error.try_into_panic().map_or_else(
@@ -208,6 +219,7 @@ impl Looker {
             }
             None => {
                 running.abort();
+                self.unknown = 0;
                 self.metrics.check_run(self.name, Run::Late, took);
                 tracing::warn!(source = self.name, ?deadline, "a source of checks did not answer in time");
                 self.board.lost(self.checks, &format!("it did not answer within {} s", deadline.as_secs_f32()));

@@ -89,6 +89,18 @@ async fn what_a_look_leaves_out_is_unknown_and_what_is_not_its_own_is_not_heard(
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_unknown_is_looked_at_again_sooner_and_then_less_and_less_so() {
+    let unknown = Look::Find(vec![Finding::ok("containerd.a", "well"), Finding::unknown("containerd.b", "PVE has not told yet")]);
+    let a = Arc::new(Told::new(&A, 60, 5, unknown));
+    let (health, _) = start([&a]);
+    sleep(Duration::from_secs(200)).await;
+    assert_eq!(a.seconds(), [0, 5, 15, 35, 75, 135, 195]);
+    a.tell(well(&A));
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!((a.seconds()[7..].to_vec(), health.overall().state), (vec![255, 315], State::Ok));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_stirred_looks_at_once_but_no_more_than_once_a_second() {
     let a = Arc::new(Told::new(&A, 100, 5, well(&A)));
     let (_health, _) = start([&a]);

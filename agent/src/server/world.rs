@@ -104,3 +104,7 @@ fn pve_options(config: &config::Pve) -> Options {
         ticket_command: config.ticket_command.clone().unwrap_or(defaults.ticket_command),
     }
 }
+
+#[cfg(test)]
+#[path = "world_tests.rs"]
+mod tests;

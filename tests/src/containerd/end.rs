@@ -30,7 +30,9 @@ pub(super) fn end(folder: &Path) {
         if ended.is_empty() {
             break;
         }
-        ended.iter().for_each(|fd| drop(program::ended(fd, Duration::from_secs(10))));
+        for fd in &ended {
+            program::ended(fd, Duration::from_secs(10));
+        }
     }
     for point in mounts(folder) {
         let _ = umount2(&point, MntFlags::MNT_DETACH);

@@ -200,7 +200,7 @@ mod tests {
             ),
             (format!("{HEAD}healthzPort: 99999\n"), "line 3, column 14: healthzPort: invalid value"),
             (format!("{HEAD}evictionHard: 5\n"), "line 3, column 15: evictionHard: invalid type"),
-            (format!("{HEAD}\tcgroupDriver: systemd\n"), "line 3, column 1: found character that cannot start any token"),
+            (format!("{HEAD}\tcgroupDriver: systemd\n"), "line 3, column 1: found a tab character"),
             ("kind: KubeletConfiguration\napiVersion: v1\n".into(), "line 2: apiVersion is 'v1', not kubelet.config.k8s.io/v1beta1"),
             ("apiVersion: v1\nkind: Config\n".into(), "line 2: kind is 'Config', not KubeletConfiguration"),
             (String::new(), "line 1: kind is '', not KubeletConfiguration"),

@@ -25,17 +25,17 @@ pub struct KubeletFacts {
     pub runtime_endpoint: Option<String>,
 }
 
-/// Reads the facts. Never fails: what is not known is `None`, and other checks say why.
-pub async fn read(settings: &Health, kubelet: &dyn Kubelet, units: &dyn Units) -> KubeletFacts {
+/// Reads the facts. `None`: there is no kubelet on this host. What else is not known is `None` in them, and other checks say why.
+pub async fn read(settings: &Health, kubelet: &dyn Kubelet, units: &dyn Units) -> Option<KubeletFacts> {
     if settings.worker == Worker::No {
-        return KubeletFacts::default();
+        return None;
     }
     let unit = setup::state(units, &settings.kubelet_unit).await;
     let flags = setup::running(kubelet, &unit).await;
     let exists = unit.as_ref().is_ok_and(|u| u.pid != 0);
     let setup = setup::setup(settings, kubelet, unit, flags).await;
     // Without a process and without a configuration there is nothing to disagree with.
-    if !exists && setup.config == setup::Loaded::None { KubeletFacts::default() } else { facts(&setup) }
+    (exists || setup.config != setup::Loaded::None).then(|| facts(&setup))
 }
 
 fn facts(setup: &Setup) -> KubeletFacts {
@@ -62,14 +62,15 @@ mod tests {
         *,
     };
 
-    async fn read_of(host: &Host) -> KubeletFacts {
+    async fn read_of(host: &Host) -> Option<KubeletFacts> {
         read(&host.settings, &*host.kubelet, &*host.units).await
     }
 
     #[tokio::test]
     async fn driver_and_endpoint_are_those_in_force() {
         let host = Host::new();
-        let told = |driver, endpoint: Option<&str>| KubeletFacts { cgroup_driver: driver, runtime_endpoint: endpoint.map(str::to_owned) };
+        let told =
+            |driver, endpoint: Option<&str>| Some(KubeletFacts { cgroup_driver: driver, runtime_endpoint: endpoint.map(str::to_owned) });
         host.kubelet
             .write(&host.settings.kubelet_config, format!("{CONFIG}cgroupDriver: systemd\ncontainerRuntimeEndpoint: unix:///run/a.sock\n"));
         assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Systemd), Some("/run/a.sock")));
@@ -79,14 +80,14 @@ mod tests {
         host.kubelet.write(&host.settings.kubelet_config, CONFIG);
         assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Cgroupfs), None), "the kubelet's default");
         host.kubelet.write(&host.settings.kubelet_config, "kind: [");
-        assert_eq!(read_of(&host).await, KubeletFacts::default());
+        assert_eq!(read_of(&host).await, told(None, None));
     }
 
     #[tokio::test]
     async fn without_a_kubelet_nothing_is_known() {
-        assert_eq!(read_of(&Host::bare()).await, KubeletFacts::default());
+        assert_eq!(read_of(&Host::bare()).await, None);
         let mut no = Host::new();
         no.settings.worker = Worker::No;
-        assert_eq!(read_of(&no).await, KubeletFacts::default());
+        assert_eq!(read_of(&no).await, None);
     }
 }

@@ -55,7 +55,7 @@ pub fn sources(settings: &config::Health, pve: Arc<dyn Pve>, machine: Arc<dyn Ma
         time::source(slow, &machine, &units),
         memory::source(often, &pve, &machine),
         locks::source(often, &pve, &machine),
-        linstor::source(often, &machine, &units),
+        linstor::source(slow, &machine, &units),
         drbd::source(slow, &machine),
     ]
 }

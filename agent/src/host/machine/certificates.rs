@@ -1,6 +1,6 @@
 //! PVE's certificates of this node.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use rustls::{
     crypto::ring::default_provider,
@@ -9,18 +9,23 @@ use rustls::{
 };
 
 use super::{CertificateFile, KeyMatch, read};
+use crate::error::Error;
 
 /// A chain of certificates has some ten kilobytes.
 const LARGEST: u64 = 1 << 20;
 
 /// The cluster's CA, the node's own, and the one that an administrator or ACME gave the web interface.
-pub(super) fn read(etc_pve: &Path, node: &str) -> Vec<CertificateFile> {
+///
+/// # Errors
+/// `Look` when the cluster file system is not there: then nothing is known of its files.
+pub(super) fn read(etc_pve: &Path, node: &str) -> Result<Vec<CertificateFile>, Error> {
     let folder = etc_pve.join("nodes").join(node);
-    vec![
+    fs::metadata(&folder).map_err(|e| read::io_error(&folder, &e))?;
+    Ok(vec![
         one(&etc_pve.join("pve-root-ca.pem"), None, true),
         one(&folder.join("pve-ssl.pem"), Some(&folder.join("pve-ssl.key")), true),
         one(&folder.join("pveproxy-ssl.pem"), Some(&folder.join("pveproxy-ssl.key")), false),
-    ]
+    ])
 }
 
 fn one(path: &Path, key: Option<&Path>, own: bool) -> CertificateFile {
@@ -52,19 +57,18 @@ fn matches(pem: &str, key: &Path) -> KeyMatch {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::fs;
-
     use super::*;
 
     #[test]
     fn a_key_of_another_certificate_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("nodes/pve1");
+        assert!(read(dir.path(), "pve1").is_err(), "nothing is mounted there");
         fs::create_dir_all(&folder).unwrap();
         let made = || rcgen::generate_simple_self_signed(["pve1".to_owned()]).unwrap();
         let (a, b) = (made(), made());
         fs::write(folder.join("pve-ssl.pem"), a.cert.pem()).unwrap();
-        let key = || read(dir.path(), "pve1")[1].key;
+        let key = || read(dir.path(), "pve1").unwrap()[1].key;
         assert_eq!(key(), KeyMatch::Missing);
         for (text, outcome) in [
             (a.signing_key.serialize_pem(), KeyMatch::Matches),
@@ -74,12 +78,12 @@ mod tests {
             fs::write(folder.join("pve-ssl.key"), text).unwrap();
             assert_eq!(key(), outcome);
         }
-        let all = read(dir.path(), "pve1");
+        let all = read(dir.path(), "pve1").unwrap();
         assert_eq!(all[0].pem, Ok(None));
         assert_eq!(all[1].pem, Ok(Some(a.cert.pem())));
         assert_eq!((&all[2].pem, all[2].key), (&Ok(None), KeyMatch::Untold));
         // What is no file cannot be read: that is something else than not being there.
         fs::create_dir(folder.join("pveproxy-ssl.pem")).unwrap();
-        assert!(read(dir.path(), "pve1")[2].pem.is_err());
+        assert!(read(dir.path(), "pve1").unwrap()[2].pem.is_err());
     }
 }

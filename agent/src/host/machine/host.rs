@@ -11,10 +11,8 @@ use crate::{
     host::blocking::Blocking,
 };
 
-/// The cluster file system answers within a millisecond; what takes longer than this hangs.
-const CLUSTER: Duration = Duration::from_secs(3);
-/// Files of the kernel and of local disks.
-const FILES: Duration = Duration::from_secs(3);
+/// Files are read within a millisecond; what takes longer than this hangs.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Programs: `lvs` reads a label from each disk.
 const PROGRAM: Duration = Duration::from_secs(20);
 /// timedated is started when it is asked.
@@ -67,40 +65,45 @@ impl MachinePaths {
 #[derive(Debug)]
 pub struct MachineHost {
     paths: MachinePaths,
-    /// Looks at the cluster file system.
+    patience: Duration,
+    /// Places for threads: one for each file system that may hang by itself, so that nothing waits for what is none of its business.
     cluster: Blocking,
-    /// Looks at the rest.
-    files: Blocking,
+    kernel: Blocking,
+    boot: Blocking,
+    tasks: Blocking,
+    etc: Blocking,
 }
 
 impl MachineHost {
     /// The machine with these paths.
     pub fn new(paths: MachinePaths) -> Self {
-        Self { paths, cluster: Blocking::new(), files: Blocking::new() }
+        let place = Blocking::new;
+        Self { paths, patience: PATIENCE, cluster: place(), kernel: place(), boot: place(), tasks: place(), etc: place() }
+    }
+
+    /// Looks on a thread of its own, in a place for that.
+    async fn at<T: Send + 'static>(
+        &self,
+        place: &Blocking,
+        what: &str,
+        work: impl FnOnce(MachinePaths) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let paths = self.paths.clone();
+        place.run(what, self.patience, move || work(paths)).await
     }
 
     async fn of_cluster<T: Send + 'static>(
         &self,
         work: impl FnOnce(MachinePaths) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let paths = self.paths.clone();
-        self.cluster.run(&self.paths.etc_pve.display().to_string(), CLUSTER, move || work(paths)).await
-    }
-
-    async fn of_files<T: Send + 'static>(
-        &self,
-        what: &str,
-        work: impl FnOnce(MachinePaths) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let paths = self.paths.clone();
-        self.files.run(what, FILES, move || work(paths)).await
+        self.at(&self.cluster, &self.paths.etc_pve.display().to_string(), work).await
     }
 }
 
 #[tonic::async_trait]
 impl Machine for MachineHost {
     async fn corosync(&self) -> Result<Option<CorosyncStatus>, Error> {
-        let configured = self.of_files("corosync's configuration", |p| Ok(p.corosync.exists())).await?;
+        let configured = self.at(&self.etc, "corosync's configuration", |p| Ok(p.corosync.exists())).await?;
         if !configured {
             return Ok(None);
         }
@@ -123,11 +126,11 @@ impl Machine for MachineHost {
     }
 
     async fn certificates(&self) -> Result<Vec<CertificateFile>, Error> {
-        self.of_cluster(|p| Ok(certificates::read(&p.etc_pve, &p.node))).await
+        self.of_cluster(|p| certificates::read(&p.etc_pve, &p.node)).await
     }
 
     async fn thin_pools(&self) -> Result<Option<Vec<ThinPool>>, Error> {
-        if self.of_files("the kernel's devices", |p| thin::present(&p.sysfs)).await? {
+        if self.at(&self.kernel, "the kernel's devices", |p| thin::present(&p.sysfs)).await? {
             thin::pools(PROGRAM).await.map(Some)
         } else {
             Ok(None)
@@ -135,7 +138,7 @@ impl Machine for MachineHost {
     }
 
     async fn zfs_pools(&self) -> Result<Option<Vec<ZfsPool>>, Error> {
-        let Some(mut pools) = self.of_files("the kernel's pools", |p| zfs::states(&p.proc)).await? else { return Ok(None) };
+        let Some(mut pools) = self.at(&self.kernel, "the kernel's pools", |p| zfs::states(&p.proc)).await? else { return Ok(None) };
         if let Err(error) = zfs::fill(&mut pools, PROGRAM).await {
             // The states are known all the same, and worse than not knowing how full they are.
             if pools.iter().all(|p| p.state == "ONLINE") {
@@ -147,7 +150,7 @@ impl Machine for MachineHost {
     }
 
     async fn kernels(&self) -> Result<Kernels, Error> {
-        self.of_files("/boot", |p| kernels::look_at(&p.proc, &p.boot, &p.run, &p.etc)).await
+        self.at(&self.boot, "/boot", |p| kernels::look_at(&p.proc, &p.boot, &p.run, &p.etc)).await
     }
 
     async fn clock(&self) -> Result<ClockState, Error> {
@@ -155,19 +158,67 @@ impl Machine for MachineHost {
     }
 
     async fn memory(&self) -> Result<Memory, Error> {
-        self.of_files("/proc/meminfo", |p| memory::look_at(&p.proc, &p.sysfs)).await
+        self.at(&self.kernel, "/proc/meminfo", |p| memory::look_at(&p.proc, &p.sysfs)).await
     }
 
     async fn running_tasks(&self) -> Result<Vec<RunningTask>, Error> {
-        self.of_files("PVE's task logs", |p| tasks::running(&p.task_log, &p.proc)).await
+        self.at(&self.tasks, "PVE's task logs", |p| tasks::running(&p.task_log, &p.proc)).await
     }
 
     async fn connections(&self, ports: &[u16]) -> Result<Connections, Error> {
         let ports = ports.to_vec();
-        self.of_files("/proc/net/tcp", move |p| connections::count(&p.proc, &ports)).await
+        self.at(&self.kernel, "/proc/net/tcp", move |p| connections::count(&p.proc, &ports)).await
     }
 
     async fn drbd(&self) -> Result<Option<Drbd>, Error> {
         drbd::look_at(&self.paths.proc, PROGRAM).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{fs, path::Path};
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+
+    fn machine(root: &Path) -> MachineHost {
+        fs::create_dir_all(root.join("etc/pve/nodes/pve1")).unwrap();
+        let paths = MachinePaths { sysfs: root.join("sys"), ..MachinePaths::of("pve1", root) };
+        MachineHost::new(paths)
+    }
+
+    #[tokio::test]
+    async fn a_machine_without_lvm_zfs_drbd_and_corosync_has_none_and_runs_no_program_for_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = machine(dir.path());
+        assert_eq!(machine.corosync().await.unwrap(), None);
+        assert_eq!(machine.thin_pools().await.unwrap(), None);
+        // This machine's own kernel.
+        assert!(machine.memory().await.unwrap().total > 0);
+        assert!(!machine.kernels().await.unwrap().running.is_empty());
+        assert_eq!(machine.running_tasks().await.unwrap(), []);
+        assert!(!machine.cluster_fs().await.unwrap().mounted);
+        assert!(machine.certificates().await.unwrap().iter().all(|c| c.pem == Ok(None)));
+        assert!(matches!(machine.status_told().await, Err(Error::Look { trouble: Trouble::Missing, .. })));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_hangs_holds_up_nothing_but_its_own_file_system() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = MachineHost { patience: Duration::from_millis(20), ..machine(dir.path()) };
+        // Whoever opens it waits for a writer.
+        let hanging = dir.path().join("etc/pve/nodes/pve1/pve-ssl.pem");
+        mkfifo(&hanging, Mode::S_IRWXU).unwrap();
+        for _ in 0..2 {
+            assert!(matches!(machine.certificates().await, Err(Error::Look { trouble: Trouble::Silent, .. })));
+        }
+        assert!(matches!(machine.status_told().await, Err(Error::Look { trouble: Trouble::Silent, .. })));
+        let machine = MachineHost { patience: Duration::from_secs(20), ..machine };
+        assert!(machine.memory().await.is_ok() && machine.kernels().await.is_ok() && machine.running_tasks().await.is_ok());
+        // A thread that hangs would keep the test from ending.
+        drop(fs::OpenOptions::new().write(true).open(&hanging).unwrap());
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use nix::unistd::{SysconfVar, sysconf};
+
 use super::{Memory, read};
 use crate::error::{Error, Trouble};
 
@@ -36,7 +38,7 @@ pub(super) fn look_at(proc: &Path, sysfs: &Path) -> Result<Memory, Error> {
 }
 
 fn page_size() -> u64 {
-    u64::try_from(rustix::param::page_size()).unwrap_or(4096)
+    sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|n| u64::try_from(n).ok()).unwrap_or(4096)
 }
 
 /// A line's number behind its key.

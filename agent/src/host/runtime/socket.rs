@@ -85,16 +85,24 @@ impl ContainerdSocket {
         Ok(channel)
     }
 
-    /// Asks, and gives up after `patience`; containerd is told how long it has, so that it gives up too.
-    async fn call<Q, A, F>(&self, patience: Duration, question: Q, ask: impl FnOnce(Channel, Request<Q>) -> F) -> Result<A, Error>
+    /// Asks, and gives up after `patience`; containerd is told how long it has, so that it gives up too. A question that changes nothing, so
+    /// that it may be asked twice, is asked again when the connection turns out to have been cut since the last one.
+    async fn call<Q, A, F>(&self, patience: Duration, question: Q, twice: bool, ask: impl Fn(Channel, Request<Q>) -> F) -> Result<A, Error>
     where
+        Q: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let answered = async {
-            let mut request = Request::new(question);
-            request.set_timeout(patience);
-            let answer = ask(self.channel().await?, request).await;
-            answer.map(Response::into_inner).map_err(|status| self.error(trouble::of_status(&status, patience)))
+            let mut again = twice;
+            loop {
+                let mut request = Request::new(question.clone());
+                request.set_timeout(patience);
+                match ask(self.channel().await?, request).await {
+                    Ok(answer) => return Ok(answer.into_inner()),
+                    Err(status) if again && trouble::is_cut(&status) => again = false,
+                    Err(status) => return Err(self.error(trouble::of_status(&status, patience))),
+                }
+            }
         };
         match tokio::time::timeout(patience, answered).await {
             Ok(answer) => answer,
@@ -104,14 +112,14 @@ impl ContainerdSocket {
 
     async fn list(&self, filter: cri::PodSandboxFilter, patience: Duration) -> Result<Vec<cri::PodSandbox>, Error> {
         let question = cri::ListPodSandboxRequest { filter: Some(filter) };
-        Ok(self.call(patience, question, |c, q| async move { RuntimeServiceClient::new(c).list_pod_sandbox(q).await }).await?.items)
+        Ok(self.call(patience, question, true, |c, q| async move { RuntimeServiceClient::new(c).list_pod_sandbox(q).await }).await?.items)
     }
 
     async fn stop_and_remove(&self, id: &str, until: Instant) -> Result<(), Error> {
         let question = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        self.call(left(until), question, |c, q| async move { RuntimeServiceClient::new(c).stop_pod_sandbox(q).await }).await?;
+        self.call(left(until), question, true, |c, q| async move { RuntimeServiceClient::new(c).stop_pod_sandbox(q).await }).await?;
         let question = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        self.call(left(until), question, |c, q| async move { RuntimeServiceClient::new(c).remove_pod_sandbox(q).await }).await?;
+        self.call(left(until), question, true, |c, q| async move { RuntimeServiceClient::new(c).remove_pod_sandbox(q).await }).await?;
         Ok(())
     }
 }
@@ -124,13 +132,13 @@ fn left(until: Instant) -> Duration {
 impl Runtime for ContainerdSocket {
     async fn version(&self, patience: Duration) -> Result<RuntimeVersion, Error> {
         let question = cri::VersionRequest::default();
-        let answer = self.call(patience, question, |c, q| async move { RuntimeServiceClient::new(c).version(q).await }).await?;
+        let answer = self.call(patience, question, true, |c, q| async move { RuntimeServiceClient::new(c).version(q).await }).await?;
         Ok(RuntimeVersion { name: answer.runtime_name, version: answer.runtime_version, api: answer.runtime_api_version })
     }
 
     async fn status(&self, patience: Duration) -> Result<RuntimeStatus, Error> {
         let question = cri::StatusRequest { verbose: true };
-        let mut answer = self.call(patience, question, |c, q| async move { RuntimeServiceClient::new(c).status(q).await }).await?;
+        let mut answer = self.call(patience, question, true, |c, q| async move { RuntimeServiceClient::new(c).status(q).await }).await?;
         let conditions = answer.status.take().unwrap_or_default().conditions.into_iter();
         Ok(RuntimeStatus {
             conditions: conditions
@@ -143,7 +151,7 @@ impl Runtime for ContainerdSocket {
 
     async fn plugins(&self, patience: Duration) -> Result<Vec<Plugin>, Error> {
         let question = introspection::PluginsRequest::default();
-        let answer = self.call(patience, question, |c, q| async move { IntrospectionClient::new(c).plugins(q).await }).await?;
+        let answer = self.call(patience, question, true, |c, q| async move { IntrospectionClient::new(c).plugins(q).await }).await?;
         let plugin =
             |p: introspection::Plugin| Plugin { kind: p.r#type, id: p.id, error: p.init_err.map(|e| e.message).unwrap_or_default() };
         Ok(answer.plugins.into_iter().map(plugin).collect())
@@ -151,7 +159,7 @@ impl Runtime for ContainerdSocket {
 
     async fn image_fs(&self, patience: Duration) -> Result<Vec<ImageFs>, Error> {
         let question = cri::ImageFsInfoRequest {};
-        let answer = self.call(patience, question, |c, q| async move { ImageServiceClient::new(c).image_fs_info(q).await }).await?;
+        let answer = self.call(patience, question, true, |c, q| async move { ImageServiceClient::new(c).image_fs_info(q).await }).await?;
         let value = |v: Option<cri::UInt64Value>| v.map_or(0, |v| v.value);
         let usage = |f: cri::FilesystemUsage| ImageFs {
             mountpoint: f.fs_id.map(|i| i.mountpoint.into()).unwrap_or_default(),
@@ -163,7 +171,7 @@ impl Runtime for ContainerdSocket {
 
     async fn has_image(&self, image: &str, patience: Duration) -> Result<bool, Error> {
         let question = cri::ImageStatusRequest { image: Some(cri::ImageSpec { image: image.to_owned() }) };
-        let answer = self.call(patience, question, |c, q| async move { ImageServiceClient::new(c).image_status(q).await }).await?;
+        let answer = self.call(patience, question, true, |c, q| async move { ImageServiceClient::new(c).image_status(q).await }).await?;
         Ok(answer.image.is_some())
     }
 
@@ -172,7 +180,7 @@ impl Runtime for ContainerdSocket {
         let status = self.status(patience).await?;
         let question = cri::RunPodSandboxRequest { config: Some(pod::config(&status.config)), runtime_handler: String::new() };
         let ask = |c, q| async move { RuntimeServiceClient::new(c).run_pod_sandbox(q).await };
-        Ok(self.call(left(until), question, ask).await?.pod_sandbox_id)
+        Ok(self.call(left(until), question, false, ask).await?.pod_sandbox_id)
     }
 
     async fn remove_sandbox(&self, id: &str, patience: Duration) -> Result<(), Error> {

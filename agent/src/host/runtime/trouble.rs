@@ -24,29 +24,55 @@ pub(super) fn of_io(error: &io::Error) -> (Trouble, String) {
         // The queue of those who wait to be accepted is full: the daemon does not take connections.
         K::WouldBlock => (Trouble::Silent, "the daemon accepts no connections".into()),
         K::TimedOut => (Trouble::Silent, "timed out".into()),
-        K::ConnectionReset | K::BrokenPipe | K::UnexpectedEof | K::ConnectionAborted => (Trouble::Failed, "the connection was cut".into()),
+        kind if ended(kind) => (Trouble::Silent, "no answer: the connection was cut".into()),
         _ => (Trouble::Failed, error.to_string()),
     }
 }
 
+/// Whether a connection was found cut: the daemon was restarted since it was opened, and is asked anew.
+pub(super) fn is_cut(status: &Status) -> bool {
+    causes(status).any(|error| {
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            return error.is_closed() || error.is_canceled() || error.is_incomplete_message();
+        }
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return (error.is_go_away() && error.is_remote()) || error.get_io().is_some_and(|e| ended(e.kind()));
+        }
+        error.downcast_ref::<io::Error>().is_some_and(|e| ended(e.kind()))
+    })
+}
+
+/// Errors of a connection whose other side has ended.
+fn ended(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind as K;
+    matches!(kind, K::ConnectionReset | K::BrokenPipe | K::UnexpectedEof | K::ConnectionAborted)
+}
+
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(status.source(), |error| (*error).source())
+}
+
 /// Of an answer of gRPC, or of what came instead of one.
 pub(super) fn of_status(status: &Status, patience: Duration) -> (Trouble, String) {
-    let mut cause = status.source();
-    while let Some(error) = cause {
+    if is_cut(status) {
+        // It ended before it answered: that says nothing of what was asked.
+        return (Trouble::Silent, "no answer: the connection was cut".into());
+    }
+    for error in causes(status) {
         if let Some(error) = error.downcast_ref::<io::Error>() {
             return of_io(error);
         }
         if let Some(error) = error.downcast_ref::<h2::Error>() {
             return match error.get_io() {
                 Some(error) => of_io(error),
-                None if error.is_remote() && error.is_go_away() => (Trouble::Failed, format!("the connection was closed: {error}")),
                 None => (Trouble::Garbled, format!("what listens there does not speak gRPC ({error})")),
             };
         }
-        cause = error.source();
     }
     let message = shortened(status.message());
     match status.code() {
+        // The client's own deadline, or the daemon's, whichever was quicker.
+        Code::Cancelled => silence(patience),
         Code::DeadlineExceeded if message.is_empty() => silence(patience),
         Code::DeadlineExceeded => (Trouble::Silent, format!("no answer within {} ms ({message})", patience.as_millis())),
         Code::Unimplemented => (Trouble::Unsupported, message),

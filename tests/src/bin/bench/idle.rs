@@ -25,7 +25,7 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) {
 }
 
 /// CPU time of a process so far: what the scheduler counted, to the nanosecond, over all its threads.
-fn cpu_seconds(pid: u32) -> f64 {
+pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     let mut sum = 0.0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
         if let Ok(text) = fs::read_to_string(task.path().join("schedstat")) {

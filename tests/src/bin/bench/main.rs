@@ -4,6 +4,7 @@
 mod calls;
 mod clones;
 mod events;
+mod health;
 mod idle;
 mod machine;
 mod network;
@@ -20,7 +21,7 @@ fn main() {
     let _context = runtime.enter();
     let mut report = Report::default();
     type Part = fn(&tokio::runtime::Runtime, &mut Report);
-    let parts: [(&str, Part); 7] = [
+    let parts: [(&str, Part); 8] = [
         ("calls", calls::run),
         ("events", events::run),
         ("idle", idle::run),
@@ -28,6 +29,7 @@ fn main() {
         ("volumes", volumes::run),
         ("machine", machine::run),
         ("network", network::run),
+        ("health", health::run),
     ];
     for (name, part) in parts {
         if wanted(name) {

@@ -145,10 +145,33 @@ impl<'a> Declared<'a> {
 
     /// What is set last, and where.
     pub(super) fn get(&self, key: Key<'_>) -> Option<(Section<'a>, &'a Item)> {
-        let found = |s: &Section<'a>| Some((*s, find(s.item, &key.path(s.plugin)?)?.1));
-        // The one key whose old name wins in 2.x.
-        let old = |s: &&Section<'a>| key == Key::SandboxImage && s.plugin != IMAGES;
+        let found = |s: &Section<'a>| {
+            let path = key.path(s.plugin)?;
+            let (_, item) = find(s.item, &path)?;
+            self.passes(s, key, &path).then_some((*s, item))
+        };
+        // The keys whose old names win in 2.x.
+        let old = |s: &&Section<'a>| matches!(key, Key::SandboxImage | Key::Snapshotter) && s.plugin != IMAGES;
         self.sections.iter().rev().filter(old).find_map(found).or_else(|| self.sections.iter().rev().find_map(found))
+    }
+
+    /// Whether 2.x brings a key of a section under an old name to the newest format. It does so key by key, one level down in `containerd` and
+    /// `cni`; what the new name has there already stays. The snapshotter comes along only where the old section has a table of runtimes.
+    fn passes(&self, section: &Section<'a>, key: Key<'_>, path: &[String]) -> bool {
+        let Generation::Two { newest } = self.generation else { return true };
+        if matches!(section.plugin, RUNTIME | IMAGES) {
+            return true;
+        }
+        // 2.3 does it for each file, older ones for all together.
+        let near = |other: &&Section<'a>| newest < 4 || other.file == section.file;
+        let any = |plugins: &[&str], path: &[String]| {
+            self.sections.iter().filter(near).any(|s| plugins.contains(&s.plugin) && find(s.item, path).is_some())
+        };
+        match key {
+            Key::SandboxImage => true,
+            Key::Snapshotter => any(&[CRI, SHORT], &["containerd".to_owned(), "runtimes".to_owned()]),
+            _ => !any(&[RUNTIME], &path[..path.len().min(2)]),
+        }
     }
 
     fn string(&self, key: Key<'_>) -> Option<String> {
@@ -219,17 +242,18 @@ impl<'a> Declared<'a> {
 
     /// What containerd would have with these files. `builtin`: what it has without any.
     pub(super) fn view(&self, builtin: Option<&str>) -> View {
-        let (image, snapshotter) = builtin.map(defaults).unwrap_or_default();
+        let builtin = builtin.map(defaults).unwrap_or_default();
         let dirs = self.get(Key::Cni("bin_dirs")).and_then(|(_, i)| i.as_array());
         let mut bin: Vec<String> = dirs.into_iter().flatten().filter_map(|v| v.as_str()).map(str::to_owned).collect();
         if bin.is_empty() {
-            bin = vec![self.string(Key::Cni("bin_dir")).unwrap_or_else(|| "/opt/cni/bin".to_owned())];
+            // Distributions have their own; without being told it is not guessed.
+            bin = self.string(Key::Cni("bin_dir")).map_or(builtin.cni_bin, |dir| vec![dir]);
         }
         let mut view = View {
             default_runtime: self.string(Key::DefaultRuntime).unwrap_or_else(|| "runc".to_owned()),
             runtimes: self.runtimes(),
-            snapshotter: Some(self.string(Key::Snapshotter).or(snapshotter).unwrap_or_else(|| "overlayfs".to_owned())),
-            sandbox_image: self.string(Key::SandboxImage).or(image),
+            snapshotter: Some(self.string(Key::Snapshotter).or(builtin.snapshotter).unwrap_or_else(|| "overlayfs".to_owned())),
+            sandbox_image: self.string(Key::SandboxImage).or(builtin.sandbox_image),
             systemd_cgroup: self.get(Key::SystemdCgroup).and_then(|(_, i)| i.as_bool()).unwrap_or_default(),
             cni_conf: self.string(Key::Cni("conf_dir")).unwrap_or_else(|| "/etc/cni/net.d".to_owned()),
             cni_bin: bin,
@@ -254,7 +278,8 @@ impl<'a> Declared<'a> {
         let mut names = BTreeSet::new();
         let mut any = false;
         for section in &self.sections {
-            let Some((_, item)) = Key::Runtimes.path(section.plugin).and_then(|p| find(section.item, &p)) else { continue };
+            let Some(path) = Key::Runtimes.path(section.plugin) else { continue };
+            let Some((_, item)) = find(section.item, &path).filter(|_| self.passes(section, Key::Runtimes, &path)) else { continue };
             any = true;
             names.extend(table(item).into_iter().flat_map(|t| t.iter().filter(|(_, i)| i.is_table_like()).map(|(k, _)| k.to_owned())));
         }
@@ -340,14 +365,28 @@ fn alike(a: &Item, b: &Item) -> bool {
     }
 }
 
-/// Sandbox image and snapshotter of a containerd without files.
-fn defaults(dump: &str) -> (Option<String>, Option<String>) {
-    let Ok(document) = Document::parse(dump) else { return (None, None) };
+/// What differs between releases and distributions.
+#[derive(Debug, Default)]
+struct Builtin {
+    sandbox_image: Option<String>,
+    snapshotter: Option<String>,
+    cni_bin: Vec<String>,
+}
+
+/// What a containerd without files has, from what it writes as its configuration.
+fn defaults(dump: &str) -> Builtin {
+    let Ok(document) = Document::parse(dump) else { return Builtin::default() };
     let said = |key: Key<'_>| {
         let found = |plugin: &&str| find(document.as_item(), &["plugins", plugin]).and_then(|(_, s)| Some(find(s, &key.path(plugin)?)?.1));
-        [IMAGES, CRI].iter().find_map(found).and_then(Item::as_str).filter(|s| !s.is_empty()).map(str::to_owned)
+        [IMAGES, RUNTIME, CRI].iter().find_map(found)
     };
-    (said(Key::SandboxImage), said(Key::Snapshotter))
+    let string = |key: Key<'_>| said(key).and_then(Item::as_str).filter(|s| !s.is_empty()).map(str::to_owned);
+    let dirs = said(Key::Cni("bin_dirs")).and_then(Item::as_array).into_iter().flatten().filter_map(|v| v.as_str()).map(str::to_owned);
+    Builtin {
+        sandbox_image: string(Key::SandboxImage),
+        snapshotter: string(Key::Snapshotter),
+        cni_bin: dirs.chain(string(Key::Cni("bin_dir"))).collect(),
+    }
 }
 
 /// Where a root's key stands.

@@ -37,16 +37,16 @@ const fn check(id: &'static str, why: &'static str) -> Check {
 
 /// The checks of the configuration.
 pub const CHECKS: [Check; 10] = [
-    check("containerd.config-syntax", "with a file that it does not take containerd does not start again"),
-    check("containerd.config-version", "containerd ignores sections whose names do not fit the file's version, without a word"),
-    check("containerd.cri-disabled", "without its CRI plugin containerd runs no pods"),
-    check("containerd.runtime-type", "no pod starts with a default runtime that is not declared or has no type"),
-    check("containerd.cgroup-keys", "containerd 1.x does not load its CRI plugin with the old cgroup key, 2.x ignores it"),
-    check("containerd.cgroup-driver", "with two managers of cgroups limits of pods do not hold, or no pod starts"),
-    check("containerd.sandbox-image", "every pod begins with a container of this image"),
-    check("containerd.snapshotter", "without its snapshotter containerd unpacks no image"),
-    check("containerd.cni", "without CNI's configuration and plugins no pod gets a network"),
-    check("containerd.socket-path", "the kubelet reaches containerd over this socket alone"),
+    check("containerd.config-syntax", "With a file that it does not take containerd does not start again."),
+    check("containerd.config-version", "Sections whose names do not fit the version of the file are ignored without a word."),
+    check("containerd.cri-disabled", "Without its CRI plugin containerd runs no pods."),
+    check("containerd.runtime-type", "No pod starts with a default runtime that is not declared or has no type."),
+    check("containerd.cgroup-keys", "With the old cgroup key containerd 1.x does not load its CRI plugin, and 2.x ignores it."),
+    check("containerd.cgroup-driver", "With two managers of cgroups limits of pods do not hold, or no pod starts."),
+    check("containerd.sandbox-image", "Every pod begins with a container of this image."),
+    check("containerd.snapshotter", "Without its snapshotter containerd unpacks no image."),
+    check("containerd.cni", "Without CNI's configuration and plugins no pod gets a network."),
+    check("containerd.socket-path", "The kubelet reaches containerd over this socket alone."),
 ];
 
 /// What CRI said of itself.
@@ -96,8 +96,8 @@ pub struct Facts {
     pub socket: PathBuf,
     /// containerd's unit.
     pub unit: String,
-    /// Whether the sandbox image of [`Wanted`] is here. `None`: it could not be asked.
-    pub sandbox_image: Option<bool>,
+    /// The sandbox image of [`Wanted`], and whether it is here. `None`: it could not be asked.
+    pub sandbox_image: Option<(String, bool)>,
     /// Where CNI's configuration is.
     pub cni_conf: Option<Folder>,
     /// Where CNI's plugins are.
@@ -136,7 +136,7 @@ pub fn wanted(facts: &Facts) -> Wanted {
             sandbox_image: view.and_then(|v| v.sandbox_image.clone()).filter(|i| !i.is_empty()),
             cni_conf: view.and_then(|v| path(&v.cni_conf)),
             cni_bin: view.map(|v| v.cni_bin.iter().filter_map(path).collect()).unwrap_or_default(),
-            builtin: facts.builtin.is_none() && (scene.guessed || view.is_some_and(|v| v.sandbox_image.is_none())),
+            builtin: facts.builtin.is_none() && (scene.guessed || scene.now.is_none() || view.is_some_and(|v| v.sandbox_image.is_none())),
         }
     })
 }

@@ -110,7 +110,7 @@ impl ConfigSource {
         facts.builtin = self.builtin(&facts).await;
         let wanted = wanted(&facts);
         if let (Some(image), Cri::Up(_)) = (&wanted.sandbox_image, &facts.cri) {
-            facts.sandbox_image = self.runtime.has_image(image, PATIENCE).await.ok();
+            facts.sandbox_image = self.runtime.has_image(image, PATIENCE).await.ok().map(|here| (image.clone(), here));
         }
         if let Some(path) = &wanted.cni_conf {
             facts.cni_conf = Some(self.folder(path).await);

@@ -46,10 +46,21 @@ pub(super) fn cni(scene: &Scene<'_>) -> Finding {
             scene,
         )
     };
-    let conf = scene.facts.cni_conf.as_ref().and_then(|f| trouble(f, "CNI's configuration", is_config));
+    let conf = scene
+        .facts
+        .cni_conf
+        .as_ref()
+        .filter(|f| f.path.to_str() == Some(&view.cni_conf))
+        .and_then(|f| trouble(f, "CNI's configuration", is_config));
     let conf = if view.cni_conf.is_empty() { Some("the folder of CNI's configuration has no name".to_owned()) } else { conf };
     // Any of several folders will do.
-    let bins: Vec<_> = scene.facts.cni_bin.iter().map(|f| trouble(f, "CNI's plugins", |_| true)).collect();
+    let bins: Vec<_> = scene
+        .facts
+        .cni_bin
+        .iter()
+        .filter(|f| view.cni_bin.iter().any(|b| f.path.to_str() == Some(b)))
+        .map(|f| trouble(f, "CNI's plugins", |_| true))
+        .collect();
     let bin = if bins.iter().any(Option::is_none) { None } else { bins.into_iter().flatten().next() };
     let bin_place = || place("bin_dirs").or_else(|| place("bin_dir"));
     let install = "install the CNI plugins there (package containernetworking-plugins, or the network add-on's own), or set bin_dir to where they are";

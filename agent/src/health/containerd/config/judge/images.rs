@@ -25,7 +25,8 @@ pub(super) fn sandbox(scene: &Scene<'_>) -> Finding {
     let Some(image) = scene.now.as_ref().or(scene.next.as_ref()).and_then(|v| v.sandbox_image.clone()) else {
         return Finding::unknown(SANDBOX, "no file names the sandbox image, and which one is built in could not be asked");
     };
-    match (scene.facts.sandbox_image, &scene.facts.cri) {
+    let here = scene.facts.sandbox_image.as_ref().filter(|(asked, _)| *asked == image).map(|(_, here)| *here);
+    match (here, &scene.facts.cri) {
         (Some(true), _) => Finding::ok(SANDBOX, format!("{image} is here")),
         (Some(false), _) => {
             let seen = format!("{image} is not here: containerd must pull it before a pod starts");

@@ -12,7 +12,7 @@ use super::super::{
     Cri, Facts, Folder, analyse,
     generation::Generation,
     view::{Cgroup, View},
-    with_scene,
+    wanted, with_scene,
 };
 use crate::host::runtime::{ConfigText, Plugin, RuntimeCondition, RuntimeStatus};
 
@@ -62,7 +62,7 @@ pub(super) fn told(view: &View, generation: Generation) -> Value {
     if two {
         config["cni"]["binDirs"] = json!(view.cni_bin);
     } else {
-        config["cni"]["binDir"] = json!(view.cni_bin[0]);
+        config["cni"]["binDir"] = json!(view.cni_bin.first());
         config["containerd"]["snapshotter"] = json!(view.snapshotter);
         config["sandboxImage"] = json!(view.sandbox_image.clone().unwrap_or_else(|| "registry.k8s.io/pause:3.8".into()));
         config["systemdCgroup"] = json!(view.systemd_cgroup);
@@ -73,11 +73,11 @@ pub(super) fn told(view: &View, generation: Generation) -> Value {
 /// What a release writes without files.
 pub(super) fn builtin(version: &str) -> &'static str {
     if version.starts_with("v2.3") {
-        "version = 4\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'registry.k8s.io/pause:3.10.2'\n"
+        "version = 4\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'registry.k8s.io/pause:3.10.2'\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/opt/cni/bin']\n"
     } else if version.starts_with("v2") {
-        "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'registry.k8s.io/pause:3.10'\n"
+        "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'registry.k8s.io/pause:3.10'\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/opt/cni/bin']\n"
     } else {
-        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"registry.k8s.io/pause:3.8\"\n"
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"registry.k8s.io/pause:3.8\"\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/opt/cni/bin\"\n"
     }
 }
 
@@ -99,15 +99,24 @@ pub(super) fn running(version: &str, texts: &[&str]) -> Facts {
         worker: false,
         socket: SOCKET.into(),
         unit: "containerd.service".into(),
-        sandbox_image: Some(true),
-        cni_conf: Some(folder("/etc/cni/net.d", &["05-cilium.conflist"])),
-        cni_bin: vec![folder("/opt/cni/bin", &["cilium-cni", "loopback"])],
+        sandbox_image: None,
+        cni_conf: None,
+        cni_bin: Vec::new(),
     };
     let config = with_scene(&facts, |scene| scene.next.as_ref().map(|next| told(next, scene.generation)));
     if let Some(config) = config {
         facts.cri = Cri::Up(Box::new(status(config)));
     }
+    let wants = wanted(&facts);
+    facts.sandbox_image = wants.sandbox_image.map(|image| (image, true));
+    facts.cni_conf = wants.cni_conf.map(|path| folder(path, &["05-cilium.conflist"]));
+    facts.cni_bin = wants.cni_bin.into_iter().map(|path| folder(path, &["cilium-cni", "loopback"])).collect();
     facts
+}
+
+/// The sandbox image is not here.
+pub(super) fn no_image(facts: &mut Facts) {
+    facts.sandbox_image.as_mut().unwrap().1 = false;
 }
 
 /// With the daemon as it was before the files were written.

@@ -8,7 +8,7 @@ use super::{
         },
         CHECKS, Cri, Facts, analyse,
     },
-    fixtures::{GOOD, alarms, folder, kubelet, plugin, running, status},
+    fixtures::{GOOD, alarms, folder, kubelet, no_image, plugin, running, status},
 };
 
 /// A healthy configuration: a name, a release, its files, and what else is special.
@@ -174,7 +174,7 @@ fn table() -> Vec<Healthy> {
             ],
             |f| {
                 cgroupfs(f);
-                snapshotters(f, &["stargz"])
+                snapshotters(f, &["stargz"]);
             },
         ),
         (
@@ -183,7 +183,7 @@ fn table() -> Vec<Healthy> {
             vec!["version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"zfs\"\n"],
             |f| {
                 cgroupfs(f);
-                snapshotters(f, &["zfs", "native"])
+                snapshotters(f, &["zfs", "native"]);
             },
         ),
         (
@@ -201,7 +201,7 @@ fn table() -> Vec<Healthy> {
             cgroupfs,
         ),
         ("a kubelet that asks the runtime", "1.7.24", vec![leak(GOOD.replace("SystemdCgroup = true", "SystemdCgroup = false"))], |f| {
-            f.kubelet = Some(KubeletFacts::default())
+            f.kubelet = Some(KubeletFacts::default());
         }),
         ("CRLF and a byte order mark", "1.6.20", vec![leak(format!("\u{feff}{}", GOOD.replace('\n', "\r\n")))], same),
         ("a socket elsewhere, which the kubelet knows", "1.7.24", vec![with("[grpc]\n  address = \"/run/k8s/containerd.sock\"\n")], |f| {
@@ -269,7 +269,7 @@ fn table() -> Vec<Healthy> {
             f.kubelet = None;
             f.cni_conf = Some(folder("/etc/cni/net.d", &[]));
             f.cni_bin = vec![];
-            f.sandbox_image = Some(false);
+            no_image(f);
             let Cri::Up(status) = &mut f.cri else { unreachable!() };
             status.conditions[1].status = false;
         }),

@@ -21,12 +21,9 @@ fn facts(version: &str, texts: &[&str]) -> Facts {
 
 /// The changed lines, as `-` and `+`.
 fn diff(mended: &Mended) -> String {
-    let diff = TextDiff::from_lines(mended.was.as_deref().unwrap_or_default(), &mended.text)
-        .iter_all_changes()
-        .filter(|c| c.tag() != similar::ChangeTag::Equal)
-        .map(|c| format!("{}{}", c.tag(), c.value()))
-        .collect::<String>();
-    diff
+    let was = mended.was.as_deref().unwrap_or_default();
+    let diff = TextDiff::from_lines(was, &mended.text);
+    diff.iter_all_changes().filter(|c| c.tag() != similar::ChangeTag::Equal).map(|c| format!("{}{}", c.tag(), c.value())).collect()
 }
 
 /// Mends, and shows that mending the mended changes nothing and that no fault is left that the agent could mend.
@@ -64,7 +61,7 @@ fn only_the_missing_lines_are_written() {
         ("a value in place", "1.6.20", GOOD.replace("\"io.containerd.runc.v2\"", "''   # why?"), &same, &["containerd.runtime-type"], "-      runtime_type = ''   # why?\n+      runtime_type = \"io.containerd.runc.v2\"   # why?\n".into()),
         ("within an inline table", "1.7.24", cri("version = 2\n[CRI.containerd]\nruntimes.runc = { options = { SystemdCgroup = true } }\n"), &same, &["containerd.runtime-type"], "-runtimes.runc = { options = { SystemdCgroup = true } }\n+runtimes.runc = { options = { SystemdCgroup = true }, runtime_type = \"io.containerd.runc.v2\" }\n".into()),
         ("beside dotted keys", "1.7.24", cri("version = 2\n[CRI.containerd]\n  runtimes.runc.options.SystemdCgroup = true # yes\n  snapshotter = \"overlayfs\"\n"), &same, &["containerd.runtime-type"], "+  runtimes.runc.runtime_type = \"io.containerd.runc.v2\"\n".into()),
-        ("beside dotted keys at the root", "1.7.24", cri("version = 2\nCRI.containerd.runtimes.runc.options.SystemdCgroup = true"), &same, &["containerd.runtime-type"], cri("-CRI.containerd.runtimes.runc.options.SystemdCgroup = true+CRI.containerd.runtimes.runc.options.SystemdCgroup = true\n+CRI.containerd.runtimes.runc.runtime_type = \"io.containerd.runc.v2\"").replace("+plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.runtime_type", "+plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.runtime_type")),
+        ("beside dotted keys at the root", "1.7.24", cri("version = 2\nCRI.containerd.runtimes.runc.options.SystemdCgroup = true"), &same, &["containerd.runtime-type"], cri("-CRI.containerd.runtimes.runc.options.SystemdCgroup = true+CRI.containerd.runtimes.runc.options.SystemdCgroup = true\n+CRI.containerd.runtimes.runc.runtime_type = \"io.containerd.runc.v2\"")),
         ("the default by its name", "1.7.24", GOOD.replace("name = \"runc\"", "name = \"nvidia\""), &same, &["containerd.runtime-type"], "-    default_runtime_name = \"nvidia\"\n+    default_runtime_name = \"runc\"\n".into()),
         ("runc declared beside Kata", "1.6.20", cri("version = 2\n[CRI.containerd.runtimes.kata]\nruntime_type = \"io.containerd.kata.v2\"\n[debug]\nlevel = \"info\"\n"), &asking, &["containerd.runtime-type"], cri("+\n+[CRI.containerd.runtimes.runc]\n+runtime_type = \"io.containerd.runc.v2\"\n")),
         ("Docker's file", "1.7.24", "#   Copyright\n\ndisabled_plugins = [\"cri\"] # CRI\n\n#root = \"/\"\n".into(), &cgroupfs, &["containerd.cri-disabled"], "-disabled_plugins = [\"cri\"] # CRI\n+disabled_plugins = [] # CRI\n".into()),

@@ -137,3 +137,30 @@ fn the_sandbox_image_of_2_x_comes_from_the_files_or_is_asked_for() {
     );
     assert_eq!(wanted(&facts).sandbox_image.as_deref(), Some("old"));
 }
+
+#[test]
+fn the_snapshotter_of_an_old_section_comes_to_2_x_only_with_runtimes() {
+    let old = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"zfs\"\n";
+    let mut facts = running("v2.1.4", &[old]);
+    assert_eq!(one(&facts, "containerd.snapshotter").state, State::Ok);
+    facts = running("v2.1.4", &[&format!("{old}runtimes.runc.options.BinaryName = \"\"\n")]);
+    assert_eq!(one(&facts, "containerd.snapshotter").state, State::Failed);
+}
+
+#[test]
+fn where_the_new_name_has_a_key_the_old_one_is_passed_over() {
+    let text = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.nvidia.options]\nBinaryName = \"n\"\n";
+    assert_eq!(one(&running("v2.1.4", &[text]), "containerd.runtime-type").state, State::Degraded);
+    let both = format!("{text}[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n");
+    assert_eq!(one(&running("v2.1.4", &[&both]), "containerd.runtime-type").state, State::Ok);
+}
+
+#[test]
+fn folders_of_cni_that_a_distribution_has_built_in_are_not_guessed() {
+    let mut facts = running("1.7.24", &[GOOD]);
+    facts.cri = Cri::NotLoaded;
+    facts.builtin = None;
+    assert!(wanted(&facts).cni_bin.is_empty() && wanted(&facts).builtin);
+    facts.builtin = Some("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\n".into());
+    assert_eq!(wanted(&facts).cni_bin, [std::path::PathBuf::from("/usr/lib/cni")]);
+}

@@ -1,0 +1,120 @@
+//! Mending for real: the daemon that could make no pod makes one after the edit.
+
+use std::{fs, time::Duration};
+
+use pvelet_agent::{
+    health::kubelet::facts::CgroupDriver,
+    host::runtime::{Runtime, RuntimeFiles},
+};
+use pvelet_tests::containerd::{Containerd, PAUSE, Place};
+
+use super::config::{CRI, alarms, files, network, source, start};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// Why no sandbox is made; empty: one was, and is gone again.
+async fn sandbox(containerd: &Containerd) -> String {
+    let runtime = containerd.runtime();
+    match runtime.run_sandbox(LONG).await {
+        Ok(id) => {
+            runtime.remove_sandbox(&id, LONG).await.unwrap();
+            String::new()
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Mends the files in place; the checks that were mended.
+async fn mend(containerd: &Containerd) -> Vec<&'static str> {
+    let (source, files) = (source(containerd, CgroupDriver::Cgroupfs), files(containerd.place()));
+    let mut mends = Vec::new();
+    for mended in source.mend().await.unwrap() {
+        files.dump(&mended.text, LONG).await.unwrap();
+        files.replace(&mended.path, mended.was.as_deref(), &mended.text).await.unwrap();
+        mends.extend(mended.mends);
+    }
+    mends
+}
+
+#[tokio::test]
+async fn the_missing_runtime_type_is_mended_and_pods_start_again() {
+    let containerd = Containerd::start().await;
+    network(containerd.place());
+    let broken = containerd.config().replace("  runtime_type = \"io.containerd.runc.v2\"\n", "");
+    assert!(start(&containerd, &broken).await);
+    containerd.wait_image(PAUSE, true).await;
+    let said = sandbox(&containerd).await;
+    assert!(said.contains("container.Runtime.Name must be set"), "{said}");
+
+    assert_eq!(mend(&containerd).await, ["containerd.runtime-type"]);
+    let text = containerd.config();
+    assert_eq!(text.replace("  runtime_type = \"io.containerd.runc.v2\"\n", ""), broken, "nothing else is touched");
+    // Not before it is started anew.
+    assert!(sandbox(&containerd).await.contains("container.Runtime.Name must be set"));
+    assert!(start(&containerd, &text).await);
+    assert_eq!(sandbox(&containerd).await, "");
+    assert_eq!(alarms(&source(&containerd, CgroupDriver::Cgroupfs)).await, []);
+    assert_eq!(mend(&containerd).await, [] as [&str; 0]);
+}
+
+#[tokio::test]
+async fn every_fault_that_can_be_mended_is_gone_after_the_edit_and_a_restart() {
+    let containerd = Containerd::start().await;
+    network(containerd.place());
+    let place = containerd.place();
+    let import = place.folder().join("etc/runtime.toml");
+    let cases: Vec<(&str, String, &[&str])> = vec![
+        (
+            "CRI switched off",
+            format!(
+                "{}{}{}",
+                place.head("disabled_plugins = [\"io.containerd.internal.v1.restart\", \"io.containerd.grpc.v1.cri\"]"),
+                place.cri(""),
+                Place::runc()
+            ),
+            &["containerd.cri-disabled"],
+        ),
+        ("the driver", place.healthy().replace("SystemdCgroup = false", "SystemdCgroup = true # why?"), &["containerd.cgroup-driver"]),
+        (
+            "both keys",
+            format!("{}{}{}", place.head(""), place.cri("  systemd_cgroup = true\n"), Place::runc()),
+            &["containerd.cgroup-keys"],
+        ),
+        ("no such default", place.healthy().replace("_name = \"runc\"", "_name = \"nvidia\""), &["containerd.runtime-type"]),
+        (
+            "only another runtime",
+            format!("{}{}[{CRI}.containerd.runtimes.kata]\n  runtime_type = \"io.containerd.kata.v2\"\n", place.head(""), place.cri("")),
+            &["containerd.runtime-type"],
+        ),
+        ("no version", place.healthy().replace("version = 2\n", ""), &["containerd.config-version"]),
+        ("version 3", place.healthy().replace("version = 2\n", "version = 3\n"), &["containerd.config-version"]),
+        ("short names", place.healthy().replace("\"io.containerd.grpc.v1.cri\"", "cri"), &["containerd.config-version"]),
+        (
+            "names of 2.x",
+            format!("{}{}", place.head(""), place.cri("")).replace("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"),
+            &["containerd.config-version"],
+        ),
+        ("an import", format!("imports = [{import:?}]\n{}", place.head("")), &["containerd.runtime-type"]),
+    ];
+    fs::write(&import, format!("{}[{CRI}.containerd.runtimes.runc.options]\n  SystemdCgroup = false\n", place.cri(""))).unwrap();
+    let mut wrong = Vec::new();
+    for (name, text, mends) in cases {
+        start(&containerd, &text).await;
+        let mended = mend(&containerd).await;
+        if mended != mends {
+            wrong.push(format!("{name}: {mended:?}"));
+        }
+        let text = containerd.config();
+        if !start(&containerd, &text).await {
+            wrong.push(format!("{name}: does not start:\n{text}\n{}", containerd.log().lines().last().unwrap_or_default()));
+            continue;
+        }
+        containerd.wait_image(PAUSE, true).await;
+        let said = sandbox(&containerd).await;
+        if !said.is_empty() {
+            wrong.push(format!("{name}: {said}\n{text}"));
+        }
+        wrong.extend(alarms(&source(&containerd, CgroupDriver::Cgroupfs)).await.into_iter().map(|f| format!("{name}: {f:#?}")));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

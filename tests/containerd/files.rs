@@ -1,0 +1,51 @@
+//! containerd's own word on its configuration.
+
+use pvelet_agent::{
+    error::{Error, Trouble},
+    host::runtime::{ContainerdFiles, RuntimeFiles},
+};
+use pvelet_tests::containerd::{PAUSE, Place, program};
+
+use crate::host::LONG;
+
+fn trouble(result: Result<String, Error>) -> (Trouble, String) {
+    match result.unwrap_err() {
+        Error::Look { trouble, message } => (trouble, message),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_real_program_tells_what_it_takes_and_where_it_does_not() {
+    let place = Place::new();
+    let files = ContainerdFiles::new(place.config(), program("containerd"));
+    let dump = files.dump(&place.healthy(), LONG).await.unwrap();
+    assert!(dump.contains(PAUSE), "{dump}");
+    let (what, message) = trouble(files.dump("version = 2\nroot = \"a", LONG).await);
+    assert_eq!(what, Trouble::Failed);
+    // The copy goes by the name of the file that it stands for.
+    assert!(message.contains(&*place.config().to_string_lossy()) && message.contains("(2, "), "{message}");
+    assert_eq!(trouble(files.dump("version = 2\nroot = 5", LONG).await).0, Trouble::Failed);
+    // 1.6 ends with 0 here, and ignores all that it does not know.
+    assert_eq!(trouble(files.dump("version = 99", LONG).await).0, Trouble::Failed);
+    assert_eq!(trouble(files.dump("version = 2\nimports = [\"none.toml\"]", LONG).await).0, Trouble::Missing);
+    let left: Vec<_> = std::fs::read_dir(place.config().parent().unwrap()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn relative_imports_mean_the_same_to_the_copy_as_to_the_file() {
+    let place = Place::new();
+    let etc = place.config().parent().unwrap().to_owned();
+    std::fs::write(
+        etc.join("more.toml"),
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"imported.test/pause:1\"\n",
+    )
+    .unwrap();
+    let text = place.head("imports = [\"more.toml\"]");
+    std::fs::write(place.config(), &text).unwrap();
+    let files = ContainerdFiles::new(place.config(), program("containerd"));
+    assert!(files.dump(&text, LONG).await.unwrap().contains("imported.test/pause:1"));
+    let read = files.config().await.unwrap();
+    assert_eq!(read.iter().map(|f| f.path.clone()).collect::<Vec<_>>(), [place.config(), etc.join("more.toml")]);
+}

@@ -1,0 +1,87 @@
+//! A worker with a real containerd, looked at by the agent's sources.
+
+use std::{sync::Arc, time::Duration};
+
+use pvelet_agent::{
+    config::{self, Worker},
+    health::{Finding, Source, State, containerd},
+    host::{
+        runtime::{ContainerdFiles, Runtime, RuntimeFiles},
+        units::Units,
+    },
+};
+use pvelet_tests::containerd::{Containerd, Place, Supervisor, program};
+
+pub(crate) const UNIT: &str = "containerd.service";
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// A worker.
+pub(crate) struct Host {
+    pub(crate) containerd: Arc<Containerd>,
+    pub(crate) units: Arc<Supervisor>,
+    sources: Vec<Arc<dyn Source>>,
+}
+
+impl Host {
+    /// With a network plugin configured, as on a node that has joined.
+    pub(crate) async fn start(config: impl FnOnce(&Place) -> String) -> Self {
+        let place = Place::new();
+        let conflist = r#"{"cniVersion": "0.4.0", "name": "pods", "plugins": [{"type": "bridge"}]}"#;
+        std::fs::write(place.cni_conf().join("10-pods.conflist"), conflist).unwrap();
+        Self::over(Containerd::at(place, config)).await
+    }
+
+    /// Over this containerd, which is launched.
+    pub(crate) async fn over(containerd: Containerd) -> Self {
+        containerd.launch().await.unwrap();
+        containerd.import_pause(pvelet_tests::containerd::PAUSE);
+        let containerd = Arc::new(containerd);
+        let units = Supervisor::new(UNIT, Arc::clone(&containerd));
+        let runtime: Arc<dyn Runtime> = Arc::new(containerd.runtime());
+        let files: Arc<dyn RuntimeFiles> = Arc::new(ContainerdFiles::new(containerd.config_path(), program("containerd")));
+        let told: Arc<dyn Units> = units.clone();
+        let sources = containerd::sources(&settings(&containerd), &runtime, &files, &told);
+        Self { containerd, units, sources }
+    }
+
+    /// Looks once by the source of this check.
+    pub(crate) async fn look(&self, id: &str) -> Finding {
+        let source = self.sources.iter().find(|s| s.checks().iter().any(|c| c.id == id)).unwrap();
+        source.look().await.into_iter().find(|f| f.id == id).unwrap()
+    }
+
+    /// As [`Self::look`]; its state has to be this.
+    pub(crate) async fn expect(&self, id: &str, state: State) -> Finding {
+        let finding = self.look(id).await;
+        assert_eq!(finding.state, state, "{finding:?}\n{}", self.containerd.log());
+        finding
+    }
+
+    /// The ids of all checks.
+    pub(crate) fn ids(&self) -> Vec<&'static str> {
+        self.sources.iter().flat_map(|s| s.checks()).map(|c| c.id).collect()
+    }
+}
+
+fn settings(containerd: &Containerd) -> config::Health {
+    let nowhere = containerd.place().folder().join("none");
+    config::Health {
+        worker: Worker::Yes,
+        period: Duration::from_secs(10),
+        containerd_socket: containerd.place().socket(),
+        containerd_config: containerd.config_path(),
+        containerd_unit: UNIT.into(),
+        containerd_program: program("containerd"),
+        probe_period: Some(Duration::from_secs(60)),
+        kubelet_unit: "kubelet.service".into(),
+        kubelet_config: nowhere.clone(),
+        kubelet_kubeconfig: nowhere.clone(),
+        kubelet_pki: nowhere,
+        kubelet_healthz: ([127, 0, 0, 1], 1).into(),
+        journal: None,
+        // The machine's own disk may be rather full.
+        usage_warning: 98,
+        usage_critical: 100,
+        certificate_warning: Duration::from_secs(86400),
+    }
+}

@@ -1,0 +1,161 @@
+//! What the agent knows of a real kubelet, in stand-alone mode on a real containerd. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
+
+mod kubelet;
+mod log;
+
+use std::{sync::Arc, time::Duration};
+
+use pvelet_agent::{
+    config,
+    health::{Finding, Mend, Source, State, kubelet::sources},
+};
+use pvelet_tests::containerd::{Containerd, Place};
+
+use self::{
+    kubelet::{Kubelet, UNIT},
+    log::LogJournal,
+};
+
+/// For what a loaded machine does within seconds.
+const SOON: Duration = Duration::from_secs(120);
+
+/// The agent's sources for a kubelet. Kept over looks: they count.
+struct Watched {
+    kubelet: Arc<Kubelet>,
+    sources: Vec<Arc<dyn Source>>,
+}
+
+impl Watched {
+    fn new(kubelet: Kubelet) -> Self {
+        let mut settings = config::parse(config::EXAMPLE).unwrap().0.health;
+        settings.kubelet_config = kubelet.config_path();
+        settings.kubelet_pki = kubelet.folder().join("pki");
+        settings.kubelet_kubeconfig = kubelet.folder().join("none.conf");
+        // However full the machine is on which this runs.
+        (settings.usage_warning, settings.usage_critical) = (99, 100);
+        let kubelet = Arc::new(kubelet);
+        let journal = LogJournal::new(kubelet.log_path());
+        let sources = sources(&settings, kubelet.clone(), Arc::new(journal), kubelet.clone(), kubelet.runtime());
+        Self { kubelet, sources }
+    }
+
+    async fn all(&self) -> Vec<Finding> {
+        let mut all = Vec::new();
+        for source in &self.sources {
+            all.extend(source.look().await);
+        }
+        all
+    }
+
+    /// One look by the source of a check.
+    async fn look(&self, id: &str) -> Finding {
+        let source = self.sources.iter().find(|s| s.checks().iter().any(|c| c.id == id)).unwrap();
+        source.look().await.into_iter().find(|f| f.id == id).unwrap()
+    }
+
+    /// Looks until a check comes out like this.
+    async fn until(&self, id: &str, wanted: impl Fn(&Finding) -> bool) -> Finding {
+        let end = tokio::time::Instant::now() + SOON;
+        loop {
+            let finding = self.look(id).await;
+            if wanted(&finding) {
+                return finding;
+            }
+            assert!(tokio::time::Instant::now() < end, "{id} is still {finding:?}\n{}", self.kubelet.log());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// As [`Self::until`], by its state.
+    async fn until_state(&self, id: &str, state: State) -> Finding {
+        self.until(id, |f| f.state == state).await
+    }
+}
+
+/// A healthy one, with a pod network. None of its pods is in it.
+async fn containerd() -> Arc<Containerd> {
+    let config = |place: &Place| {
+        let network = r#"{"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "bridge"}]}"#;
+        std::fs::write(place.cni_conf().join("10-test.conflist"), network).unwrap();
+        place.healthy()
+    };
+    Arc::new(Containerd::start_with(config).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_healthy_kubelet_gives_no_alarm() {
+    let kubelet = Watched::new(Kubelet::start(containerd().await, "", &[]));
+    kubelet.until_state("kubelet.healthz", State::Ok).await;
+    for _ in 0..3 {
+        for finding in kubelet.all().await {
+            // Kernels and file systems of test machines differ in what they tell.
+            let counts = ["kubelet.inodes", "kubelet.memory"].contains(&finding.id) && finding.state == State::Unknown;
+            assert!(finding.state <= State::Ok || counts, "{finding:?}\n{}", kubelet.kubelet.log());
+        }
+    }
+    let alone = kubelet.look("kubelet.client-certificate").await;
+    assert!(alone.state == State::NotApplicable && alone.seen.contains("stand-alone"), "{alone:?}");
+    let own = kubelet.look("kubelet.serving-certificate").await;
+    assert!(own.state == State::Ok && own.seen.contains("made by the kubelet itself"), "{own:?}");
+    let config = kubelet.look("kubelet.config").await;
+    assert!(config.seen.ends_with("is in order; cgroup driver cgroupfs"), "{config:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_is_stopped_is_unknown_then_wedged_and_well_again() {
+    let kubelet = Watched::new(Kubelet::start(containerd().await, "", &[]));
+    kubelet.until_state("kubelet.healthz", State::Ok).await;
+    kubelet.kubelet.freeze();
+    let first = kubelet.look("kubelet.healthz").await;
+    assert!(first.state == State::Unknown && first.mend.is_none(), "{first:?}");
+    let wedged = kubelet.until_state("kubelet.healthz", State::Failed).await;
+    assert_eq!(wedged.mend, Some(Mend::RestartUnit(UNIT.into())), "{wedged:?}");
+    // Its unit knows nothing of it: systemd sees a process that lives.
+    assert_eq!(kubelet.look("kubelet.unit").await.state, State::Ok);
+    kubelet.kubelet.thaw();
+    kubelet.until_state("kubelet.healthz", State::Ok).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_containerd_that_is_gone_is_what_the_kubelet_complains_of() {
+    let containerd = containerd().await;
+    let kubelet = Watched::new(Kubelet::start(containerd.clone(), "", &[]));
+    kubelet.until_state("kubelet.healthz", State::Ok).await;
+    containerd.stop();
+    let errors = kubelet.until_state("kubelet.errors", State::Failed).await;
+    assert!(errors.seen.starts_with("runtime-unreachable: ") && errors.seen.contains("containerd.sock"), "{errors:?}");
+    assert_eq!(kubelet.look("kubelet.unit").await.state, State::Ok);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_does_not_start_says_why_in_its_journal() {
+    let containerd = containerd().await;
+    for (what, config, flags, class) in [
+        ("a broken configuration", "x: [\n", &[][..], "configuration"),
+        ("a signal that there is none of", "evictionHard: {memory.free: 1Gi}\n", &[], "container-manager"),
+        ("a flag of an old version", "", &["--network-plugin=cni"], "unknown-flag"),
+        ("no kubeconfig", "", &["--kubeconfig=/none/kubelet.conf"], "bootstrap"),
+        ("swap", "failSwapOn: true\n", &[], "swap"),
+    ] {
+        let kubelet = Watched::new(Kubelet::start(containerd.clone(), config, flags));
+        kubelet.kubelet.wait_end();
+        let unit = kubelet.look("kubelet.unit").await;
+        assert!(unit.state == State::Failed && unit.mend.is_some(), "{what}: {unit:?}");
+        let errors = kubelet.look("kubelet.errors").await;
+        assert!(
+            errors.state == State::Failed && errors.seen.starts_with(&format!("{class}: ")),
+            "{what}: {errors:?}\n{}",
+            kubelet.kubelet.log()
+        );
+        let checked = kubelet.look("kubelet.config").await;
+        match class {
+            "configuration" => {
+                let place = format!("{}: line {}, column ", kubelet.kubelet.config_path().display(), kubelet.kubelet.config_lines() + 1);
+                assert!(checked.state == State::Failed && checked.seen.starts_with(&place), "{what}: {checked:?}");
+            }
+            "container-manager" => assert!(checked.seen.contains("no signal 'memory.free'"), "{what}: {checked:?}"),
+            _ => assert_eq!(checked.state, State::Ok, "{what}: {checked:?}"),
+        }
+    }
+}
