@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
-    config::{self, Worker, defaults},
+    config::{Worker, defaults},
     error::Trouble,
     health::{Finding, State},
     host::{
