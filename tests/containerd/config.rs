@@ -52,10 +52,21 @@ pub(crate) fn source(containerd: &Containerd, driver: CgroupDriver) -> ConfigSou
 }
 
 /// Gives a place a network.
-pub(crate) fn network(place: &Place) {
+fn network(place: &Place) {
     let list = r#"{"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "bridge"}]}"#;
     fs::write(place.cni_conf().join("10-test.conflist"), list).unwrap();
     fs::write(place.cni_bin().join("bridge"), "").unwrap();
+}
+
+/// One that runs, is healthy, and has a network and the pause image.
+pub(crate) async fn worker() -> Containerd {
+    let containerd = Containerd::start_with(|place| {
+        network(place);
+        place.healthy()
+    });
+    let containerd = containerd.await;
+    containerd.wait_image(PAUSE, true).await;
+    containerd
 }
 
 /// Starts it with a text; whether it came up.
@@ -256,8 +267,7 @@ fn follows(fault: &Fault, text: &str, finding: &Finding) -> bool {
 
 #[tokio::test]
 async fn every_fault_of_the_configuration_is_found_with_the_daemon_that_has_it() {
-    let containerd = Containerd::start().await;
-    network(containerd.place());
+    let containerd = worker().await;
     let mut wrong = Vec::new();
     for fault in faults() {
         let text = (fault.text)(containerd.place());
@@ -278,8 +288,7 @@ async fn every_fault_of_the_configuration_is_found_with_the_daemon_that_has_it()
 
 #[tokio::test]
 async fn without_a_version_full_names_are_ignored_and_that_is_told() {
-    let containerd = Containerd::start().await;
-    network(containerd.place());
+    let containerd = worker().await;
     // Version 1, in which nothing of CRI has a short name: the daemon has its own sandbox image.
     let place = containerd.place();
     let head = format!(
@@ -322,8 +331,7 @@ async fn a_missing_network_is_told_and_its_coming_stirs_the_source() {
 
 #[tokio::test]
 async fn a_kubelet_that_asks_elsewhere_is_told() {
-    let containerd = Containerd::start().await;
-    network(containerd.place());
+    let containerd = worker().await;
     let facts =
         KubeletFacts { cgroup_driver: Some(CgroupDriver::Cgroupfs), runtime_endpoint: Some("/run/containerd/containerd.sock".into()) };
     let kubelet: KubeletLook = Arc::new(move || {
@@ -342,8 +350,7 @@ async fn a_kubelet_that_asks_elsewhere_is_told() {
 
 #[tokio::test]
 async fn a_frozen_daemon_leaves_unknown_what_only_it_can_tell() {
-    let containerd = Containerd::start().await;
-    network(containerd.place());
+    let containerd = worker().await;
     let source = source(&containerd, CgroupDriver::Cgroupfs);
     assert_eq!(alarms(&source).await, []);
     // A file that would not do is told all the same.
@@ -361,8 +368,7 @@ async fn a_frozen_daemon_leaves_unknown_what_only_it_can_tell() {
 
 #[tokio::test]
 async fn what_is_written_after_the_start_is_not_yet_in_force() {
-    let containerd = Containerd::start().await;
-    network(containerd.place());
+    let containerd = worker().await;
     let source = source(&containerd, CgroupDriver::Cgroupfs);
     containerd.write_config(&containerd.config().replace("runtime_type = \"io.containerd.runc.v2\"", "runtime_type = \"\""));
     let alarms = alarms(&source).await;

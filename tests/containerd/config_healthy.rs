@@ -3,9 +3,9 @@
 use std::fs;
 
 use pvelet_agent::{health::kubelet::facts::CgroupDriver, host::runtime::RuntimeFiles};
-use pvelet_tests::containerd::{Containerd, PAUSE, Place};
+use pvelet_tests::containerd::{PAUSE, Place};
 
-use super::config::{CRI, alarms, files, network, source, start};
+use super::config::{CRI, alarms, files, source, start, worker};
 
 const SOON: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -176,8 +176,7 @@ fn table() -> Vec<Healthy> {
 
 #[tokio::test]
 async fn unusual_but_healthy_configurations_give_no_alarm() {
-    let containerd = Containerd::start().await;
-    network(containerd.place());
+    let containerd = worker().await;
     let mut table = table();
     // What containerd writes itself, with every key there is.
     let whole = files(containerd.place()).dump(&containerd.config(), SOON).await.unwrap();

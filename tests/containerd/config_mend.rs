@@ -8,7 +8,7 @@ use pvelet_agent::{
 };
 use pvelet_tests::containerd::{Containerd, PAUSE, Place};
 
-use super::config::{CRI, alarms, files, network, source, start};
+use super::config::{CRI, alarms, files, source, start, worker};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -38,8 +38,7 @@ async fn mend(containerd: &Containerd) -> Vec<&'static str> {
 
 #[tokio::test]
 async fn the_missing_runtime_type_is_mended_and_pods_start_again() {
-    let containerd = Containerd::start().await;
-    network(containerd.place());
+    let containerd = worker().await;
     let broken = containerd.config().replace("  runtime_type = \"io.containerd.runc.v2\"\n", "");
     assert!(start(&containerd, &broken).await);
     containerd.wait_image(PAUSE, true).await;
@@ -59,8 +58,7 @@ async fn the_missing_runtime_type_is_mended_and_pods_start_again() {
 
 #[tokio::test]
 async fn every_fault_that_can_be_mended_is_gone_after_the_edit_and_a_restart() {
-    let containerd = Containerd::start().await;
-    network(containerd.place());
+    let containerd = worker().await;
     let place = containerd.place();
     let import = place.folder().join("etc/runtime.toml");
     let cases: Vec<(&str, String, &[&str])> = vec![
