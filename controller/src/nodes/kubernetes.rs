@@ -46,10 +46,24 @@ struct Shared {
 }
 
 struct State {
-    nodes: BTreeMap<String, NodeView>,
+    nodes: BTreeMap<String, Known>,
     server: Option<Minor>,
     /// Why nothing is known; nothing: `nodes` holds all.
     trouble: Option<String>,
+}
+
+/// A Node as it was seen last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Known {
+    /// The version of the object; 0 where it is no number.
+    version: u64,
+    view: NodeView,
+}
+
+impl From<&DynamicObject> for Known {
+    fn from(node: &DynamicObject) -> Self {
+        Self { version: node.resource_version().and_then(|v| v.parse().ok()).unwrap_or(0), view: view(&node.data) }
+    }
 }
 
 impl Shared {
@@ -63,11 +77,17 @@ impl Shared {
         let _ = self.changed.send(name);
     }
 
-    fn put(&self, name: String, view: NodeView) {
+    /// Takes a Node as a call's answer or an event shows it. They come on ways of their own: an older one does not replace a newer one.
+    fn put(&self, node: &DynamicObject) {
+        let (name, new) = (node.name_any(), Known::from(node));
         let changed = {
             let mut state = self.state();
-            let changed = state.nodes.get(&name) != Some(&view);
-            state.nodes.insert(name.clone(), view);
+            let known = state.nodes.get(&name);
+            if known.is_some_and(|k| k.version > new.version && new.version > 0) {
+                return;
+            }
+            let changed = known.map(|k| &k.view) != Some(&new.view);
+            state.nodes.insert(name.clone(), new);
             changed
         };
         if changed {
@@ -130,7 +150,7 @@ impl KubernetesNodes {
 
     /// Takes an answer over ahead of the event that will tell the same.
     fn take(&self, node: &DynamicObject) {
-        self.shared.put(node.name_any(), view(&node.data));
+        self.shared.put(node);
     }
 }
 
@@ -149,7 +169,7 @@ async fn watch(api: Api<DynamicObject>, client: Client, shared: Arc<Shared>) {
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Init) => listed = BTreeMap::new(),
-            Ok(watcher::Event::InitApply(node)) => drop(listed.insert(node.name_any(), view(&node.data))),
+            Ok(watcher::Event::InitApply(node)) => drop(listed.insert(node.name_any(), Known::from(&node))),
             Ok(watcher::Event::InitDone) => {
                 let server = match within(client.apiserver_version()).await {
                     Ok(told) => Minor::parse(&told.git_version),
@@ -165,7 +185,7 @@ async fn watch(api: Api<DynamicObject>, client: Client, shared: Arc<Shared>) {
                 drop(state);
                 shared.tell(None);
             }
-            Ok(watcher::Event::Apply(node)) => shared.put(node.name_any(), view(&node.data)),
+            Ok(watcher::Event::Apply(node)) => shared.put(&node),
             Ok(watcher::Event::Delete(node)) => {
                 shared.state().nodes.remove(&node.name_any());
                 shared.tell(Some(node.name_any()));
@@ -223,7 +243,7 @@ impl Nodes for KubernetesNodes {
         let state = self.shared.state();
         match (&state.trouble, state.nodes.get(name)) {
             (Some(trouble), _) => Sight::Unknown(trouble.clone()),
-            (None, Some(view)) => Sight::Seen(view.clone()),
+            (None, Some(known)) => Sight::Seen(known.view.clone()),
             (None, None) => Sight::Absent,
         }
     }

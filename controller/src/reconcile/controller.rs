@@ -84,7 +84,7 @@ impl<S: Store> Controller<S> {
             turn: tokio::sync::Mutex::default(),
             checked: Mutex::default(),
         };
-        let keeper = Keeper::new(Arc::clone(&store), nodes);
+        let keeper = Keeper::new(Arc::clone(&store), Arc::clone(&fleet), nodes);
         let hosts = Hosts { store: Arc::clone(&store), fleet: Arc::clone(&fleet), keeper, health: Mutex::default() };
         Arc::new(Self {
             store,

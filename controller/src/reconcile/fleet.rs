@@ -18,7 +18,7 @@ use super::{
 use crate::{
     agents::{Agents, Target},
     epoch::Epoch,
-    kind::{Attempt, MachineSpec, MachineStatus, PveHost},
+    kind::{Attempt, MachineSpec, MachineStatus, ObjectKey, PveHost},
     placement::{Candidate, Size, is_source},
 };
 
@@ -158,6 +158,11 @@ impl Fleet {
         let session = self.sessions().get(name).map(|r| Arc::clone(&r.session))?;
         let health = session.state().health.clone();
         Some((view, used, health))
+    }
+
+    /// Lets a host be looked at again.
+    pub(super) fn remind(&self, host: &ObjectKey) {
+        let _ = self.wake.send(Wake::Health(host.to_string()));
     }
 
     /// All hosts.

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use self::decide::{Memory, Seen, Wanted};
 use super::{
+    Fleet,
     health::HealthSight,
     view::{HostView, Link},
 };
@@ -41,11 +42,12 @@ pub(super) struct Keeper<S> {
     /// `None` where the controller was given no Kubernetes.
     pub(super) nodes: Option<Arc<dyn Nodes>>,
     memory: Mutex<HashMap<ObjectKey, (String, Memory)>>,
+    fleet: Arc<Fleet>,
 }
 
 impl<S: Store> Keeper<S> {
-    pub(super) fn new(store: Arc<S>, nodes: Option<Arc<dyn Nodes>>) -> Self {
-        Self { store, nodes, memory: Mutex::default() }
+    pub(super) fn new(store: Arc<S>, fleet: Arc<Fleet>, nodes: Option<Arc<dyn Nodes>>) -> Self {
+        Self { store, nodes, memory: Mutex::default(), fleet }
     }
 
     fn memory(&self) -> MutexGuard<'_, HashMap<ObjectKey, (String, Memory)>> {
@@ -59,7 +61,19 @@ impl<S: Store> Keeper<S> {
     }
 
     pub(super) fn forget(&self, key: &ObjectKey) {
-        self.memory().remove(key);
+        let left = self.memory().remove(key);
+        // Another host may have waited for the Node.
+        for other in left.map(|(node, _)| self.concerned(Some(&node))).unwrap_or_default() {
+            self.fleet.remind(&other);
+        }
+    }
+
+    fn remember(&self, key: &ObjectKey, node: &str, memory: Memory) {
+        let before = self.memory().insert(key.clone(), (node.to_owned(), memory));
+        if before.is_none_or(|(known, _)| known != node) {
+            // One that has the Node must know that another wants it.
+            self.concerned(Some(node)).iter().filter(|other| *other != key).for_each(|other| self.fleet.remind(other));
+        }
     }
 
     /// Does what is to be done on the host's Node; `host.status.kubernetes_node` is as it must be stored afterwards. Returns the host as it
@@ -76,7 +90,7 @@ impl<S: Store> Keeper<S> {
         let left = host.status.kubernetes_node.clone().filter(|s| wish.as_ref().is_none_or(|(name, _)| *name != s.name));
         if let Some(left) = left {
             if let Err(told) = self.leave(&host, &left).await? {
-                self.memory().insert(key, (left.name, Memory::default()));
+                self.remember(&key, &left.name, Memory::default());
                 return Ok((host, told));
             }
             host.status.kubernetes_node = None;
@@ -98,11 +112,11 @@ impl<S: Store> Keeper<S> {
         };
         let groups: Vec<&str> = spec.groups.iter().map(String::as_str).collect();
         let Some(seen) = seen(view, sight, &groups) else {
-            self.memory().insert(key, (name, memory));
+            self.remember(&key, &name, memory);
             return Ok((host, Told { conditions: None, due: None, again: false }));
         };
         let (wanted, due) = memory.look(&seen, &spec, now);
-        self.memory().insert(key.clone(), (name.clone(), memory));
+        self.remember(&key, &name, memory);
         let (node, server) = match self.ready(&key, &name).await? {
             Ok(found) => found,
             Err((status, reason, message)) => {
@@ -215,7 +229,7 @@ impl<S: Store> Keeper<S> {
     pub(super) async fn remove(&self, mut host: PveHost) -> Result<Result<(), Told>, StoreError> {
         if let Some(left) = host.status.kubernetes_node.clone() {
             if let Err(told) = self.leave(&host, &left).await? {
-                self.memory().insert(host.key(), (left.name, Memory::default()));
+                self.remember(&host.key(), &left.name, Memory::default());
                 return Ok(Err(told));
             }
             host.status.kubernetes_node = None;

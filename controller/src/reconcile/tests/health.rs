@@ -265,6 +265,11 @@ async fn why_a_node_says_nothing_is_told() {
     let host = running.until::<Host>("pve2", is("NodeInSync", False, "NodeTaken")).await;
     assert!(condition(&host, "NodeInSync").unwrap().message.contains("PveHost pve1 is Node pve1 too"));
     wait(&bench, |nodes| nodes.view("pve2").condition.is_none()).await;
+    // The one that waits gets it once the other lets go.
+    bench.wish("pve1", "");
+    running.until::<Host>("pve2", is("NodeInSync", True, "InSync")).await;
+    bench.wish("pve1", AT_ONCE);
+    running.until::<Host>("pve2", is("NodeInSync", False, "NodeTaken")).await;
     running.kill().await;
     let bench = Bench { nodes: None, ..bench };
     let running = bench.start().await;
