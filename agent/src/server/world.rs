@@ -74,7 +74,7 @@ fn facts(settings: &config::Health, kubelet: &Arc<dyn Kubelet>, units: &Arc<dyn 
     let (settings, kubelet, units) = (settings.clone(), Arc::clone(kubelet), Arc::clone(units));
     Arc::new(move || {
         let (settings, kubelet, units) = (settings.clone(), Arc::clone(&kubelet), Arc::clone(&units));
-        Box::pin(async move { kubelet::facts::read(&settings, &*kubelet, &*units).await })
+        Box::pin(async move { kubelet::facts::read(&settings, &*kubelet, &*units).await.unwrap_or_default() })
     })
 }
 
