@@ -40,6 +40,11 @@ impl Controller {
         Self { manifests, dir, args, process: None }
     }
 
+    /// Gives it one more argument at each start from now on, such as `--kubeconfig`.
+    pub fn with(&mut self, flag: &str, value: &str) {
+        self.args.extend([flag.to_owned(), value.to_owned()]);
+    }
+
     /// Starts it. Nobody needs to wait: what it does shows in its folder.
     pub fn start(&mut self) {
         self.start_with(&[]).expect("controller starts");

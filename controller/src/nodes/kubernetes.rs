@@ -15,7 +15,7 @@ use kube::{
     Api, Client, Config, ResourceExt,
     api::{ApiResource, DynamicObject, Patch, PatchParams},
     config::{KubeConfigOptions, Kubeconfig},
-    runtime::{WatchStreamExt, watcher},
+    runtime::watcher,
 };
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::AbortHandle, time::timeout};
@@ -25,6 +25,8 @@ use super::{CONDITION, Effect, Minor, NodeCondition, NodeView, Nodes, NodesError
 
 /// How long a call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// The first and the longest pause before Nodes are listed again after an error.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// How often a taint is tried where others change the Node meanwhile.
 const TRIES: u32 = 20;
 /// The longest pause between two tries, so that two who try do not keep step.
@@ -162,10 +164,31 @@ impl Drop for KubernetesNodes {
     }
 }
 
-/// Lists and watches for ever; after each list the version of the server is asked for, which may be another after it was away.
+/// Lists and watches for ever. After an error all begins anew with a list: a watch that is taken up again tells nothing until something
+/// changes, so that nobody would learn that the server is back. The server's version is asked for with each list, as it may be another then.
 async fn watch(api: Api<DynamicObject>, client: Client, shared: Arc<Shared>) {
-    let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
-    let mut listed = BTreeMap::new();
+    let mut pause = AGAIN.0;
+    loop {
+        match watch_once(&api, &client, &shared).await {
+            // It was of use. Most often a watch that is too old: nothing is wrong before the next list fails.
+            (true, text) => {
+                debug!("Nodes are listed again: {text}");
+                pause = AGAIN.0;
+            }
+            (false, text) => {
+                warn!("Nodes cannot be watched: {text}");
+                shared.trouble(text);
+            }
+        }
+        tokio::time::sleep(pause.mul_f64(rand::random_range(0.75..1.25))).await;
+        pause = (pause * 2).min(AGAIN.1);
+    }
+}
+
+/// One list and its watch, to the first error: whether all was listed before, and the error.
+async fn watch_once(api: &Api<DynamicObject>, client: &Client, shared: &Shared) -> (bool, String) {
+    let mut events = pin!(watcher(api.clone(), watcher::Config::default()));
+    let (mut listed, mut ready) = (BTreeMap::new(), false);
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Init) => listed = BTreeMap::new(),
@@ -183,6 +206,7 @@ async fn watch(api: Api<DynamicObject>, client: Client, shared: Arc<Shared>) {
                 // A version that could not be asked for is not forgotten for it.
                 state.server = server.or(state.server);
                 drop(state);
+                ready = true;
                 shared.tell(None);
             }
             Ok(watcher::Event::Apply(node)) => shared.put(&node),
@@ -190,13 +214,10 @@ async fn watch(api: Api<DynamicObject>, client: Client, shared: Arc<Shared>) {
                 shared.state().nodes.remove(&node.name_any());
                 shared.tell(Some(node.name_any()));
             }
-            Err(e) => {
-                let text = chain(&e);
-                warn!("Nodes cannot be watched: {text}");
-                shared.trouble(text);
-            }
+            Err(e) => return (ready, chain(&e)),
         }
     }
+    (ready, "the watch has ended".to_owned())
 }
 
 /// What is looked at of a Node.

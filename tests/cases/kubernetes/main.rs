@@ -2,4 +2,5 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod harness;
+mod host;
 mod nodes;
