@@ -28,11 +28,8 @@ impl Session {
         let mut pause = PAUSE.0;
         loop {
             let mut told = false;
-            let error = match self.listen_to_health(&mut told).await {
-                // Ended in order, as for a reader that is too slow: nothing is wrong before it is refused.
-                Ok(()) => None,
-                Err(e) => Some(e),
-            };
+            // Where it ended in order, as for a reader that is too slow, nothing is wrong before it is refused.
+            let error = self.listen_to_health(&mut told).await.err();
             if told {
                 pause = PAUSE.0;
             } else if let Some(e) = error {

@@ -23,7 +23,8 @@ pub(in crate::reconcile) fn health(checks: &[(&str, CheckState)]) -> Health {
 fn the_worst_check_of_a_group_gives_the_condition() {
     use CheckState::{Degraded, Failed, NotApplicable, Ok, Unknown};
     use ConditionStatus as S;
-    let rows: &[(&str, &[(&str, CheckState)], S, &str)] = &[
+    type Row<'a> = (&'a str, &'a [(&'a str, CheckState)], S, &'a str);
+    let rows: &[Row<'_>] = &[
         ("all well", &[("containerd.unit", Ok), ("containerd.cni", NotApplicable)], S::True, "AllChecksOk"),
         ("nothing concerns it", &[("containerd.unit", NotApplicable)], S::True, "NotApplicable"),
         ("degraded works", &[("containerd.image-fs", Degraded), ("containerd.unit", Ok)], S::True, "ContainerdImageFs"),

@@ -125,7 +125,8 @@ fn only_what_differs_is_written_and_texts_not_often() {
         taint: Some(Effect::NoSchedule),
     };
     let taint = || vec!["NoSchedule".to_owned()];
-    let rows: &[(&str, Wanted, Option<Standing>, Vec<String>, i64, Writes)] = &[
+    type Row = (&'static str, Wanted, Option<Standing>, Vec<String>, i64, Writes);
+    let rows: &[Row] = &[
         ("nothing there", wanted("m"), None, vec![], 100, Writes { condition: true, taint: true, due: None }),
         ("so already", wanted("m"), standing("False", "R", "m"), taint(), 100, Writes::default()),
         ("another status", wanted("m"), standing("True", "R", "m"), taint(), 100, Writes { condition: true, ..Writes::default() }),
