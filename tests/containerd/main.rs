@@ -4,6 +4,7 @@
 mod config;
 mod config_healthy;
 mod config_mend;
+mod doctor;
 mod faults;
 mod files;
 mod host;
