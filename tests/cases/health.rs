@@ -111,7 +111,8 @@ async fn a_cluster_file_system_that_hangs_is_unknown_first_and_failed_when_it_la
     let failed = told(&mut stream, "host.cluster-fs", CheckState::Failed).await;
     assert!(failed.seen.contains("has not answered since") && failed.repair.is_empty(), "{failed:?}");
     // The rest goes on, and nothing waits for it.
-    let health = client.agent.health().get_health(v1::GetHealthRequest::default());
+    let mut asking = client.agent.health();
+    let health = asking.get_health(v1::GetHealthRequest::default());
     assert!(tokio::time::timeout(Duration::from_secs(5), health).await.unwrap().is_ok());
     expect(&client, "host.quorum", CheckState::Unknown).await;
     assert!(stack.agent("pve1").process().alive());
