@@ -42,7 +42,9 @@ fn a_socket_that_may_not_be_used_is_denied() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     // Of threads that are somebody else for file systems: root may everything.
-    let nobody = || drop(setfsuid(Uid::from_raw(65534)));
+    let nobody = || {
+        let _ = setfsuid(Uid::from_raw(65534));
+    };
     let found = std::thread::spawn(move || {
         nobody();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(nobody).build().unwrap();

@@ -216,7 +216,7 @@ impl Worker {
 
     fn ended(&self, name: &str) -> v1::Operation {
         self.until(name, || {
-            let request = v1::GetOperationRequest { name: name.into(), ..Default::default() };
+            let request = v1::GetOperationRequest { name: name.into() };
             let asked = async { self.client.agent.operation().get_operation(request).await };
             let found = self.runtime.block_on(asked).map_err(|e| e.to_string())?.into_inner().operation.ok_or("none")?;
             if found.end_time.is_some() { Ok(found) } else { Err(format!("{found:?}")) }

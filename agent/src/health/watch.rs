@@ -92,6 +92,6 @@ impl Watch {
 /// Returns when there is something new; never when there will be no more.
 async fn told(changes: &mut channel::Receiver<()>) {
     if changes.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

@@ -12,7 +12,7 @@ fn program() -> Vec<u8> {
     const HEADERS: u16 = 64 + 56;
     // mov eax, 34 (pause); syscall; jmp back
     const CODE: [u8; 9] = [0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7];
-    assert!(cfg!(target_arch = "x86_64"), "the pause program is for x86_64 only");
+    const { assert!(cfg!(target_arch = "x86_64"), "the pause program is for x86_64 only") };
     let size = u64::from(HEADERS) + CODE.len() as u64;
     let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     // An executable for x86_64.

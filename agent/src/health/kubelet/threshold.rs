@@ -101,7 +101,7 @@ fn quantity(text: &str) -> Option<u64> {
 /// A number of bytes, rounded for people.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)];
-    match UNITS.iter().find(|(_, unit)| bytes >= 10 * unit || (bytes >= *unit && bytes % unit == 0)) {
+    match UNITS.iter().find(|(_, unit)| bytes >= 10 * unit || (bytes >= *unit && bytes.is_multiple_of(*unit))) {
         Some((suffix, unit)) => format!("{}{suffix}", bytes / unit),
         None => bytes.to_string(),
     }
