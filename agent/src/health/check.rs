@@ -166,6 +166,11 @@ pub trait Source: Send + Sync + 'static {
     /// Looks. What blocks goes to a thread of its own (`tokio::task::spawn_blocking`). It may be dropped at any await.
     async fn look(&self) -> Vec<Finding>;
 
+    /// Looks since somebody asked (RunCheck, a repair). By default as ever.
+    async fn asked(&self) -> Vec<Finding> {
+        self.look().await
+    }
+
     /// Returns when something has changed that makes a look worth while before its time: a unit's state, a file. By default never.
     async fn stirred(&self) {
         std::future::pending::<()>().await;

@@ -129,7 +129,7 @@ impl Looker {
                 waiting.push(ask);
             }
             let begun = Instant::now();
-            self.look().await;
+            self.look(!waiting.is_empty()).await;
             for ask in waiting.drain(..) {
                 // Who asked may be gone.
                 let _ = ask.send(());
@@ -171,7 +171,8 @@ impl Looker {
         }
     }
 
-    async fn look(&mut self) {
+    /// `asked`: somebody waits for it.
+    async fn look(&mut self, asked: bool) {
         if let Some(last) = &mut self.running
             && timeout(GRACE, last).await.is_err()
         {
@@ -181,7 +182,7 @@ impl Looker {
         }
         self.listen();
         let (source, begun, deadline) = (Arc::clone(&self.source), Instant::now(), self.pace.deadline);
-        let running = self.running.insert(tokio::spawn(async move { source.look().await }));
+        let running = self.running.insert(tokio::spawn(async move { if asked { source.asked().await } else { source.look().await } }));
         let ended = loop {
             tokio::select! {
                 biased;

@@ -129,6 +129,8 @@ impl Containerd {
     /// Ends it as systemd does; its sandboxes stay. `false`: it had to be killed.
     pub fn stop(&self) -> bool {
         self.signal(Signal::SIGTERM);
+        // As systemd does: one that is frozen ends only once it goes on.
+        self.signal(Signal::SIGCONT);
         let Some(mut child) = self.child().take() else { return true };
         let pidfd = program::pidfd(child.id());
         let ended = pidfd.is_none_or(|fd| program::ended(&fd, SOON));

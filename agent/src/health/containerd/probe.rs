@@ -1,10 +1,7 @@
 //! `containerd.sandbox`: the real probe. It makes a pod sandbox, as every pod begins, and removes it.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -204,13 +201,11 @@ pub(super) struct Sandbox {
     probe: Probe,
     back: watch::Receiver<u64>,
     period: Option<Duration>,
-    /// Whether it has looked: without a period the first look, at the agent's start, makes none.
-    looked: AtomicBool,
 }
 
 impl Sandbox {
     pub(super) fn new(concern: Arc<Concern>, probe: Probe, back: &watch::Sender<u64>, period: Option<Duration>) -> Self {
-        Self { concern, probe, back: back.subscribe(), period, looked: AtomicBool::new(false) }
+        Self { concern, probe, back: back.subscribe(), period }
     }
 }
 
@@ -229,11 +224,15 @@ impl Source for Sandbox {
     }
 
     async fn look(&self) -> Vec<Finding> {
+        match self.period {
+            Some(_) => self.asked().await,
+            None => vec![Finding::not_applicable(ID, "no sandbox is made by itself (health.probe = false); RunCheck makes one")],
+        }
+    }
+
+    async fn asked(&self) -> Vec<Finding> {
         if let Some(why) = self.concern.off() {
             return vec![Finding::not_applicable(ID, why)];
-        }
-        if !self.looked.swap(true, Ordering::Relaxed) && self.period.is_none() {
-            return vec![Finding::not_applicable(ID, "no sandbox is made by itself (health.probe = false); RunCheck makes one")];
         }
         let finding = self.probe.run().await;
         // Without a kubelet no pod is wanted here, and an image for sandboxes is not missed. What fails is told all the same where it was tried.
