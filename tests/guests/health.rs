@@ -286,7 +286,7 @@ fn units(worker: &Worker) {
     // It failed too often: systemd starts it no more, until that is reset.
     worker.write("version = 2\nroot = \n");
     sh("printf '[Unit]\\nStartLimitIntervalSec=600\\nStartLimitBurst=3\\n[Service]\\nRestart=always\\nRestartSec=100ms\\n' \
-        >/etc/systemd/system/containerd.service.d/limit.conf; systemctl daemon-reload; systemctl reset-failed containerd.service; \
+        >/etc/systemd/system/containerd.service.d/zz-limit.conf; systemctl daemon-reload; systemctl reset-failed containerd.service; \
         systemctl restart containerd.service || :");
     worker.until("the start limit", || {
         let found = worker.wait(UNIT, CheckState::Failed);
@@ -304,7 +304,7 @@ fn units(worker: &Worker) {
         if restarts.trim() == "1" { Ok(()) } else { Err(restarts) }
     });
     worker.well();
-    sh("rm /etc/systemd/system/containerd.service.d/limit.conf; systemctl daemon-reload");
+    sh("rm /etc/systemd/system/containerd.service.d/zz-limit.conf; systemctl daemon-reload");
 }
 
 /// What its configuration lacks.
