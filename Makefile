@@ -10,7 +10,7 @@ TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/
 REAL_FEATURES := $(TEST_FEATURES),pvelet-tests/guests,pvelet-tests/kubernetes
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-guests test-volumes test-network test-kubernetes test-full guest-image kubernetes-programs check fmt clippy deny docs lint bench bench-network clean clean-guests clean-kubernetes
+.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-kubernetes test-full guest-image kubernetes-programs check fmt clippy deny docs lint bench bench-network clean clean-guests clean-kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrf
 
 test-network: build guest-image ## Network changes in three guests at once: kills, power cuts, tagged frames
 	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(REAL_FEATURES) --test network -- $(NETWORK_TESTS)
+
+test-health: build ## A real containerd with every fault: found, repaired, and no false alarm
+	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(TEST_FEATURES) --test containerd
+	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(TEST_FEATURES) --test health
 
 test-volumes: build ## All tests of volumes, 200 random sequences and the guests included
 	@PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES) --test volumes -- --nocapture

@@ -82,14 +82,14 @@ pub(crate) async fn alarms(source: &ConfigSource) -> Vec<Finding> {
 }
 
 /// A fault: a name, the file, the kubelet's driver; whether containerd starts with it; the check, its state, and words of what is seen.
-struct Fault {
-    name: &'static str,
-    text: Box<dyn Fn(&Place) -> String>,
-    driver: CgroupDriver,
-    starts: bool,
-    id: &'static str,
-    state: State,
-    says: &'static [&'static str],
+pub(crate) struct Fault {
+    pub(crate) name: &'static str,
+    pub(crate) text: Box<dyn Fn(&Place) -> String>,
+    pub(crate) driver: CgroupDriver,
+    pub(crate) starts: bool,
+    pub(crate) id: &'static str,
+    pub(crate) state: State,
+    pub(crate) says: &'static [&'static str],
 }
 
 fn fault(
@@ -107,7 +107,7 @@ fn runc() -> String {
     Place::runc().to_owned()
 }
 
-fn faults() -> Vec<Fault> {
+pub(crate) fn faults() -> Vec<Fault> {
     let whole = |p: &Place, cri: &str, rest: &str| format!("{}{}{rest}", p.head(""), p.cri(cri)).replace("CRI", CRI);
     let untyped = "[CRI.containerd.runtimes.runc.options]\n  SystemdCgroup = false\n";
     vec![

@@ -10,9 +10,9 @@ use super::config::{CRI, alarms, files, source, start, worker};
 const SOON: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A name, the file, the kubelet's driver.
-type Healthy = (&'static str, Box<dyn Fn(&Place) -> String>, CgroupDriver);
+pub(crate) type Healthy = (&'static str, Box<dyn Fn(&Place) -> String>, CgroupDriver);
 
-fn table() -> Vec<Healthy> {
+pub(crate) fn table() -> Vec<Healthy> {
     use CgroupDriver::{Cgroupfs, Systemd};
     fn one(name: &'static str, text: impl Fn(&Place) -> String + 'static, driver: CgroupDriver) -> Healthy {
         (name, Box::new(text), driver)

@@ -13,7 +13,7 @@ use super::config::{CRI, alarms, files, source, start, worker};
 const LONG: Duration = Duration::from_secs(60);
 
 /// Why no sandbox is made; empty: one was, and is gone again.
-async fn sandbox(containerd: &Containerd) -> String {
+pub(crate) async fn sandbox(containerd: &Containerd) -> String {
     let runtime = containerd.runtime();
     match runtime.run_sandbox(LONG).await {
         Ok(id) => {
@@ -25,8 +25,8 @@ async fn sandbox(containerd: &Containerd) -> String {
 }
 
 /// Mends the files in place; the checks that were mended.
-async fn mend(containerd: &Containerd) -> Vec<&'static str> {
-    let (source, files) = (source(containerd, CgroupDriver::Cgroupfs), files(containerd.place()));
+pub(crate) async fn mend_for(containerd: &Containerd, driver: CgroupDriver) -> Vec<&'static str> {
+    let (source, files) = (source(containerd, driver), files(containerd.place()));
     let mut mends = Vec::new();
     for mended in source.mend().await.unwrap() {
         files.dump(&mended.text, LONG).await.unwrap();
@@ -34,6 +34,10 @@ async fn mend(containerd: &Containerd) -> Vec<&'static str> {
         mends.extend(mended.mends);
     }
     mends
+}
+
+async fn mend(containerd: &Containerd) -> Vec<&'static str> {
+    mend_for(containerd, CgroupDriver::Cgroupfs).await
 }
 
 #[tokio::test]
