@@ -2,5 +2,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod harness;
+mod host_health;
 mod kernel_network;
 mod volumes;
