@@ -3,5 +3,6 @@
 
 mod harness;
 mod health;
+mod host_health;
 mod kernel_network;
 mod volumes;
