@@ -256,6 +256,8 @@ impl Source for Sandbox {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use std::sync::atomic::Ordering;
+
     use serde_json::json;
 
     use super::*;
