@@ -1,6 +1,6 @@
 //! The kubelet's health.
 //!
-//! Each source reads by itself how the kubelet is set up ([`setup`]): unit, command line, configuration; so that none waits for another. What is
+//! Each source reads by itself how the kubelet is set up (`setup`): unit, command line, configuration; so that none waits for another. What is
 //! made of that is pure.
 
 mod certificate;
