@@ -51,17 +51,10 @@ pub(crate) fn source(containerd: &Containerd, driver: CgroupDriver) -> ConfigSou
     ConfigSource::new(&settings(containerd.place()), Arc::new(containerd.runtime()), files(containerd.place()), kubelet)
 }
 
-/// Gives a place a network.
-fn network(place: &Place) {
-    let list = r#"{"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "bridge"}]}"#;
-    fs::write(place.cni_conf().join("10-test.conflist"), list).unwrap();
-    fs::write(place.cni_bin().join("bridge"), "").unwrap();
-}
-
 /// One that runs, is healthy, and has a network and the pause image.
 pub(crate) async fn worker() -> Containerd {
     let containerd = Containerd::start_with(|place| {
-        network(place);
+        place.give_network();
         place.healthy()
     });
     let containerd = containerd.await;
@@ -317,7 +310,7 @@ async fn a_missing_network_is_told_and_its_coming_stirs_the_source() {
     assert!(missing.seen.contains("is empty") && missing.seen.contains("cni plugin not initialized"), "{missing:#?}");
     let (stirred, ()) = tokio::join!(tokio::time::timeout(Duration::from_secs(30), source.stirred()), async {
         tokio::task::yield_now().await;
-        network(containerd.place());
+        containerd.place().give_network();
     });
     stirred.unwrap();
     // containerd sees it by itself, a moment later.

@@ -1,7 +1,6 @@
 //! What a person sees of a broken containerd: a real one, a real agent, `pveletctl`.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::PathBuf,
     process::{Command, Output},
@@ -11,7 +10,7 @@ use std::{
 use pvelet_proto::{identity::Role, v1};
 use pvelet_tests::{
     Stack, StackOptions,
-    containerd::{Containerd, program as containerd_program},
+    containerd::{Place, Worker},
     program,
 };
 use serde_json::Value;
@@ -45,17 +44,11 @@ impl Person {
     }
 }
 
-/// An agent that looks at this containerd.
-fn stack(containerd: &Containerd) -> Stack {
-    let place = containerd.place();
-    let text = format!(
-        "[health]\nworker = \"yes\"\ncontainerd_socket = {:?}\ncontainerd_config = {:?}\ncontainerd_program = {:?}\n",
-        place.socket(),
-        place.config(),
-        containerd_program("containerd"),
-    );
-    let extra = BTreeMap::from([("rest".to_owned(), text)]);
-    Stack::start(StackOptions { extra, ..StackOptions::default() })
+/// An agent that looks at this worker.
+fn stack(worker: &Worker, policy: &str) -> Stack {
+    let mut stack = Stack::start(StackOptions { start_agents: false, ..StackOptions::default() });
+    worker.host(stack.agent("pve1"), policy);
+    stack
 }
 
 /// Waits until the agent tells a check in a state.
@@ -73,11 +66,16 @@ async fn until(stack: &Stack, id: &str, state: v1::CheckState) {
     assert!(waited.await.is_ok(), "{id} is not told as {state:?}");
 }
 
+fn without_type(place: &Place) -> String {
+    place.give_network();
+    place.healthy().replace("  runtime_type = \"io.containerd.runc.v2\"\n", "")
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_names_the_missing_runtime_type_with_file_and_line_and_repair_shows_what_it_would_do() {
-    let without = |text: String| text.replace("  runtime_type = \"io.containerd.runc.v2\"\n", "");
-    let containerd = Containerd::start_with(|place| without(place.healthy())).await;
-    let stack = stack(&containerd);
+async fn doctor_names_the_missing_runtime_type_with_file_and_line_and_repair_mends_it() {
+    let worker = Worker::start_with(without_type).await;
+    let containerd = &worker.containerd;
+    let stack = stack(&worker, "on-request");
     let person = Person::of(&stack);
     until(&stack, "containerd.runtime-type", v1::CheckState::Failed).await;
     let (status, text) = person.run(&["doctor", "--run"]);
@@ -98,21 +96,45 @@ async fn doctor_names_the_missing_runtime_type_with_file_and_line_and_repair_sho
     }
     let (status, text) = person.run(&["repair", "containerd-config", "--dry-run"]);
     assert_eq!(status, 0, "{text}");
-    for want in
-        ["pve1: repair of containerd.runtime-type", "\n  +", "runtime_type = \"io.containerd.runc.v2\"", "Restarted: containerd.service"]
-    {
+    for want in [
+        "pve1: repair of containerd.runtime-type",
+        "\n  +",
+        "runtime_type = \"io.containerd.runc.v2\"",
+        "To be restarted: containerd.service",
+    ] {
         assert!(text.contains(want), "{want}\n{text}");
     }
-    assert_eq!(containerd.config(), without(containerd.place().healthy()), "a dry run touches nothing");
-    // Nothing is repaired before an administrator says so.
+    assert_eq!(containerd.config(), without_type(containerd.place()), "a dry run touches nothing");
+
+    let pid = containerd.pid();
+    let (status, text) = person.run(&["repair", "containerd-config", "--yes"]);
+    assert_eq!(status, 0, "{text}");
+    assert_ne!(containerd.pid(), pid, "it was restarted: {text}");
+    let (status, text) = person.run(&["check", "run", "containerd.sandbox", "containerd.runtime-type"]);
+    assert_eq!(status, 0, "{text}");
+    let (status, text) = person.run(&["repair", "containerd-config", "--dry-run"]);
+    assert!(status == 4 && text.contains("containerd's configuration is well"), "{status} {text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_repaired_before_an_administrator_says_so() {
+    let worker = Worker::start_with(without_type).await;
+    let stack = stack(&worker, "off");
+    let person = Person::of(&stack);
+    until(&stack, "containerd.runtime-type", v1::CheckState::Failed).await;
     let (status, text) = person.run(&["repair", "containerd-config", "--yes"]);
     assert!(status == 1 && text.contains("REPAIR_OFF"), "{status} {text}");
+    assert_eq!(worker.containerd.config(), without_type(worker.containerd.place()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_containerd_that_is_well_is_one_line_and_a_sandbox_is_really_made() {
-    let containerd = super::config::worker().await;
-    let stack = stack(&containerd);
+    let worker = Worker::start_with(|place| {
+        place.give_network();
+        place.healthy()
+    });
+    let worker = worker.await;
+    let stack = stack(&worker, "off");
     let person = Person::of(&stack);
     until(&stack, "containerd.responding", v1::CheckState::Ok).await;
     let (status, text) = person.run(&["check", "run", "containerd.sandbox", "containerd.runtime-type", "-o", "json"]);

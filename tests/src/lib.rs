@@ -22,6 +22,7 @@ pub mod pve;
 pub mod raw;
 pub mod stack;
 pub mod status;
+pub mod systemd;
 pub mod volume_store;
 pub mod volumes;
 
@@ -34,3 +35,4 @@ pub use pki::Pki;
 pub use process::{Process, program};
 pub use pve::Pve;
 pub use stack::{Stack, StackOptions};
+pub use systemd::Systemd;

@@ -1,5 +1,6 @@
 //! The main path on three simulated PVE hosts: certificates, agents, a controller, three machines, each with a data disk; one disk is grown;
-//! one machine is stopped by hand and comes back; all is taken down again and nothing is left. What it prints are the outputs of the real programs.
+//! one machine is stopped by hand and comes back; all is taken down again and nothing is left. One host is a worker whose containerd starts no pod:
+//! that is found and mended. What it prints are the outputs of the real programs.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "it is a program for people, and runs others")]
 
 use std::{
@@ -13,11 +14,16 @@ use std::{
 use pve_sim::control::{Request, Seed};
 use pvelet_proto::identity::Role;
 use pvelet_tests::{
-    Stack, program,
+    Stack, StackOptions,
+    containerd::{Place, Worker},
+    program,
     status::{self, count_true},
 };
+use tokio::runtime::Runtime;
 
 const NODES: [&str; 3] = ["pve1", "pve2", "pve3"];
+/// The one that is a worker of Kubernetes too.
+const WORKER: &str = "pve2";
 const LIMIT: Duration = Duration::from_secs(50);
 const MANIFEST: &str = include_str!("../../../docs/examples/web-1.yaml");
 
@@ -39,7 +45,15 @@ fn demo() -> Result<String, Box<dyn Error>> {
     let step = |text: &str| println!("\n[{:5.1} s] {text}", begun.elapsed().as_secs_f64());
 
     step("Three simulated PVE hosts in one cluster, each with its own agent (mTLS, manage mode)");
-    let stack = Stack::three();
+    let runtime = Runtime::new()?;
+    let mut stack = Stack::start(StackOptions { nodes: NODES.to_vec(), start_agents: false, ..StackOptions::default() });
+    let worker = broken_worker(&runtime);
+    for agent in stack.agents.values_mut() {
+        match &worker {
+            Some(worker) if agent.node == WORKER => worker.host(agent, "on-request"),
+            _ => agent.start(),
+        }
+    }
     let sim = stack.sim.control();
     for (vmid, node) in (9001..).zip(NODES) {
         let seed = Seed { tags: "debian-13".into(), size_mib: 256, fill_mib: 16, ..Seed::new(node, vmid, "debian-13") };
@@ -48,6 +62,10 @@ fn demo() -> Result<String, Box<dyn Error>> {
     let before = sim.leftovers()?;
     let config = client_config(&stack)?;
     pveletctl(&config, &["hosts"])?;
+    match worker {
+        Some(worker) => mend(&worker, &config, step)?,
+        None => step("The broken containerd is left out: a real one needs root"),
+    }
 
     step(
         "A controller, and three PveMachine manifests dropped into its folder (docs/examples/web-1.yaml with a data disk, and two like it)",
@@ -106,6 +124,31 @@ fn demo() -> Result<String, Box<dyn Error>> {
     drop(stack);
     let summary = format!("demo: {hosts}/3 hosts Ready, {machines}/3 machines Ready, {} leaked", leaked.len());
     if hosts == 3 && machines == 3 && leaked.is_empty() { Ok(format!("\n{summary}")) } else { Err(summary.into()) }
+}
+
+/// A real containerd whose default runtime has no type; `None`: it takes root to run one.
+fn broken_worker(runtime: &Runtime) -> Option<Worker> {
+    let _in = runtime.enter();
+    let config = |place: &Place| {
+        place.give_network();
+        place.healthy().replace("  runtime_type = \"io.containerd.runc.v2\"\n", "")
+    };
+    nix::unistd::geteuid().is_root().then(|| runtime.block_on(Worker::start_with(config)))
+}
+
+/// What a person does about it.
+fn mend(worker: &Worker, config: &Path, step: impl Fn(&str)) -> Result<(), Box<dyn Error>> {
+    step("pve2 is a worker too, and its real containerd answers each pod with `container.Runtime.Name must be set`: found, and mended");
+    println!("\n$ pveletctl doctor {WORKER} --run");
+    let doctor = Command::new(program("pveletctl")).arg("--config").arg(config).args(["doctor", WORKER, "--run"]).output()?;
+    let text = String::from_utf8_lossy(&doctor.stdout);
+    print!("{text}{}", String::from_utf8_lossy(&doctor.stderr));
+    let place = format!("{}:", worker.containerd.config_path().display());
+    if doctor.status.code() != Some(2) || !text.contains("has no runtime_type") || !text.contains(&place) {
+        return Err(format!("doctor does not name the missing runtime type, its file and line (it ended with {})", doctor.status).into());
+    }
+    pveletctl(config, &["repair", "containerd-config", "--host", WORKER, "--yes"])?;
+    pveletctl(config, &["check", "run", "containerd.runtime-type", "containerd.sandbox", "--host", WORKER])
 }
 
 /// The manifest of the i-th machine: the example with a data disk.

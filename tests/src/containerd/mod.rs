@@ -6,6 +6,7 @@ mod image;
 mod place;
 mod program;
 mod supervisor;
+mod worker;
 
 use std::{
     fs::{self, File},
@@ -30,6 +31,7 @@ pub use self::{
     place::{PAUSE, Place},
     program::program,
     supervisor::Supervisor,
+    worker::Worker,
 };
 
 /// How long containerd may take to start or to end; a loaded machine is slow.

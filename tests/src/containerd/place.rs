@@ -71,6 +71,13 @@ impl Place {
         self.folder().join("cni/bin")
     }
 
+    /// Gives it a network, as far as containerd looks at it.
+    pub fn give_network(&self) {
+        let list = r#"{"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "bridge"}]}"#;
+        fs::write(self.cni_conf().join("10-test.conflist"), list).unwrap();
+        fs::write(self.cni_bin().join("bridge"), "").unwrap();
+    }
+
     /// What every configuration has to say so that nothing of this machine is touched; `keys` are further keys of its top.
     pub fn head(&self, keys: &str) -> String {
         format!(

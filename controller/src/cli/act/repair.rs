@@ -130,7 +130,7 @@ fn plan_text(m: &MendedView, colour: bool) -> String {
         }
     }
     if !units.is_empty() {
-        text += &format!("Restarted: {}\n", units.join(", "));
+        text += &format!("To be restarted: {}\n", units.join(", "));
     }
     text
 }
