@@ -220,7 +220,7 @@ impl Looker {
             }
             None => {
                 running.abort();
-                self.unknown = 0;
+                self.unknown += 1;
                 self.metrics.check_run(self.name, Run::Late, took);
                 tracing::warn!(source = self.name, ?deadline, "a source of checks did not answer in time");
                 self.board.lost(self.checks, &format!("it did not answer within {} s", deadline.as_secs_f32()));

@@ -114,6 +114,8 @@ pub struct RepairState {
     pub check: String,
     /// The checks that must be well after it.
     pub mends: Vec<String>,
+    /// Those of them that need only be degraded after it.
+    pub partly: Vec<String>,
     /// The files that it edits.
     pub edits: Vec<RepairEdit>,
     /// How, for people.
@@ -134,6 +136,8 @@ pub struct RepairState {
     pub since: u64,
     /// Checks that were well then, and must be so again after it is undone.
     pub well: Vec<String>,
+    /// So many starts of the agent found it unfinished.
+    pub settled: u32,
 }
 
 /// What an operation on the host's network decided. What it does stands in the checkpoint.

@@ -89,6 +89,18 @@ impl Shared {
         meta: Result<&v1::RequestMeta, Error>,
         vm: Option<&v1::VmRef>,
     ) -> Result<(), Error> {
+        self.authorize_if(self.host.require_manage(), caller, kind, meta, vm)
+    }
+
+    /// As [`Self::authorize`], where `manages` says whether anything is changed.
+    fn authorize_if(
+        &self,
+        manages: Result<(), Error>,
+        caller: &Caller,
+        kind: v1::OperationKind,
+        meta: Result<&v1::RequestMeta, Error>,
+        vm: Option<&v1::VmRef>,
+    ) -> Result<(), Error> {
         let vm_ref = vm.cloned().unwrap_or_default();
         let meta = match meta {
             Ok(meta) => meta,
@@ -104,7 +116,7 @@ impl Shared {
             _ => Target::New,
         };
         let allowed = self.authorizer.authorize(&caller.identity, &meta.tenant, Verb::Mutate, target);
-        match allowed.and_then(|decision| self.host.require_manage().map(|()| decision)) {
+        match allowed.and_then(|decision| manages.map(|()| decision)) {
             Ok(decision) => {
                 tracing::debug!(caller = %caller.identity, tenant = meta.tenant, ?kind, decision = decision.as_str(), "allowed");
                 Ok(())

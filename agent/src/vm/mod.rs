@@ -248,7 +248,17 @@ impl Inner {
         call: &Call,
         accept: impl Future<Output = Result<String, Error>>,
     ) -> Result<v1::Operation, Error> {
-        if !this.manages() {
+        Self::answer_if(this, this.manages(), call, accept).await
+    }
+
+    /// As [`Self::answer`], for calls that do not wait for PVE to tell its version: `manages` says whether anything is changed.
+    pub(crate) async fn answer_if(
+        this: &Arc<Self>,
+        manages: bool,
+        call: &Call,
+        accept: impl Future<Output = Result<String, Error>>,
+    ) -> Result<v1::Operation, Error> {
+        if !manages {
             this.ops.refused(&call.caller, &call.meta, call.kind, &call.target, &Error::ObserveOnly);
             return Err(Error::ObserveOnly);
         }

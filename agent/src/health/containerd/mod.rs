@@ -12,6 +12,7 @@ mod unit;
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 pub use self::probe::Probe;
+pub(crate) use self::probe::{untried, without_image};
 use self::{concern::Concern, config::ConfigSource, live::Live, probe::Sandbox, ready::Ready, unit::Unit};
 use super::{
     Pace, Source,
@@ -81,7 +82,7 @@ pub fn config_source(
 impl Mender for ConfigSource {
     async fn mend(&self) -> Result<Vec<Edit>, Error> {
         // A file that is not there yet is nobody's to be edited.
-        let edit = |m: config::Mended| m.was.map(|was| Edit { path: m.path, was, text: m.text, mends: m.mends });
+        let edit = |m: config::Mended| m.was.map(|was| Edit { path: m.path, was, text: m.text, mends: m.mends, partly: m.partly });
         Ok(Self::mend(self).await?.into_iter().filter_map(edit).collect())
     }
 }

@@ -34,8 +34,8 @@ const REMOVE: Duration = Duration::from_secs(30);
 const DUMP: Duration = Duration::from_secs(10);
 /// All of it, with what a killed agent left.
 const DEADLINE: Duration = Duration::from_secs(150);
-/// Where none is made by itself.
-const NEVER: Duration = Duration::from_secs(365 * 86400);
+/// Where none is made by itself, that is told again after one was asked for.
+const NEVER: Duration = Duration::from_secs(60);
 
 /// Makes and removes a pod sandbox in the host's network.
 pub struct Probe {
@@ -60,11 +60,11 @@ impl Probe {
 
     async fn find(&self) -> Result<Finding, Finding> {
         let status = self.runtime.status(PATIENCE).await.map_err(|e| unasked(&e))?;
+        self.sweep().await?;
         let image = self.image(&status).await?;
         if !self.runtime.has_image(&image, PATIENCE).await.map_err(|e| unasked(&e))? {
             return Err(without_image(&image));
         }
-        self.sweep().await?;
         let id = self.runtime.run_sandbox(RUN).await.map_err(|e| not_made(&e))?;
         // One that ends at once was made all the same. One that is not there was removed by the kubelet, and so had been there.
         let own = self.runtime.own_sandboxes(PATIENCE).await;
@@ -129,10 +129,17 @@ fn unasked(error: &Error) -> Finding {
     }
 }
 
+/// What is said when there is no image to make one of.
+const NO_PULL: &str = "is not on this host, and probing does not pull";
+
+/// Whether no sandbox was made only because its image is missing: that says nothing of whether one could be made.
+pub(crate) fn untried(finding: &Finding) -> bool {
+    finding.id == ID && finding.seen.ends_with(NO_PULL)
+}
+
 /// To make one would pull it, from a registry that may not be there: that is the kubelet's to do.
-fn without_image(image: &str) -> Finding {
-    let mut finding =
-        Finding::unknown(ID, format!("no sandbox was made: its image {image} is not on this host, and probing does not pull"));
+pub(crate) fn without_image(image: &str) -> Finding {
+    let mut finding = Finding::unknown(ID, format!("no sandbox was made: its image {image} {NO_PULL}"));
     finding.remedy =
         format!("crictl pull {image}; or set in containerd's configuration the sandbox image that is there (see containerd.sandbox-image)");
     finding.about(image)

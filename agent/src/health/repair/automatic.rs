@@ -45,10 +45,17 @@ fn failing(known: Vec<Known>) -> Vec<(&'static str, Mend)> {
     failing
 }
 
+/// Whether somebody stopped a unit.
+fn stopped(unit: &UnitState) -> Option<&'static str> {
+    (unit.load == "loaded" && unit.active == "inactive" && unit.result == "success").then_some("somebody stopped it")
+}
+
 /// Why a unit is left alone; `None`: it is dead, or wedged.
 fn left_alone(unit: &UnitState) -> Option<&'static str> {
+    if let Some(why) = stopped(unit) {
+        return Some(why);
+    }
     match (unit.load.as_str(), unit.active.as_str(), unit.sub.as_str()) {
-        ("loaded", "inactive", _) if unit.result == "success" => Some("somebody stopped it"),
         ("loaded", "activating" | "deactivating" | "reloading", _) => Some("systemd is at it"),
         ("loaded", ..) => None,
         _ => Some("systemd does not run such a unit"),
@@ -91,7 +98,7 @@ impl Inner {
         let failing = failing(this.parts.checks.known());
         memory.since.retain(|id, _| failing.iter().any(|(failed, _)| failed == id));
         let mut next = now + IDLE;
-        if !this.vms.inner.manages() || this.ledger().latched.is_some() {
+        if !this.manages() || this.ledger().latched.is_some() {
             return next;
         }
         for (id, mend) in failing {
@@ -115,11 +122,13 @@ impl Inner {
 
     /// Repairs one thing, and waits until that has ended. Errors: why it was not begun.
     async fn mend(this: &Arc<Self>, id: &str, mend: &Mend) -> Result<(), Error> {
-        if let Mend::RestartUnit(unit) = mend {
-            let state = this.parts.units.state(unit).await?;
-            if let Some(why) = left_alone(&state) {
-                return Err(Error::RepairNotPossible { check: id.to_owned(), why: format!("{unit}: {why}") });
-            }
+        let (unit, left_alone): (_, fn(&UnitState) -> Option<&'static str>) = match mend {
+            Mend::RestartUnit(unit) => (unit, left_alone),
+            // Whoever stopped it may be editing its configuration. One that starts over and over may do so because of it.
+            Mend::ContainerdConfig => (&this.settings.containerd_unit, stopped),
+        };
+        if let Some(why) = left_alone(&this.parts.units.state(unit).await?) {
+            return Err(Error::RepairNotPossible { check: id.to_owned(), why: format!("{unit}: {why}") });
         }
         tracing::info!(check = id, what = %mend, "repairing");
         let caller = Caller { identity: this.settings.identity.clone() };

@@ -8,8 +8,8 @@ use super::{Edit, Inner, VERIFY};
 use crate::{
     crash_point,
     error::Error,
-    health::{Known, State},
-    operation::{Handle, RepairCause, RepairPhase},
+    health::{Known, State, containerd},
+    operation::{Handle, RepairCause, RepairPhase, RepairState},
 };
 
 /// containerd reads a configuration within a second, unless the host is very busy.
@@ -55,14 +55,40 @@ pub(super) const EDITED: Looks = Looks { steady: 1, tries: TRIES };
 /// After a unit was merely restarted.
 const RESTARTED: Looks = Looks { steady: STEADY, tries: u32::MAX };
 
+/// What a verification asks for.
+#[derive(Debug, Default)]
+pub(super) struct Wanted<'a> {
+    /// The checks that must be well.
+    pub(super) ids: Vec<String>,
+    /// Those of them that need only be degraded.
+    pub(super) partly: &'a [String],
+    /// Whether pods could be made before: then they must be so, and it must be seen.
+    pub(super) pods: bool,
+}
+
+impl Wanted<'_> {
+    fn met(&self, known: &Known) -> bool {
+        well(known)
+            || (known.finding.state == State::Degraded && self.partly.iter().any(|id| id == known.check.id))
+            || (!self.pods && containerd::untried(&known.finding))
+    }
+}
+
 impl Inner {
+    /// What is wanted of the checks that a repair mends, and of `works`.
+    pub(super) fn wanted<'a>(&self, state: &'a RepairState, works: &[&str]) -> Wanted<'a> {
+        let ids = self.existing(works.iter().copied().chain(state.mends.iter().map(String::as_str)));
+        Wanted { ids, partly: &state.partly, pods: state.well.iter().any(|id| id == WORKS[1]) }
+    }
+
     /// Those of `ids` that exist on this host.
     pub(super) fn existing<'a>(&self, ids: impl IntoIterator<Item = &'a str>) -> Vec<String> {
         ids.into_iter().filter(|id| self.parts.checks.one(id).is_some()).map(str::to_owned).collect()
     }
 
-    /// Runs checks until they are well. Returns what of them does not concern this host. Errors: what is not well, for people.
-    pub(super) async fn verify(&self, ids: &[String], looks: Looks) -> Result<Vec<Known>, String> {
+    /// Runs checks until they are as wanted. Returns those that are so without being well. Errors: what is not as wanted, for people.
+    pub(super) async fn verify(&self, wanted: &Wanted<'_>, looks: Looks) -> Result<Vec<Known>, String> {
+        let ids = &wanted.ids;
         let end = Instant::now() + VERIFY;
         let (mut good, mut bad, mut why) = (0, 0, "the checks did not end".to_owned());
         loop {
@@ -71,11 +97,11 @@ impl Inner {
                 Ok(Err(error)) => why = error.to_string(),
                 Ok(Ok(known)) => {
                     let known: Vec<Known> = known.into_iter().filter(|k| ids.iter().any(|id| id == k.check.id)).collect();
-                    let wrong: Vec<&Known> = known.iter().filter(|k| !well(k)).collect();
+                    let wrong: Vec<&Known> = known.iter().filter(|k| !wanted.met(k)).collect();
                     if wrong.is_empty() {
                         good += 1;
                         if good >= looks.steady {
-                            return Ok(known.into_iter().filter(|k| k.finding.state == State::NotApplicable).collect());
+                            return Ok(known.into_iter().filter(|k| k.finding.state != State::Ok).collect());
                         }
                     } else {
                         good = 0;
@@ -154,11 +180,16 @@ impl Inner {
         }
         crash_point!("repair.unit_restarted");
         h.step("verifying");
-        let ids = self.existing(WORKS.into_iter().chain(state.mends.iter().map(String::as_str)));
-        match self.verify(&ids, EDITED).await {
-            Ok(not_told) => {
-                for known in not_told.iter().filter(|k| WORKS.contains(&k.check.id)) {
-                    h.warn(format!("not verified by {}: {}", known.check.id, known.finding.seen));
+        match self.verify(&self.wanted(&state, &WORKS), EDITED).await {
+            Ok(rest) => {
+                for known in rest {
+                    match known.finding.state {
+                        State::Degraded if !WORKS.contains(&known.check.id) => h.warn(format!("not all of it is mended: {}", told(&known))),
+                        _ if WORKS.contains(&known.check.id) => {
+                            h.warn(format!("not verified by {}: {}", known.check.id, known.finding.seen));
+                        }
+                        _ => {}
+                    }
                 }
                 crash_point!("repair.verified");
                 Ok(())
@@ -177,7 +208,7 @@ impl Inner {
         crash_point!("repair.restarted");
         h.step("verifying");
         // What systemd says of its job is told, but the check decides.
-        match (self.verify(&self.existing(state.mends.iter().map(String::as_str)), RESTARTED).await, restarted) {
+        match (self.verify(&self.wanted(&state, &[]), RESTARTED).await, restarted) {
             (Ok(_), _) => Ok(()),
             (Err(why), Ok(())) => Err(Error::RepairFailed { why }),
             (Err(why), Err(error)) => Err(Error::RepairFailed { why: format!("{error}; {why}") }),

@@ -15,7 +15,10 @@ mod undo;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -52,6 +55,8 @@ pub struct Edit {
     pub text: String,
     /// The checks that this mends.
     pub mends: Vec<&'static str>,
+    /// Those of them of which something stays that only a person can mend: they will be degraded.
+    pub partly: Vec<&'static str>,
 }
 
 /// Knows how containerd's configuration is mended.
@@ -115,6 +120,9 @@ pub struct Parts {
 /// What is configured about repairs.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Whether the agent changes anything, as it is configured. What a repair mends may be what keeps PVE from telling its version, so that
+    /// does not count.
+    pub manage: bool,
     /// What the agent may mend.
     pub policy: RepairPolicy,
     /// Automatic repairs in an hour.
@@ -138,6 +146,8 @@ struct Inner {
     vms: Vms,
     parts: Parts,
     settings: Settings,
+    /// As [`Settings::manage`], now.
+    manage: AtomicBool,
     ledger: Mutex<Ledger>,
     /// One write of the ledger at a time, in their order.
     saving: tokio::sync::Mutex<()>,
@@ -154,7 +164,19 @@ impl Repairs {
             Err(error) => Ledger::unreadable(&error.to_string()),
         };
         let (saving, changed, wake) = (tokio::sync::Mutex::default(), watch::channel(()).0, Notify::new());
-        Self { inner: Arc::new(Inner { vms: vms.clone(), parts, settings, ledger: Mutex::new(ledger), saving, changed, wake }) }
+        let manage = settings.manage.into();
+        Self { inner: Arc::new(Inner { vms: vms.clone(), parts, settings, manage, ledger: Mutex::new(ledger), saving, changed, wake }) }
+    }
+
+    /// Takes over a configured mode.
+    pub fn set_manage(&self, manage: bool) {
+        self.inner.manage.store(manage, Ordering::Relaxed);
+        self.inner.wake.notify_one();
+    }
+
+    /// Whether anything is changed. Errors: `ObserveOnly`.
+    pub fn require_manage(&self) -> Result<(), Error> {
+        if self.inner.manages() { Ok(()) } else { Err(Error::ObserveOnly) }
     }
 
     /// Goes on with the repair that the last run of the agent left unfinished. To be called once, before calls are served. It waits neither for
@@ -227,6 +249,10 @@ impl Inner {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn manages(&self) -> bool {
+        self.manage.load(Ordering::Relaxed)
+    }
+
     /// Changes what is known of earlier repairs, in memory and on the disk. Errors: `Look`; it is changed in memory then, too.
     async fn note(&self, change: impl FnOnce(&mut Ledger)) -> Result<(), Error> {
         let _one = self.saving.lock().await;
@@ -255,7 +281,7 @@ impl Inner {
         let kind = v1::OperationKind::Repair;
         let call = this.vms.call(caller, kind, canonical.meta.as_ref(), meta.as_ref(), v1::VmRef::default(), &canonical)?;
         let accept = Self::accept(this, &call, &canonical.check, automatic);
-        let operation = vm::Inner::answer(&this.vms.inner, &call, accept).await?;
+        let operation = vm::Inner::answer_if(&this.vms.inner, this.manages(), &call, accept).await?;
         let state = this.vms.inner.ops.state_of(&operation.name)?;
         Ok(v1::RepairResponse { plan: Some(plan::of_state(&state.repair)), operation: Some(operation) })
     }

@@ -15,8 +15,20 @@ use crate::{
 
 /// A larger file is no configuration that anybody wrote; its old text goes through the journal.
 const LARGEST: usize = 256 << 10;
-/// Names of keys whose values are not for a diff's context.
-const SECRETS: [&str; 5] = ["password", "auth", "identitytoken", "token", "secret"];
+/// Names of keys whose values are shown around what is edited. Others may hold credentials of registries, which whoever reads health need not
+/// know.
+const SHOWN: [&str; 10] = [
+    "version",
+    "default_runtime_name",
+    "runtime_type",
+    "runtime_engine",
+    "sandbox_image",
+    "sandbox",
+    "snapshotter",
+    "SystemdCgroup",
+    "systemd_cgroup",
+    "disabled_plugins",
+];
 
 /// What a repair does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +37,8 @@ pub(super) struct Plan {
     pub(super) check: String,
     /// The checks that must be well after it.
     pub(super) mends: Vec<String>,
+    /// Those of them that need only be degraded after it.
+    pub(super) partly: Vec<String>,
     /// What is edited.
     pub(super) edits: Vec<Edit>,
     /// What is restarted.
@@ -36,11 +50,21 @@ pub(super) fn digest(text: &str) -> String {
     hex::encode(Sha256::digest(text))
 }
 
-/// A line of a diff without the value of a secret.
+/// A line of a diff as it may be shown: what is edited, and of what stands around it the tables, keys, and values that are no secrets.
 fn without_secret(line: &str) -> String {
-    let Some((key, _)) = line.split_once('=') else { return line.to_owned() };
-    let name = key.trim_start_matches([' ', '+', '-']).trim().trim_matches(['"', '\'']).to_ascii_lowercase();
-    if SECRETS.contains(&name.as_str()) { format!("{key}= ...") } else { line.to_owned() }
+    let Some(text) = line.strip_prefix(' ') else { return line.to_owned() };
+    let trimmed = text.trim();
+    if trimmed.is_empty() || trimmed.starts_with('[') && trimmed.ends_with(']') && !trimmed.contains(['=', ',']) {
+        return line.to_owned();
+    }
+    let Some((key, value)) = line.split_once('=') else { return " ...".to_owned() };
+    let (name, value) = (key.trim().trim_matches(['"', '\'']), value.trim());
+    let harmless = SHOWN.contains(&name) || ["true", "false"].contains(&value) || value.parse::<i64>().is_ok();
+    if harmless && !name.starts_with('#') {
+        line.to_owned()
+    } else {
+        format!("{}= ...", key.chars().take_while(|c| *c != '#').collect::<String>())
+    }
 }
 
 fn shown_diff(edits: &[Edit]) -> String {
@@ -74,6 +98,7 @@ impl Plan {
         RepairState {
             check: self.check.clone(),
             mends: self.mends.clone(),
+            partly: self.partly.clone(),
             edits: self.edits.iter().map(edit).collect(),
             diff: shown_diff(&self.edits),
             unit: self.unit.clone(),
@@ -99,7 +124,9 @@ impl Inner {
         let mend = mendable(&known)?;
         let edits = match &mend {
             Mend::RestartUnit(unit) => {
-                return Ok(Plan { check: id.to_owned(), mends: vec![id.to_owned()], edits: Vec::new(), unit: unit.clone() });
+                // A daemon that runs again may need a while to be all well, as one that follows a clock.
+                let partly = if known.finding.state == State::Failed { vec![id.to_owned()] } else { Vec::new() };
+                return Ok(Plan { check: id.to_owned(), mends: vec![id.to_owned()], partly, edits: Vec::new(), unit: unit.clone() });
             }
             Mend::ContainerdConfig => self.parts.mender.mend().await.map_err(|e| not_possible(id, e.to_string()))?,
         };
@@ -116,8 +143,9 @@ impl Inner {
                 return Err(not_possible(id, format!("{path} is larger than {LARGEST} bytes; edit it by hand")));
             }
         }
-        let mends = mends.into_iter().map(str::to_owned).collect();
-        Ok(Plan { check: id.to_owned(), mends, edits, unit: self.settings.containerd_unit.clone() })
+        let partly: BTreeSet<&str> = edits.iter().flat_map(|e| &e.partly).copied().collect();
+        let owned = |ids: BTreeSet<&str>| ids.into_iter().map(str::to_owned).collect();
+        Ok(Plan { check: id.to_owned(), mends: owned(mends), partly: owned(partly), edits, unit: self.settings.containerd_unit.clone() })
     }
 }
 
@@ -146,9 +174,24 @@ mod tests {
 
     #[test]
     fn the_values_of_secrets_are_not_shown() {
-        let was = "[a]\n  password = \"x\"\n  auth=\"y\"\n  b = 1\n";
-        let edit = Edit { path: "/etc/c.toml".into(), was: was.into(), text: was.replace("b = 1", "b = 2"), mends: vec![] };
-        let diff = shown_diff(&[edit]);
-        assert_eq!(diff, "--- /etc/c.toml\n+++ /etc/c.toml\n@@ -1,4 +1,4 @@\n [a]\n   password = ...\n   auth= ...\n-  b = 1\n+  b = 2\n");
+        for (secret, shown) in [
+            ("  password = \"x\"", "   password = ..."),
+            ("  auth=\"x\"", "   auth= ..."),
+            ("r.auth.password = \"x\"", " r.auth.password = ..."),
+            ("\"r\" = { auth = { password = \"x\" } }", " \"r\" = ..."),
+            ("Authorization = [", " Authorization = ..."),
+            ("  \"Basic x\",", " ..."),
+            ("[\"x\", \"y\"]", " ..."),
+            ("# password = \"x\"", " = ..."),
+            ("x", " ..."),
+            ("[table.\"x\"]", " [table.\"x\"]"),
+            ("SystemdCgroup = true", " SystemdCgroup = true"),
+            ("default_runtime_name = \"runc\"", " default_runtime_name = \"runc\""),
+        ] {
+            let was = format!("{secret}\nb = 1\n");
+            let edit = Edit { path: "/etc/c.toml".into(), text: was.replace("b = 1", "b = 2"), was, mends: vec![], partly: vec![] };
+            let diff = shown_diff(&[edit]);
+            assert_eq!(diff, format!("--- /etc/c.toml\n+++ /etc/c.toml\n@@ -1,2 +1,2 @@\n{shown}\n-b = 1\n+b = 2\n"));
+        }
     }
 }

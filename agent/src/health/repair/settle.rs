@@ -6,9 +6,13 @@ use pvelet_proto::v1;
 
 use super::{Inner, undo::Holds};
 use crate::{
+    config::RepairPolicy,
     error::Error,
     operation::{Handle, RepairCause, RepairPhase},
 };
+
+/// So many times a repair is taken up again; one that ends the agent each time would else never end.
+const STARTS: u32 = 2;
 
 impl Inner {
     /// Goes on with what the last run of the agent left.
@@ -26,10 +30,21 @@ impl Inner {
     /// Goes on with an operation from what is true now.
     pub(super) async fn settle_one(&self, h: &Handle) {
         let state = h.state().repair;
+        let noted = h.save(|s| s.repair.settled += 1).await;
+        if let Err(error) = noted {
+            tracing::warn!(%error, operation = h.name(), "that the repair was taken up again is not on the disk");
+        }
+        // Whoever took away what the agent may do since then did so because of it, maybe. What is half done is put back all the same.
+        let may = self.manages() && self.settings.policy != RepairPolicy::Off;
         let result = match state.phase {
             RepairPhase::Prepared => Err(Error::AgentRestarted),
+            RepairPhase::Restarting if state.settled >= STARTS => {
+                Err(Error::RepairFailed { why: format!("the agent ended {} times while it was under way", state.settled + 1) })
+            }
             // It does not matter whether it was restarted already: a check that is well ends it.
-            RepairPhase::Restarting => self.restart_again(h).await,
+            RepairPhase::Restarting if may => self.restart_again(h).await,
+            RepairPhase::Restarting => Err(Error::AgentRestarted),
+            RepairPhase::Editing if !may || state.settled >= STARTS => self.undo(h, RepairCause::Restarted).await,
             RepairPhase::Editing => self.go_on(h).await,
             RepairPhase::Undoing => self.undo(h, state.cause).await,
         };

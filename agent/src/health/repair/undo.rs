@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::{
     Inner,
-    carry::{EDITED, PAUSE, RESTART},
+    carry::{EDITED, PAUSE, RESTART, Wanted},
     plan::digest,
 };
 use crate::{
@@ -52,8 +52,8 @@ fn ends(cause: RepairCause) -> Error {
 impl Inner {
     /// What a file holds now, with its text. Errors: `Look`.
     pub(super) async fn holds(&self, edit: &RepairEdit) -> Result<(Holds, String), Error> {
-        let files = self.parts.files.config().await?;
-        let text = files.into_iter().find(|f| f.path == Path::new(&edit.path)).map(|f| f.text);
+        // Not by way of the main file: what else it imports, or no longer, does not matter for what is put back.
+        let text = self.parts.files.text(Path::new(&edit.path)).await?;
         Ok(match text {
             Some(text) if text == edit.was => (Holds::Old, text),
             Some(text) if digest(&text) == edit.digest => (Holds::New, text),
@@ -174,6 +174,9 @@ impl Inner {
         if ids.is_empty() {
             return Ok(());
         }
-        self.verify(&ids, EDITED).await.map(drop).map_err(|why| format!("with the old configuration {why}"))
+        self.verify(&Wanted { ids, partly: &[], pods: true }, EDITED)
+            .await
+            .map(drop)
+            .map_err(|why| format!("with the old configuration {why}"))
     }
 }

@@ -224,6 +224,10 @@ impl RuntimeFiles for FakeFiles {
         Ok(self.works()?.config.clone())
     }
 
+    async fn text(&self, path: &Path) -> Result<Option<String>, Error> {
+        Ok(self.works()?.config.iter().find(|f| f.path == path).map(|f| f.text.clone()))
+    }
+
     async fn list(&self, folder: &Path) -> Result<Option<Vec<String>>, Error> {
         Ok(self.works()?.folders.get(folder).cloned())
     }

@@ -30,6 +30,9 @@ const MOST_NAMES: usize = 4096;
 /// Longer, and the file system hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What is written is flushed, on a disk that may be busy.
+const FLUSHED: Duration = Duration::from_secs(60);
+
 /// containerd's configuration and its program on this host.
 #[derive(Debug)]
 pub struct ContainerdFiles {
@@ -47,6 +50,10 @@ impl ContainerdFiles {
     async fn run<T: Send + 'static>(&self, path: &Path, work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
         self.place.run(&path.display().to_string(), PATIENCE, work).await
     }
+
+    async fn flushed<T: Send + 'static>(&self, path: &Path, work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+        self.place.run(&path.display().to_string(), FLUSHED, work).await
+    }
 }
 
 #[tonic::async_trait]
@@ -54,6 +61,11 @@ impl RuntimeFiles for ContainerdFiles {
     async fn config(&self) -> Result<Vec<ConfigText>, Error> {
         let main = self.config.clone();
         self.run(&self.config, move || read_all(&main)).await
+    }
+
+    async fn text(&self, path: &Path) -> Result<Option<String>, Error> {
+        let file = path.to_owned();
+        self.run(path, move || Ok(read(&file)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))).await
     }
 
     async fn list(&self, folder: &Path) -> Result<Option<Vec<String>>, Error> {
@@ -74,12 +86,12 @@ impl RuntimeFiles for ContainerdFiles {
 
     async fn replace(&self, path: &Path, was: Option<&str>, text: &str) -> Result<(), Error> {
         let (file, was, text) = (path.to_owned(), was.map(str::to_owned), text.to_owned());
-        self.run(path, move || replace(&file, was.as_deref(), &text)).await
+        self.flushed(path, move || replace(&file, was.as_deref(), &text)).await
     }
 
     async fn back_up(&self, path: &Path) -> Result<PathBuf, Error> {
-        let file = path.to_owned();
-        self.run(path, move || back_up(&file)).await
+        let (main, file) = (self.config.clone(), path.to_owned());
+        self.flushed(path, move || back_up(&main, &file)).await
     }
 }
 
@@ -251,20 +263,28 @@ fn replace(path: &Path, was: Option<&str>, text: &str) -> Result<(), Error> {
     fs::rename(&copy.0, &target).and_then(|()| sync_folder(&target)).map_err(fail)
 }
 
-fn back_up(path: &Path) -> Result<PathBuf, Error> {
+/// Beside the main file: one beside a file that is imported may be imported itself.
+fn back_up(main: &Path, path: &Path) -> Result<PathBuf, Error> {
     let missing = || Error::Look { trouble: Trouble::Missing, message: format!("{}: does not exist", path.display()) };
     let bytes = read(path)?.ok_or_else(missing)?;
     let found = fs::metadata(path).map_err(|e| failed(path, &e))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let folder = main.parent().unwrap_or(Path::new("/"));
     let stem = format!("{name}.pvelet-{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ"));
     let mut number = 1_u32;
-    loop {
-        let kept = path.with_file_name(if number == 1 { stem.clone() } else { format!("{stem}-{number}") });
-        let copy = Copy::beside(path, &bytes)?;
+    let kept = loop {
+        let kept = folder.join(if number == 1 { stem.clone() } else { format!("{stem}-{number}") });
+        let copy = Copy::beside(&kept, &bytes)?;
         copy.like(&found)?;
         match copy.place(&kept) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => number += 1,
-            other => return other.map(|()| kept.clone()).map_err(|e| failed(&kept, &e)),
+            other => break other.map(|()| kept.clone()).map_err(|e| failed(&kept, &e))?,
         }
+    };
+    if read_all(main)?.iter().any(|file| file.path == kept) {
+        let _ = fs::remove_file(&kept);
+        let message = format!("{}: would be imported; let `imports` take only names that end with .toml", kept.display());
+        return Err(Error::Look { trouble: Trouble::Failed, message });
     }
+    Ok(kept)
 }

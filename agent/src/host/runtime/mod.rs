@@ -133,6 +133,9 @@ pub trait RuntimeFiles: Send + Sync + 'static {
     /// Errors: `Look`; also when it is larger than 1 MiB.
     async fn config(&self) -> Result<Vec<ConfigText>, Error>;
 
+    /// What one file holds; bytes that are no UTF-8 are replaced. No such file: `None`. Errors: as [`Self::config`].
+    async fn text(&self, path: &Path) -> Result<Option<String>, Error>;
+
     /// Names of files in a folder (of CNI's configuration). No such folder: `None`. Errors: `Look`.
     async fn list(&self, folder: &Path) -> Result<Option<Vec<String>>, Error>;
 
@@ -144,6 +147,7 @@ pub trait RuntimeFiles: Send + Sync + 'static {
     /// there must be none). Errors: `RepairChanged` when it holds something else; `Look`.
     async fn replace(&self, path: &Path, was: Option<&str>, text: &str) -> Result<(), Error>;
 
-    /// Keeps a copy of a file beside it, under a name that says when and by whom, and returns its path. Errors: `Look`.
+    /// Keeps a copy of a file beside the main file, under a name that says when and by whom, and returns its path. Errors: `Look`; also when
+    /// the configuration would import the copy.
     async fn back_up(&self, path: &Path) -> Result<PathBuf, Error>;
 }

@@ -10,7 +10,7 @@ use super::api::cri;
 const MARK: (&str, &str) = ("pvelet.dev/probe", "pod-sandbox");
 
 /// Its uid. Always the same: the runtime refuses a second one of that name, so at most one can be left.
-const UID: &str = "6a0c4c0e-5d0f-5a5e-9c6b-707665c67400";
+pub(super) const UID: &str = "6a0c4c0e-5d0f-5a5e-9c6b-707665c67400";
 
 /// Where it goes when systemd keeps the control groups: a slice that every systemd has, so that none of ours stays.
 const SLICE: &str = "system.slice";

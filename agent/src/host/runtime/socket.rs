@@ -25,6 +25,10 @@ use super::{
 };
 use crate::error::{Error, Trouble};
 
+/// A connection over which nothing comes for so long, though something is asked, is tried; and given up if nothing comes then. Questions to a
+/// daemon that hangs would else pile up in it without end.
+const ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+
 /// containerd's socket. The connection is made at the first call, and made again when it is lost or when there is another socket at its place.
 #[derive(Debug)]
 pub struct ContainerdSocket {
@@ -80,7 +84,8 @@ impl ContainerdSocket {
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         });
         // The authority is only a header here.
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+        let endpoint = Endpoint::from_static("http://localhost").http2_keep_alive_interval(ALIVE.0).keep_alive_timeout(ALIVE.1);
+        let channel = endpoint.connect_with_connector_lazy(connector);
         *open = Some(Open { socket, channel: channel.clone() });
         Ok(channel)
     }
@@ -197,6 +202,8 @@ impl Runtime for ContainerdSocket {
     async fn own_sandboxes(&self, patience: Duration) -> Result<Vec<Sandbox>, Error> {
         let filter = cri::PodSandboxFilter { label_selector: pod::mark(), ..cri::PodSandboxFilter::default() };
         let ready = |s: &cri::PodSandbox| s.state() == cri::PodSandboxState::SandboxReady;
-        Ok(self.list(filter, patience).await?.into_iter().map(|s| Sandbox { ready: ready(&s), id: s.id }).collect())
+        // Labels of pods become labels of their sandboxes: anybody's pod may carry this one.
+        let own = |s: &cri::PodSandbox| s.metadata.as_ref().is_some_and(|m| m.uid == pod::UID);
+        Ok(self.list(filter, patience).await?.into_iter().filter(own).map(|s| Sandbox { ready: ready(&s), id: s.id }).collect())
     }
 }

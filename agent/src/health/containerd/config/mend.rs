@@ -28,6 +28,8 @@ pub struct Mended {
     pub text: String,
     /// Ids of the checks that are mended.
     pub mends: Vec<&'static str>,
+    /// Those of them of which something stays that only a person can mend: they are degraded then.
+    pub partly: Vec<&'static str>,
 }
 
 /// Steps of one mending; each puts one thing right.
@@ -66,9 +68,11 @@ pub fn mend(facts: &Facts) -> Vec<Mended> {
     if mends.is_empty() || !bad(&work).is_subset(&bad(facts)) {
         return Vec::new();
     }
+    let partly: Vec<&'static str> =
+        judged(&work).into_iter().filter(|f| f.state == State::Degraded && mends.contains(&f.id)).map(|f| f.id).collect();
     let was = |path: &PathBuf| files.iter().find(|f| f.path == *path).map(|f| f.text.clone());
     let changed = work.files.unwrap_or_default().into_iter().filter(|f| was(&f.path).as_ref() != Some(&f.text));
-    changed.map(|f| Mended { was: was(&f.path), path: f.path, text: f.text, mends: mends.clone() }).collect()
+    changed.map(|f| Mended { was: was(&f.path), path: f.path, text: f.text, mends: mends.clone(), partly: partly.clone() }).collect()
 }
 
 /// Checks whose faults stand in the files and can be mended.

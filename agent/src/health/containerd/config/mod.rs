@@ -254,7 +254,8 @@ impl Fault {
     fn finding(&self, id: &'static str, state: State, seen: String, scene: &Scene<'_>) -> Finding {
         let path = self.place.as_ref().and_then(|p| scene.texts.get(p.file)).map_or(scene.main(), |t| t.path.display().to_string());
         let finding = Finding { remedy: self.remedy.clone(), ..Finding::new(id, state, seen) }.about(path);
-        if self.mendable { finding.mended_by(Mend::ContainerdConfig) } else { finding }
+        // A file that is not there yet is nobody's to be edited.
+        if self.mendable && !scene.texts.is_empty() { finding.mended_by(Mend::ContainerdConfig) } else { finding }
     }
 }
 

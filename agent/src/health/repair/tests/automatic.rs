@@ -38,7 +38,7 @@ async fn a_short_failure_an_observing_agent_and_another_policy_mend_nothing() {
         assert_eq!(rig.host.lock().file, OLD);
     }
     let observing = rig(World::GOOD, AUTOMATIC).await;
-    observing.vms.set_mode(vm::Mode::Observe);
+    observing.repairs.set_manage(false);
     observing.repairs.automatic();
     pass(900).await;
     assert_eq!(observing.host.lock().file, OLD);
@@ -66,6 +66,18 @@ async fn a_unit_that_somebody_stopped_is_left_alone_and_one_that_was_killed_is_n
     rig.host.change(|m| (m.active, m.result) = ("failed".into(), "signal".into()));
     pass(900).await;
     assert_eq!((rig.process.calls("restart"), rig.host.lock().running.as_deref()), (1, Some(NEW)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_configuration_of_one_that_somebody_stopped_is_theirs() {
+    let rig = rig(World { active: "inactive", ..World::GOOD }, AUTOMATIC).await;
+    rig.repairs.automatic();
+    pass(900).await;
+    assert_eq!((rig.host.lock().file.as_str(), rig.process.calls("restart")), (OLD, 0));
+    // One that starts over and over may do so because of it.
+    rig.host.change(|m| (m.active, m.result) = ("activating".into(), "exit-code".into()));
+    pass(900).await;
+    assert_eq!(rig.host.lock().file, NEW);
 }
 
 #[tokio::test(start_paused = true)]

@@ -32,6 +32,7 @@ fn world() -> impl Strategy<Value = World> {
         taken,
         starts,
         works,
+        ..World::GOOD
     })
 }
 

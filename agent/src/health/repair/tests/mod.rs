@@ -65,7 +65,8 @@ pub(super) async fn open(dir: &Path, host: &Host, policy: RepairPolicy) -> Rig {
         metrics: metrics.clone(),
     };
     let identity = Identity::parse("spiffe://pvelet.example/cluster/lab/host/pve1").unwrap();
-    let settings = Settings { policy, limit_per_hour: 2, patience: Duration::from_secs(30), containerd_unit: UNIT.to_owned(), identity };
+    let settings =
+        Settings { manage: true, policy, limit_per_hour: 2, patience: Duration::from_secs(30), containerd_unit: UNIT.to_owned(), identity };
     let repairs = Repairs::open(&vms, parts, settings).await;
     Rig { host: host.clone(), process, ops, vms, repairs, metrics, dir: None }
 }

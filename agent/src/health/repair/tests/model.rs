@@ -13,7 +13,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use super::super::{Checks, Edit, Mender};
 use crate::{
     error::{Error, Trouble},
-    health::{Check, Finding, Group, Known, Mend, State},
+    health::{Check, Finding, Group, Known, Mend, State, containerd},
     host::{
         record::Record,
         runtime::{ConfigText, RuntimeFiles},
@@ -38,10 +38,14 @@ pub(in super::super) struct World {
     pub(in super::super) starts: bool,
     /// Sandboxes can be made with the new text.
     pub(in super::super) works: bool,
+    /// The image of sandboxes is there.
+    pub(in super::super) image: bool,
+    /// The new text mends all of it.
+    pub(in super::super) all: bool,
 }
 
 impl World {
-    pub(in super::super) const GOOD: Self = Self { active: "active", taken: true, starts: true, works: true };
+    pub(in super::super) const GOOD: Self = Self { active: "active", taken: true, starts: true, works: true, image: true, all: true };
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,8 +130,10 @@ impl Host {
         let unit = || Mend::RestartUnit(UNIT.to_owned());
         let runtime_type = if model.file.contains("runtime_type = \"\"") {
             Finding::failed(TYPE, "no type", "write one").mended_by(Mend::ContainerdConfig)
-        } else {
+        } else if self.world.all {
             Finding::ok(TYPE, "there")
+        } else {
+            Finding::degraded(TYPE, "another runtime has no type", "write one")
         };
         let responding = match &model.running {
             Some(_) if !model.wedged => Finding::ok("containerd.responding", "1.7"),
@@ -135,6 +141,7 @@ impl Host {
         };
         let sandbox = match &model.running {
             None => Finding::unknown("containerd.sandbox", "no answer"),
+            Some(_) if !self.world.image => containerd::without_image("pause:3"),
             Some(text) if text == OLD => Finding::failed("containerd.sandbox", "Runtime.Name must be set", ""),
             Some(text) if text == NEW && !self.world.works => Finding::failed("containerd.sandbox", "no runc", "install it"),
             Some(_) => Finding::ok("containerd.sandbox", "made"),
@@ -254,7 +261,13 @@ impl Checks for Process {
 #[tonic::async_trait]
 impl Mender for Process {
     async fn mend(&self) -> Result<Vec<Edit>, Error> {
-        let edit = |model: &Model| Edit { path: PATH.into(), was: model.file.clone(), text: NEW.to_owned(), mends: vec![TYPE] };
+        let edit = |model: &Model| Edit {
+            path: PATH.into(),
+            was: model.file.clone(),
+            text: NEW.to_owned(),
+            mends: vec![TYPE],
+            partly: vec![TYPE],
+        };
         self.call("mend", |_, model| Ok(if model.file == OLD { vec![edit(model)] } else { Vec::new() })).await
     }
 }
@@ -308,6 +321,10 @@ impl Units for Process {
 impl RuntimeFiles for Process {
     async fn config(&self) -> Result<Vec<ConfigText>, Error> {
         self.call("config", |_, model| Ok(vec![ConfigText { path: PATH.into(), text: model.file.clone() }])).await
+    }
+
+    async fn text(&self, _: &Path) -> Result<Option<String>, Error> {
+        self.call("text", |_, model| Ok(Some(model.file.clone()))).await
     }
 
     async fn list(&self, _: &Path) -> Result<Option<Vec<String>>, Error> {
