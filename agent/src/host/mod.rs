@@ -15,6 +15,7 @@ pub mod pve;
 pub mod record;
 pub mod room;
 pub mod runtime;
+pub mod sockets;
 pub mod storage;
 pub mod units;
 #[cfg(any(test, feature = "fakes"))]

@@ -48,7 +48,9 @@ fn facts(setup: &Setup) -> KubeletFacts {
             Some("systemd") => Some(CgroupDriver::Systemd),
             // Whatever else stands there, kubelets take for this.
             Some(_) => Some(CgroupDriver::Cgroupfs),
-            None => config.is_ok().then_some(CgroupDriver::Cgroupfs),
+            // The default is in force where nothing else is told, and that is known only of flags or a file that were read: what runs in the
+            // unit may be a wrapper, or another program that brings a kubelet of its own.
+            None => (config.is_ok() && (setup.flags.is_some() || setup.config != setup::Loaded::None)).then_some(CgroupDriver::Cgroupfs),
         },
         runtime_endpoint: endpoint.filter(|e| !e.is_empty()).map(|e| e.strip_prefix("unix://").unwrap_or(&e).to_owned()),
     }
@@ -61,6 +63,7 @@ mod tests {
         super::testing::{CONFIG, Host},
         *,
     };
+    use crate::host::units_fake::FakeUnits;
 
     async fn read_of(host: &Host) -> Option<KubeletFacts> {
         read(&host.settings, &*host.kubelet, &*host.units).await
@@ -81,6 +84,16 @@ mod tests {
         assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Cgroupfs), None), "the kubelet's default");
         host.kubelet.write(&host.settings.kubelet_config, "kind: [");
         assert_eq!(read_of(&host).await, told(None, None));
+    }
+
+    #[tokio::test]
+    async fn the_default_driver_is_told_only_of_a_kubelet_that_was_seen() {
+        let host = Host::bare();
+        host.units.set(&host.settings.kubelet_unit, FakeUnits::running());
+        host.kubelet.change(|w| w.processes.insert(4711, ["/usr/local/bin/k3s", "agent"].map(str::to_owned).into()));
+        assert_eq!(read_of(&host).await, Some(KubeletFacts::default()));
+        host.flags(&["--root-dir=/srv/kubelet"]);
+        assert_eq!(read_of(&host).await.unwrap().cgroup_driver, Some(CgroupDriver::Cgroupfs));
     }
 
     #[tokio::test]

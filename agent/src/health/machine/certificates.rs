@@ -61,23 +61,33 @@ fn decide(files: &Result<Vec<CertificateFile>, Error>, warning: Duration, now: S
                 continue;
             }
         };
-        let (begin, end) = match validity(pem) {
-            Ok(validity) => validity,
+        let ((begin, end), chain) = match validities(pem) {
+            Ok(all) => all,
             Err(why) => {
                 bad(State::Failed, why);
                 continue;
             }
         };
-        let warning = if file.own { warning.min(OWN_WARNING) } else { warning };
-        let left = age(now, end);
+        // Certificates that last for days only are renewed late in their life.
+        let life = end.duration_since(begin).unwrap_or_default();
+        let warning = if file.own { warning.min(OWN_WARNING) } else { warning }.min(life / 4);
         if now >= end {
             bad(State::Failed, format!("ended on {}", day(end)));
         } else if now < begin {
             bad(State::Failed, format!("is valid only from {} on: is the clock right?", day(begin)));
-        } else if left < warning {
+        } else if age(now, end) < warning {
             bad(State::Degraded, format!("ends on {}", day(end)));
         } else {
             well.push(format!("{path} ends on {}", day(end)));
+        }
+        // Clients that know the root, or another way to it, do without these.
+        let first = chain.iter().map(|(_, end)| *end).min().filter(|end| age(now, *end) < warning);
+        let last = chain.iter().map(|(begin, _)| *begin).max().filter(|begin| now < *begin);
+        if let Some(end) = first {
+            let word = if now >= end { "ended" } else { "ends" };
+            bad(State::Degraded, format!("holds a CA's certificate that {word} on {}", day(end)));
+        } else if let Some(begin) = last {
+            bad(State::Degraded, format!("holds a CA's certificate that is valid only from {} on", day(begin)));
         }
         match file.key {
             KeyMatch::Differs => bad(State::Failed, "does not belong to the private key beside it".into()),
@@ -90,17 +100,21 @@ fn decide(files: &Result<Vec<CertificateFile>, Error>, warning: Duration, now: S
     worst.finding(id, || list(&well), remedy)
 }
 
-/// From when to when all certificates of a file are valid.
-fn validity(pem: &str) -> Result<(SystemTime, SystemTime), String> {
-    let mut all: Option<(SystemTime, SystemTime)> = None;
+/// From when to when a certificate is valid.
+type Validity = (SystemTime, SystemTime);
+
+/// The validity of a file's first certificate, which is its holder's, and those of the others, which are of CAs.
+fn validities(pem: &str) -> Result<(Validity, Vec<Validity>), String> {
+    let mut all = Vec::new();
     for der in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let der = der.map_err(|e| format!("is no PEM file: {e}"))?;
         let (_, certificate) = X509Certificate::from_der(&der).map_err(|e| format!("holds no certificate: {e}"))?;
         let time = |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-        let (begin, end) = (time(certificate.validity().not_before.timestamp()), time(certificate.validity().not_after.timestamp()));
-        all = Some(all.map_or((begin, end), |(b, e)| (b.max(begin), e.min(end))));
+        all.push((time(certificate.validity().not_before.timestamp()), time(certificate.validity().not_after.timestamp())));
     }
-    all.ok_or_else(|| "holds no certificate".to_owned())
+    let mut all = all.into_iter();
+    let leaf = all.next().ok_or_else(|| "holds no certificate".to_owned())?;
+    Ok((leaf, all.collect()))
 }
 
 #[cfg(test)]
@@ -114,11 +128,15 @@ mod tests {
 
     const DAY: u64 = 86400;
 
-    /// Valid through January of 2030.
-    fn pem() -> String {
+    fn valid(from: (i32, u8, u8), to: (i32, u8, u8)) -> String {
         let mut params = CertificateParams::new(["pve1".to_owned()]).unwrap();
-        (params.not_before, params.not_after) = (date_time_ymd(2030, 1, 1), date_time_ymd(2030, 1, 31));
+        (params.not_before, params.not_after) = (date_time_ymd(from.0, from.1, from.2), date_time_ymd(to.0, to.1, to.2));
         params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+    }
+
+    /// Valid from June of 2029 through January of 2030.
+    fn pem() -> String {
+        valid((2029, 6, 1), (2030, 1, 31))
     }
 
     /// A day of January 2030 (0 is the first).
@@ -142,7 +160,7 @@ mod tests {
             || vec![file("pveproxy-ssl.pem", false, Some(pem()), KeyMatch::Matches)],
         );
         let table = [
-            (-1, State::Failed, State::Failed),
+            (-300, State::Failed, State::Failed),
             (1, State::Ok, State::Ok),
             (17, State::Ok, State::Degraded),
             (19, State::Degraded, State::Degraded),
@@ -157,12 +175,26 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_ends_with_its_first_end() {
-        let mut params = CertificateParams::new(["ca".to_owned()]).unwrap();
-        (params.not_before, params.not_after) = (date_time_ymd(2029, 1, 1), date_time_ymd(2030, 1, 3));
-        let ca = params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem();
-        let chain = file("pveproxy-ssl.pem", false, Some(format!("{}{ca}", pem())), KeyMatch::Matches);
-        assert_eq!(state(vec![chain], january(5)).state, State::Failed);
+    fn certificates_of_a_few_days_are_told_late_in_their_life() {
+        let short = || vec![file("pveproxy-ssl.pem", false, Some(valid((2030, 1, 1), (2030, 1, 7))), KeyMatch::Matches)];
+        for (at, expected) in [(-1, State::Failed), (0, State::Ok), (4, State::Ok), (5, State::Degraded), (6, State::Failed)] {
+            assert_eq!(state(short(), january(at)).state, expected, "day {at}");
+        }
+    }
+
+    #[test]
+    fn only_the_holders_own_certificate_fails_and_one_of_a_ca_is_told() {
+        let chain = |ca: String| vec![file("pveproxy-ssl.pem", false, Some(format!("{}{ca}", pem())), KeyMatch::Matches)];
+        for (ca, expected, seen) in [
+            (valid((2029, 1, 1), (2030, 1, 3)), State::Degraded, "holds a CA's certificate that ended on 2030-01-03"),
+            (valid((2029, 1, 1), (2030, 1, 10)), State::Degraded, "holds a CA's certificate that ends on 2030-01-10"),
+            (valid((2030, 1, 20), (2040, 1, 1)), State::Degraded, "valid only from 2030-01-20 on"),
+            (valid((2029, 1, 1), (2040, 1, 1)), State::Ok, "ends on 2030-01-31"),
+        ] {
+            let found = state(chain(ca), january(5));
+            assert!(found.state == expected && found.seen.contains(seen), "{found:?}");
+        }
+        assert_eq!(state(chain(valid((2029, 1, 1), (2040, 1, 1))), january(30)).state, State::Failed);
     }
 
     #[test]
@@ -185,7 +217,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_it_panic(text in "(-----BEGIN CERTIFICATE-----\n|-----END CERTIFICATE-----\n|[A-Za-z0-9+/=\n]{0,80}|\\PC){0,8}") {
-            let _ = validity(&text);
+            let _ = validities(&text);
         }
     }
 }

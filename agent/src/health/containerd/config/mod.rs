@@ -14,7 +14,10 @@ mod tests;
 mod text;
 mod view;
 
-use std::path::PathBuf;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 pub use mend::{Mended, mend};
 pub use source::{ConfigSource, KubeletLook};
@@ -102,6 +105,8 @@ pub struct Facts {
     pub cni_conf: Option<Folder>,
     /// Where CNI's plugins are.
     pub cni_bin: Vec<Folder>,
+    /// Where paths of [`Wanted::sockets`] lead, those that lead elsewhere.
+    pub links: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// What must be looked at before the configuration can be judged.
@@ -113,6 +118,8 @@ pub struct Wanted {
     pub cni_conf: Option<PathBuf>,
     /// What is in them.
     pub cni_bin: Vec<PathBuf>,
+    /// Whether they lead to the same.
+    pub sockets: BTreeSet<PathBuf>,
     /// Whether what containerd has without files is needed.
     pub builtin: bool,
 }
@@ -136,6 +143,7 @@ pub fn wanted(facts: &Facts) -> Wanted {
             sandbox_image: view.and_then(|v| v.sandbox_image.clone()).filter(|i| !i.is_empty()),
             cni_conf: view.and_then(|v| path(&v.cni_conf)),
             cni_bin: view.map(|v| v.cni_bin.iter().filter_map(path).collect()).unwrap_or_default(),
+            sockets: judge::to_compare(scene),
             builtin: facts.builtin.is_none() && (scene.guessed || scene.now.is_none() || view.is_some_and(|v| v.sandbox_image.is_none())),
         }
     })

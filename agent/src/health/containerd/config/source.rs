@@ -1,7 +1,7 @@
 //! What the configuration is judged by, gathered.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,7 +18,10 @@ use super::{
 use crate::{
     config::{Health, Worker},
     error::{Error, Trouble},
-    host::runtime::{ConfigText, Runtime, RuntimeFiles, watch::FolderWatch},
+    host::{
+        runtime::{ConfigText, Runtime, RuntimeFiles, watch::FolderWatch},
+        sockets::SocketPaths,
+    },
 };
 
 /// containerd answers within a few milliseconds.
@@ -51,13 +54,15 @@ pub struct ConfigSource {
     kubelet: KubeletLook,
     asked: Mutex<Asked>,
     watch: tokio::sync::Mutex<Option<FolderWatch>>,
+    sockets: SocketPaths,
 }
 
 impl ConfigSource {
     /// With what it looks at.
     pub fn new(settings: &Health, runtime: Arc<dyn Runtime>, files: Arc<dyn RuntimeFiles>, kubelet: KubeletLook) -> Self {
         let asked = Asked { folders: folders(settings, &[], None), ..Asked::default() };
-        Self { settings: settings.clone(), runtime, files, kubelet, asked: Mutex::new(asked), watch: tokio::sync::Mutex::default() }
+        let (watch, sockets) = (tokio::sync::Mutex::default(), SocketPaths::default());
+        Self { settings: settings.clone(), runtime, files, kubelet, asked: Mutex::new(asked), watch, sockets }
     }
 
     /// What is to be changed in the files, from how they are now. See [`mend`].
@@ -105,6 +110,7 @@ impl ConfigSource {
             sandbox_image: None,
             cni_conf: None,
             cni_bin: Vec::new(),
+            links: BTreeMap::new(),
         };
         facts.refusal = self.refusal(&facts).await;
         facts.builtin = self.builtin(&facts).await;
@@ -117,6 +123,12 @@ impl ConfigSource {
         }
         for path in &wanted.cni_bin {
             facts.cni_bin.push(self.folder(path).await);
+        }
+        for path in wanted.sockets {
+            // One whose way cannot be followed is as it is written.
+            if let Some(real) = self.sockets.resolve(&path).await.ok().filter(|real| *real != path) {
+                facts.links.insert(path, real);
+            }
         }
         let followed = folders(&self.settings, facts.files.as_deref().unwrap_or_default(), wanted.cni_conf.as_deref());
         self.asked().folders = followed;

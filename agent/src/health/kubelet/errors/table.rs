@@ -19,6 +19,9 @@ pub(super) struct Class {
     /// How bad it is.
     pub(super) state: State,
     pub(super) lasts: Lasts,
+    /// Whether it keeps the node from running any pod, so that lines about one pod tell of it too. Of the others they do not: one pod's
+    /// registry, volume or program is at fault, not the host.
+    pub(super) by_pods: bool,
     /// Alternatives; a line is of this class when it holds all words of one of them.
     pub(super) words: &'static [&'static [&'static str]],
     pub(super) cause: &'static str,
@@ -34,6 +37,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "runtime-type",
         state: Failed,
         lasts: Repeats,
+        by_pods: true,
         words: &[&["container.Runtime.Name must be set"]],
         cause: "containerd's default runtime has no runtime_type: it starts no pod",
         remedy: "see containerd.runtime-type; pveletctl repair containerd.runtime-type",
@@ -42,6 +46,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "sandbox-image",
         state: Failed,
         lasts: Repeats,
+        by_pods: true,
         words: &[&["failed to get sandbox image"], &["failed to pull sandbox image"]],
         cause: "the pause image is not there and cannot be pulled: no pod is started",
         remedy: "see containerd.sandbox-image; ctr -n k8s.io images pull <image>, or name one that is there",
@@ -50,6 +55,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "cgroup-driver",
         state: Failed,
         lasts: Repeats,
+        by_pods: true,
         words: &[&["expected cgroupsPath to be of format"], &["misconfiguration", "cgroup driver"]],
         cause: "containerd and the kubelet have different cgroup drivers",
         remedy: "see containerd.cgroup-driver: SystemdCgroup in containerd's configuration, cgroupDriver in the kubelet's",
@@ -58,6 +64,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "cgroup-version",
         state: Failed,
         lasts: Ends,
+        by_pods: false,
         words: &[&["kubelet is configured to not run on a host using cgroup v1"], &["cgroup v1", "not supported"]],
         cause: "this kubelet does not run with cgroup v1",
         remedy: "boot with cgroup v2 (without systemd.unified_cgroup_hierarchy=0); or failCgroupV1: false in the kubelet's configuration",
@@ -66,6 +73,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "cri-disabled",
         state: Failed,
         lasts: Repeats,
+        by_pods: true,
         words: &[&["unknown service runtime.v1"]],
         cause: "containerd serves no CRI: its plugin is disabled or could not be loaded",
         remedy: "see containerd.cri-disabled and containerd.plugins",
@@ -74,6 +82,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "runtime-unreachable",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[
             &["dial unix", "connect: no such file or directory"],
             &["dial unix", "connect: connection refused"],
@@ -91,6 +100,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "cni",
         state: Failed,
         lasts: Repeats,
+        by_pods: true,
         words: &[
             &["cni plugin not initialized"],
             &["cni config uninitialized"],
@@ -106,6 +116,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "swap",
         state: Failed,
         lasts: Ends,
+        by_pods: false,
         words: &[&["running with swap on is not supported"]],
         cause: "swap is on, and the kubelet is not told to live with it",
         remedy: "see kubelet.swap: failSwapOn: false, or swapoff -a",
@@ -114,6 +125,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "clock",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[&["certificate is not yet valid", "is before"], &["certificate has expired or is not yet valid", "is before"]],
         cause: "a certificate is not valid yet: this host's clock is behind, or another's ahead",
         remedy: "see host.time-sync; chronyc tracking; chronyc makestep",
@@ -122,6 +134,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "certificate-expired",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[
             &["certificate has expired"],
             &["part of the existing bootstrap client certificate", "is expired"],
@@ -134,14 +147,16 @@ pub(super) const CLASSES: &[Class] = &[
         name: "certificate-untrusted",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[&["certificate signed by unknown authority"], &["x509: certificate is valid for", "not"]],
-        cause: "the API server (or a registry) shows a certificate that the kubelet does not trust",
+        cause: "the API server shows a certificate that the kubelet does not trust",
         remedy: "compare certificate-authority-data of the kubelet's kubeconfig with the cluster's CA; join again after a new CA",
     },
     Class {
         name: "bootstrap",
         state: Failed,
         lasts: Ends,
+        by_pods: false,
         words: &[&["unable to load bootstrap kubeconfig"], &["failed to run Kubelet", "kubeconfig"], &["invalid kubeconfig"]],
         cause: "the kubelet has no kubeconfig that works, nor one to get it with",
         remedy: "join the cluster again: kubeadm token create --print-join-command, on a control plane host",
@@ -150,6 +165,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "serving-certificate",
         state: Degraded,
         lasts: Repeats,
+        by_pods: false,
         words: &[&["no serving certificate available for the kubelet"]],
         cause: "nobody has approved the kubelet's request for a serving certificate: no logs, exec, metrics of its pods",
         remedy: "kubectl get csr; kubectl certificate approve <name>",
@@ -158,6 +174,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "unknown-flag",
         state: Failed,
         lasts: Ends,
+        by_pods: false,
         words: &[&["unknown flag:"], &["unknown shorthand flag"], &["failed to parse kubelet flag"]],
         cause: "the kubelet is started with a flag that this version does not have",
         remedy: "take it out of /var/lib/kubelet/kubeadm-flags.env, /etc/default/kubelet or the unit's drop-ins; systemctl restart kubelet",
@@ -166,6 +183,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "configuration",
         state: Failed,
         lasts: Ends,
+        by_pods: false,
         words: &[
             &["failed to load kubelet config file"],
             &["failed to load Kubelet config file"],
@@ -180,6 +198,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "state-file",
         state: Failed,
         lasts: Ends,
+        by_pods: false,
         words: &[&["could not restore state from checkpoint"], &["cpu_manager_state"], &["memory_manager_state"]],
         cause: "the kubelet's notes on processors or memory do not fit its configuration any more",
         remedy: "drain the node; rm /var/lib/kubelet/cpu_manager_state /var/lib/kubelet/memory_manager_state; systemctl restart kubelet",
@@ -188,6 +207,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "inotify",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[&["inotify", "too many open files"], &["inotify", "no space left on device"], &["fsnotify", "too many open files"]],
         cause: "the kernel's limit of inotify watches is reached",
         remedy: "sysctl -w fs.inotify.max_user_instances=8192 fs.inotify.max_user_watches=524288; keep it in /etc/sysctl.d",
@@ -196,6 +216,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "open-files",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[&["too many open files"]],
         cause: "the kubelet or the host has too many files open",
         remedy: "ls /proc/$(pidof kubelet)/fd | wc -l; cat /proc/sys/fs/file-nr; raise LimitNOFILE of the unit",
@@ -204,6 +225,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "disk-full",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[&["no space left on device"], &["disk quota exceeded"]],
         cause: "a file system is full",
         remedy: "see kubelet.disk, kubelet.inodes; df -h; df -i",
@@ -212,6 +234,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "read-only",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[&["read-only file system"]],
         cause: "a file system is read-only: often since its disk fails",
         remedy: "dmesg | grep -i -e 'i/o error' -e remount; findmnt -O ro",
@@ -220,6 +243,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "image-removal",
         state: Degraded,
         lasts: Repeats,
+        by_pods: false,
         words: &[&["failed to garbage collect required amount of images"], &["Image garbage collection failed"]],
         cause: "the images' file system is full, and there are no unused images to remove",
         remedy: "see kubelet.disk; crictl images; du -xsh /var/lib/containerd /var/log/pods",
@@ -228,6 +252,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "eviction",
         state: Degraded,
         lasts: Repeats,
+        by_pods: false,
         words: &[
             &["viction manager: attempting to reclaim"],
             &["viction manager: must evict pod"],
@@ -240,6 +265,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "pleg",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[&["PLEG is not healthy"], &["PLEG:", "unable to retrieve"]],
         cause: "the kubelet does not get the pods' states in time: the runtime or the disk is too slow, or hangs",
         remedy: "see containerd.responding; iostat -x 1; crictl pods | wc -l",
@@ -248,6 +274,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "port-taken",
         state: Failed,
         lasts: Ends,
+        by_pods: false,
         words: &[&["bind: address already in use"]],
         cause: "somebody else listens at a port of the kubelet: often a second kubelet",
         remedy: "ss -ltnp | grep -e 10250 -e 10248; pgrep -a kubelet",
@@ -256,6 +283,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "node-refused",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[
             &["is not allowed to modify node"],
             &["is forbidden", "User \"system:node:"],
@@ -268,6 +296,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "unauthorized",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[
             &["Unable to register node", "Unauthorized"],
             &["Failed to ensure lease exists", "Unauthorized"],
@@ -281,6 +310,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "api-server",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[
             &["Failed to ensure lease exists"],
             &["Unable to register node with API server"],
@@ -298,6 +328,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "node-gone",
         state: Failed,
         lasts: Repeats,
+        by_pods: false,
         words: &[
             &["Error updating node status", "not found"],
             &["Error getting node", "not found"],
@@ -310,6 +341,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "container-manager",
         state: Failed,
         lasts: Ends,
+        by_pods: false,
         words: &[&["Failed to start ContainerManager"], &["failed to run Kubelet"], &["Failed to run kubelet"]],
         cause: "the kubelet does not get through its start",
         remedy: "read the line; journalctl -u kubelet -n 100",
@@ -318,6 +350,7 @@ pub(super) const CLASSES: &[Class] = &[
         name: "sandbox-name",
         state: Degraded,
         lasts: Repeats,
+        by_pods: true,
         words: &[&["failed to reserve sandbox name"], &["failed to reserve container name"]],
         cause: "the runtime still works at an older request for the same pod: it or the disk is too slow, or hangs",
         remedy: "see containerd.sandbox; iostat -x 1; systemctl restart containerd",
@@ -326,17 +359,54 @@ pub(super) const CLASSES: &[Class] = &[
         name: "sandbox",
         state: Degraded,
         lasts: Repeats,
+        by_pods: true,
         words: &[&["CreatePodSandbox", "failed"], &["Failed to create sandbox for pod"], &["RunPodSandbox from runtime service failed"]],
         cause: "pods cannot be started",
         remedy: "see containerd.sandbox and containerd.cni; the line names the step",
     },
 ];
 
+/// What a workload said, or what a command in its container did.
+const WORKLOAD: &[&str] =
+    &["\"Probe failed\"", "Probe errored", "ExecSync", "lifecycle hook", "LifecycleHook", "PostStartHook", "PreStopHook"];
+
+/// By which words a line is about one pod, its images, its volumes, or an object that it uses.
+const POD: &[&str] = &[
+    "pod=\"",
+    "pods=",
+    "podUID=",
+    "podUIDs=",
+    "podName",
+    "podSandboxID",
+    "containerID=",
+    "containerName=",
+    "image=\"",
+    "\"pod\":",
+    "\"pods\":",
+    "\"image\":",
+    "Error syncing pod",
+    "Failed to pull image",
+    "PullImage",
+    "ErrImagePull",
+    "start failed in pod",
+    "RunPodSandbox",
+    "CreatePodSandbox",
+    "orphaned pod",
+    "volumeName:",
+    "for volume \"",
+    "/volumes/kubernetes.io~",
+    "object-\"",
+    "no relationship found between node",
+];
+
 /// The class of a line; `None`: none that is known.
 pub(super) fn classify(line: &str) -> Option<&'static Class> {
-    // What probes of containers answer is the workload's.
-    if line.contains("\"Probe failed\"") || line.contains("Probe errored") {
+    let holds = |words: &[&str]| words.iter().any(|word| line.contains(word));
+    if holds(WORKLOAD) {
         return None;
     }
-    CLASSES.iter().find(|class| class.words.iter().any(|all| all.iter().all(|word| line.contains(word))))
+    // The further lines of a long value begin with a tab; whose it is stands in another entry.
+    let of_pod = line.starts_with('\t') || holds(POD);
+    let fits = |class: &&Class| (class.by_pods || !of_pod) && class.words.iter().any(|all| all.iter().all(|word| line.contains(word)));
+    CLASSES.iter().find(fits)
 }

@@ -10,15 +10,22 @@ fn is_config(name: &str) -> bool {
 }
 
 /// What is wrong with a folder.
-fn trouble(folder: &Folder, what: &str, counts: impl Fn(&str) -> bool) -> Option<String> {
+struct Trouble {
+    seen: String,
+    /// Whether it could not be read, which says nothing of what is in it.
+    hidden: bool,
+}
+
+fn trouble(folder: &Folder, what: &str, counts: impl Fn(&str) -> bool) -> Option<Trouble> {
     let path = folder.path.display();
-    match &folder.names {
+    let seen = match &folder.names {
         Err(why) => Some(format!("{path} ({what}) cannot be read: {why}")),
         Ok(None) => Some(format!("{path} ({what}) does not exist")),
         Ok(Some(names)) if names.is_empty() => Some(format!("{path} ({what}) is empty")),
         Ok(Some(names)) if !names.iter().any(|n| counts(n)) => Some(format!("{path} holds no {what}, only {}", some(names))),
         Ok(Some(_)) => None,
-    }
+    };
+    seen.map(|seen| Trouble { seen, hidden: folder.names.is_err() })
 }
 
 fn some(names: &[String]) -> String {
@@ -52,7 +59,8 @@ pub(super) fn cni(scene: &Scene<'_>) -> Finding {
         .as_ref()
         .filter(|f| f.path.to_str() == Some(&view.cni_conf))
         .and_then(|f| trouble(f, "CNI's configuration", is_config));
-    let conf = if view.cni_conf.is_empty() { Some("the folder of CNI's configuration has no name".to_owned()) } else { conf };
+    let nameless = || Trouble { seen: "the folder of CNI's configuration has no name".to_owned(), hidden: false };
+    let conf = if view.cni_conf.is_empty() { Some(nameless()) } else { conf };
     // Any of several folders will do.
     let bins: Vec<_> = scene
         .facts
@@ -61,14 +69,18 @@ pub(super) fn cni(scene: &Scene<'_>) -> Finding {
         .filter(|f| view.cni_bin.iter().any(|b| f.path.to_str() == Some(b)))
         .map(|f| trouble(f, "CNI's plugins", |_| true))
         .collect();
-    let bin = if bins.iter().any(Option::is_none) { None } else { bins.into_iter().flatten().next() };
+    let well = bins.iter().any(Option::is_none);
+    let mut bins: Vec<_> = bins.into_iter().flatten().collect();
+    // The plugins may be in the one that cannot be read.
+    bins.sort_by_key(|t| !t.hidden);
+    let bin = bins.into_iter().next().filter(|_| !well);
     let bin_place = || place("bin_dirs").or_else(|| place("bin_dir"));
     let install = "install the CNI plugins there (package containernetworking-plugins, or the network add-on's own), or set bin_dir to where they are";
     let wait = "see why the network add-on of the cluster (Cilium, Calico, ...) has not written its configuration: `kubectl -n kube-system get pods -o wide` for its pod on this node";
     if let Some(ready) = ready.filter(|r| !r.status) {
         let said = [ready.message.as_str(), status.map_or("", |s| s.cni.as_str())];
         let said = said.into_iter().filter(|s| !s.is_empty() && *s != "OK").collect::<Vec<_>>().join("; ");
-        return match (conf, bin) {
+        return match (conf.map(|t| t.seen), bin.map(|t| t.seen)) {
             (Some(_), _) if view.cni_template => tell(
                 State::Failed,
                 format!(
@@ -87,7 +99,15 @@ pub(super) fn cni(scene: &Scene<'_>) -> Finding {
             ),
         };
     }
-    match (conf, bin) {
+    let hidden = match (&conf, &bin) {
+        (_, Some(bin)) => Some(bin).filter(|t| t.hidden),
+        (conf, None) => conf.as_ref().filter(|t| t.hidden),
+    };
+    if let Some(Trouble { seen, .. }) = hidden {
+        let remedy = "see why the agent cannot read it: `ls -l` on it, its mount, its disk".to_owned();
+        return Finding { remedy, ..Finding::unknown(ID, seen.clone()) };
+    }
+    match (conf.map(|t| t.seen), bin.map(|t| t.seen)) {
         (_, Some(bin)) => tell(State::Failed, format!("{bin}: no pod gets a network"), install, bin_place()),
         (Some(conf), None) if ready.is_some() => tell(
             State::Degraded,

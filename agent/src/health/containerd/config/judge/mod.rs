@@ -12,6 +12,7 @@ pub(super) use cgroup::wanted_driver;
 pub(super) use disabled::entries;
 pub(super) use format::{Mixup, mixup};
 pub(super) use runtime::type_for;
+pub(super) use socket::to_compare;
 
 use super::{Finding, Scene};
 

@@ -1,6 +1,6 @@
 //! Facts of a worker whose containerd runs with the files that it has.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde_json::{Value, json};
 
@@ -102,6 +102,7 @@ pub(super) fn running(version: &str, texts: &[&str]) -> Facts {
         sandbox_image: None,
         cni_conf: None,
         cni_bin: Vec::new(),
+        links: BTreeMap::new(),
     };
     let config = with_scene(&facts, |scene| scene.next.as_ref().map(|next| told(next, scene.generation)));
     if let Some(config) = config {

@@ -277,6 +277,15 @@ fn table() -> Vec<Healthy> {
             f.kubelet =
                 Some(KubeletFacts { cgroup_driver: Some(CgroupDriver::Systemd), runtime_endpoint: Some("/var/run/crio/crio.sock".into()) });
         }),
+        ("a link to the socket, which the kubelet asks", "1.7.24", vec![GOOD], |f| {
+            f.kubelet.as_mut().unwrap().runtime_endpoint = Some("/run/containerd.sock".into());
+            f.links.insert("/run/containerd.sock".into(), "/run/containerd/containerd.sock".into());
+        }),
+        ("a link to the folder, to which containerd is told", "1.7.24", vec![with("[grpc]\n  address = \"/srv/run/c.sock\"\n")], |f| {
+            for (link, real) in [("/srv/run/c.sock", "/var/run/c.sock"), ("/run/containerd/containerd.sock", "/run/c.sock")] {
+                f.links.insert(link.into(), real.into());
+            }
+        }),
         ("no containerd", "1.7.24", vec![], |f| {
             f.kubelet = None;
             f.cri = Cri::Down("no such file".into());

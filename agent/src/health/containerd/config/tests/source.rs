@@ -13,7 +13,7 @@ use super::{
     super::{
         super::super::{
             check::{Source, State},
-            kubelet::facts::CgroupDriver,
+            kubelet::facts::{CgroupDriver, KubeletFacts},
         },
         CHECKS, ConfigSource, KubeletLook,
         generation::Generation,
@@ -153,6 +153,22 @@ async fn files_that_may_not_be_read_are_told() {
     assert_eq!(find(&findings, "containerd.config-syntax").state, State::Unknown);
     assert_eq!(find(&findings, "containerd.runtime-type").state, State::Ok);
     assert!(matches!(source.mend().await, Err(Error::Look { .. })));
+}
+
+#[tokio::test]
+async fn a_socket_that_is_a_link_to_the_other_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (real, link) = (dir.path().join("containerd.sock"), dir.path().join("link.sock"));
+    let (runtime, files) = healthy(&format!("{GOOD}[grpc]\naddress = {real:?}\n"));
+    let asked = link.to_string_lossy().into_owned();
+    let look: KubeletLook = Arc::new(move || {
+        let asked = asked.clone();
+        Box::pin(async move { Some(KubeletFacts { runtime_endpoint: Some(asked), ..kubelet(CgroupDriver::Systemd) }) })
+    });
+    let source = ConfigSource::new(&settings(MAIN), runtime, files, look);
+    assert_eq!(find(&source.look().await, "containerd.socket-path").state, State::Failed);
+    std::os::unix::fs::symlink("containerd.sock", &link).unwrap();
+    assert_eq!(find(&source.look().await, "containerd.socket-path").state, State::Ok);
 }
 
 #[tokio::test]

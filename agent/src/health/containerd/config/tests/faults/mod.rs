@@ -153,6 +153,37 @@ fn a_daemon_that_hangs_leaves_unknown_what_only_it_can_tell_and_the_files_are_st
 }
 
 #[test]
+fn folders_of_cni_that_cannot_be_read_are_unknown_and_plugins_elsewhere_still_count() {
+    let state = |change: fn(&mut Facts)| {
+        let mut facts = running("1.7.24", &[GOOD]);
+        change(&mut facts);
+        one(&facts, "containerd.cni").state
+    };
+    assert_eq!(state(|f| f.cni_conf.as_mut().unwrap().names = Err("no answer within 5 s".into())), State::Unknown);
+    assert_eq!(state(|f| f.cni_bin[0].names = Err("no answer within 5 s".into())), State::Unknown);
+    let unready = |f: &mut Facts| {
+        down(f);
+        f.cni_conf.as_mut().unwrap().names = Err("input/output error".into());
+    };
+    assert_eq!(state(unready), State::Unknown);
+    // That there are no plugins is known.
+    let without = |f: &mut Facts| {
+        f.cni_conf.as_mut().unwrap().names = Err("input/output error".into());
+        f.cni_bin[0].names = Ok(None);
+    };
+    assert_eq!(state(without), State::Failed);
+    let text = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/a', '/b']\n";
+    let mut facts = running("v2.1.4", &[text]);
+    for (a, b, expected) in [
+        (Ok(None), Err("input/output error".to_owned()), State::Unknown),
+        (Err("input/output error".to_owned()), Ok(Some(vec!["loopback".to_owned()])), State::Ok),
+    ] {
+        (facts.cni_bin[0].names, facts.cni_bin[1].names) = (a, b);
+        assert_eq!(one(&facts, "containerd.cni").state, expected);
+    }
+}
+
+#[test]
 fn files_that_cannot_be_read_are_unknown_and_what_the_daemon_has_still_counts() {
     let mut facts = running("1.7.24", &[&GOOD.replace("\"io.containerd.runc.v2\"", "\"\"")]);
     facts.files = Err("/etc/containerd/config.toml: permission denied".into());
