@@ -215,3 +215,21 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::{Check, Group};
+
+    #[test]
+    fn a_missing_image_excuses_nothing_where_pods_could_be_made_before() {
+        let known = Known {
+            check: Check { id: WORKS[1], group: Group::Containerd, why: "" },
+            finding: containerd::without_image("pause:3"),
+            since: std::time::SystemTime::UNIX_EPOCH,
+            observed: None,
+        };
+        assert!(Wanted::default().met(&known));
+        assert!(!Wanted { pods: true, ..Wanted::default() }.met(&known));
+    }
+}

@@ -61,6 +61,25 @@ fn agent(dir: &Path, host: &Host, faults: &[(usize, Fault)], asks: bool) -> Opti
     ended
 }
 
+#[test]
+fn what_was_left_half_done_is_put_back_where_nothing_may_be_repaired_any_more() {
+    for (policy, manage) in [(RepairPolicy::Off, true), (RepairPolicy::OnRequest, false)] {
+        let (host, dir) = (Host::new(World::GOOD), tempfile::tempdir().unwrap());
+        // run, mend, save, dump, back_up, state, replace
+        agent(dir.path(), &host, &[(7, Fault::KillAfter)], true);
+        assert_eq!(host.lock().file, NEW);
+        let ended = runtime().block_on(async {
+            let rig = open(dir.path(), &host, policy).await;
+            rig.repairs.set_manage(manage);
+            rig.repairs.settle();
+            rig.idle().await;
+            rig.ops.list(&v1::ListOperationsRequest::default()).unwrap().operations.pop().unwrap()
+        });
+        assert_eq!((host.lock().file.as_str(), host.lock().running.as_deref()), (OLD, Some(OLD)));
+        assert_eq!(reason(&ended), "AGENT_RESTARTED");
+    }
+}
+
 fn config() -> ProptestConfig {
     let config = ProptestConfig::default();
     // Each case is several runs of an agent, with a journal that is fsynced.

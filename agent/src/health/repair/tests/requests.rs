@@ -35,37 +35,6 @@ async fn where_no_sandbox_can_be_tried_or_only_a_part_can_be_mended_the_rest_cou
         assert_eq!((ended.state(), rig.host.lock().file.as_str()), (v1::OperationState::Succeeded, NEW), "{ended:?}");
         assert!(ended.warnings.iter().any(|w| w.starts_with(warned)), "{:?}", ended.warnings);
     }
-    // Where pods could be made before, it must be seen that they can be.
-    let mut rig = rig(World { works: false, ..World::GOOD }, ON_REQUEST).await;
-    rig.host.change(|m| m.running = Some("as it was started with".into()));
-    rig.host.world.image = true;
-    let ended = rig.repair("1", TYPE).await.unwrap();
-    assert_eq!((reason(&ended).as_str(), rig.host.lock().file.as_str()), ("REPAIR_FAILED", OLD));
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_was_left_half_done_is_put_back_where_nothing_may_be_repaired_any_more() {
-    for (policy, manage) in [(RepairPolicy::Off, true), (ON_REQUEST, false)] {
-        let (host, dir) = (Host::new(World::GOOD), tempfile::tempdir().unwrap());
-        let first = open(dir.path(), &host, ON_REQUEST).await;
-        first.process.at(7, Fault::KillAfter);
-        let asked = first.repairs.repair(&caller(), request("1", TYPE)).await.unwrap().operation.unwrap();
-        first.process.killed().await;
-        assert_eq!(host.lock().file, NEW);
-        drop(first);
-        // The task of the first run hangs for ever in its call; its journal is read as it lies there.
-        let copy = tempfile::tempdir().unwrap();
-        for entry in std::fs::read_dir(dir.path()).unwrap() {
-            let entry = entry.unwrap();
-            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-        }
-        let second = open(copy.path(), &host, policy).await;
-        second.repairs.set_manage(manage);
-        second.repairs.settle();
-        second.idle().await;
-        assert_eq!((host.lock().file.as_str(), host.lock().running.as_deref()), (OLD, Some(OLD)));
-        assert_eq!(reason(&second.ops.get(&asked.name).unwrap()), "AGENT_RESTARTED");
-    }
 }
 
 #[tokio::test(start_paused = true)]
