@@ -88,6 +88,8 @@ pub struct Facts {
     pub builtin: Option<String>,
     /// Why containerd does not take the main file, where that was asked; empty: it takes it.
     pub refusal: Option<String>,
+    /// Whether containerd's program was found to be missing: what is left of its files is nobody's.
+    pub removed: bool,
     /// The kubelet. `None`: there is none on this host.
     pub kubelet: Option<KubeletFacts>,
     /// Whether the host is said to be a worker, so that a missing kubelet excuses nothing.
@@ -183,9 +185,11 @@ impl Scene<'_> {
     fn absent(&self) -> Option<String> {
         let nothing = matches!(&self.facts.files, Ok(files) if files.is_empty());
         match &self.facts.cri {
-            Cri::Down(_) if nothing && !self.facts.worker && self.facts.kubelet.is_none() => {
+            Cri::Down(_) if nothing || self.facts.removed => {
+                let why = self.unneeded()?;
                 let (main, socket) = (self.facts.main.display(), self.facts.socket.display());
-                Some(format!("no containerd here: neither {main} nor {socket}"))
+                let left = if nothing { format!("neither {main} nor {socket}") } else { format!("only {main} is left of it") };
+                Some(format!("no containerd here: {left}; {why}"))
             }
             _ => None,
         }

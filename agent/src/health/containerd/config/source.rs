@@ -37,6 +37,8 @@ struct Asked {
     files: Option<Vec<ConfigText>>,
     /// Whether it refuses them; see [`Facts::refusal`].
     refusal: Option<String>,
+    /// See [`Facts::removed`].
+    removed: bool,
     /// What it has without files, as of this release; an inner `None`: it could not be asked.
     builtin: Option<(Option<String>, Option<String>)>,
     /// Folders in which a change is worth a look.
@@ -98,6 +100,7 @@ impl ConfigSource {
             plugins,
             builtin: None,
             refusal: None,
+            removed: false,
             kubelet,
             worker: self.settings.worker == Worker::Yes,
             socket: self.settings.containerd_socket.clone(),
@@ -106,7 +109,7 @@ impl ConfigSource {
             cni_conf: None,
             cni_bin: Vec::new(),
         };
-        facts.refusal = self.refusal(&facts).await;
+        (facts.refusal, facts.removed) = self.refusal(&facts).await;
         facts.builtin = self.builtin(&facts).await;
         let wanted = wanted(&facts);
         if let (Some(image), Cri::Up(_)) = (&wanted.sandbox_image, &facts.cri) {
@@ -131,30 +134,31 @@ impl ConfigSource {
         Folder { path: path.to_owned(), names: self.files.list(path).await.map_err(|e| e.to_string()) }
     }
 
-    /// Whether containerd takes the files; asked once for the same files.
-    async fn refusal(&self, facts: &Facts) -> Option<String> {
-        let files = facts.files.as_ref().ok()?;
+    /// Whether containerd takes the files, and whether it has no program; asked once for the same files.
+    async fn refusal(&self, facts: &Facts) -> (Option<String>, bool) {
+        let Ok(files) = &facts.files else { return (None, false) };
         {
             let asked = self.asked();
             if asked.files.as_ref() == Some(files) {
-                return asked.refusal.clone();
+                return (asked.refusal.clone(), asked.removed);
             }
         }
-        let refusal = match files.first() {
-            None => None,
+        let (refusal, removed) = match files.first() {
+            None => (None, false),
             Some(main) => match self.files.dump(&main.text, DUMP_PATIENCE).await {
-                Ok(_) => Some(String::new()),
-                Err(Error::Look { trouble: Trouble::Failed, message }) => Some(message),
+                Ok(_) => (Some(String::new()), false),
+                Err(Error::Look { trouble: Trouble::Failed, message }) => (Some(message), false),
                 // No program, or no answer: that says nothing about the files.
-                Err(_) => None,
+                Err(error) => (None, matches!(error, Error::Look { trouble: Trouble::Missing, .. })),
             },
         };
         let mut asked = self.asked();
         asked.files = Some(files.clone());
         asked.refusal.clone_from(&refusal);
+        asked.removed = removed;
         // A changed file may come with a changed program.
         asked.builtin = None;
-        refusal
+        (refusal, removed)
     }
 
     /// What containerd has without files, where that is needed; asked once for a release.

@@ -11,6 +11,9 @@ const KEYS: &str = "containerd.cgroup-keys";
 const DRIVER: &str = "containerd.cgroup-driver";
 
 pub(super) fn keys(scene: &Scene<'_>) -> Finding {
+    if let Some(why) = scene.unneeded() {
+        return Finding::not_applicable(KEYS, why);
+    }
     scene.told(KEYS, |view| judge_keys(scene, view))
 }
 

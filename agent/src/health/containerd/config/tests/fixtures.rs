@@ -95,6 +95,7 @@ pub(super) fn running(version: &str, texts: &[&str]) -> Facts {
         plugins: Some(vec![plugin("io.containerd.snapshotter.v1", "overlayfs", ""), plugin("io.containerd.grpc.v1", "cri", "")]),
         builtin: Some(builtin(version).into()),
         refusal: None,
+        removed: false,
         kubelet: Some(kubelet(CgroupDriver::Systemd)),
         worker: false,
         socket: SOCKET.into(),

@@ -128,6 +128,15 @@ async fn without_containerd_and_without_a_kubelet_nothing_applies() {
     let none: KubeletLook = Arc::new(|| Box::pin(async { None }));
     let source = ConfigSource::new(&settings(MAIN), runtime.clone(), files.clone(), none);
     assert!(source.look().await.iter().all(|f| f.state == State::NotApplicable));
+    // Removed, but for a file with which it would not even start.
+    let left = FakeFiles::with("version = 9\n");
+    left.on_dump(|_| Err(look(Trouble::Missing, "/usr/bin/containerd: does not exist")));
+    let none: KubeletLook = Arc::new(|| Box::pin(async { None }));
+    let source = ConfigSource::new(&settings(MAIN), runtime, left, none);
+    for _ in 0..2 {
+        let findings = source.look().await;
+        assert!(findings.iter().all(|f| f.state == State::NotApplicable && f.seen.contains("is left of it")), "{findings:#?}");
+    }
     let (runtime, files) = healthy("disabled_plugins = [\"cri\"]\n");
     let no = ConfigSource::new(&Health { worker: Worker::No, ..settings(MAIN) }, runtime.clone(), files, worker());
     assert!(no.look().await.iter().all(|f| f.state == State::NotApplicable));
