@@ -60,8 +60,9 @@ fn outside(config: &Config, pve: &Arc<dyn Pve>) -> Outside {
     let journal = Arc::new(SystemJournal::new(settings.journal.clone()));
     let machine = Arc::new(MachineHost::new(machine_paths(config)));
 
-    let mender = containerd::config_source(settings, &runtime, &files, &units, facts(settings, &kubelet, &units));
-    let mut sources = containerd::sources(settings, &runtime, &files, &units);
+    let facts = facts(settings, &kubelet, &units);
+    let mender = containerd::config_source(settings, &runtime, &files, &units, &facts);
+    let mut sources = containerd::sources(settings, &runtime, &files, &units, &facts);
     sources.push(Arc::clone(&mender) as Arc<dyn Source>);
     sources.extend(kubelet::sources(settings, kubelet, journal, Arc::clone(&units), runtime));
     sources.extend(machine::sources(settings, Arc::clone(pve), machine, Arc::clone(&units)));

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use super::{FactsLook, config::other_runtime};
 use crate::{
     config::{self, Worker},
     error::{Error, Trouble},
@@ -20,7 +21,7 @@ use crate::{
 pub(super) enum Role {
     /// No worker, and it has no containerd: says why.
     Nothing(String),
-    /// It has a containerd, but no kubelet: containerd serves something else, such as Docker, and need not be fit for pods. Says why.
+    /// It has a containerd, but no kubelet, or one with another runtime: containerd serves something else, such as Docker, and need not be fit for pods. Says why.
     Alone(String),
     /// A Kubernetes worker.
     Worker,
@@ -34,12 +35,13 @@ pub(super) struct Concern {
     config: PathBuf,
     kubelet_unit: String,
     kubelet_config: PathBuf,
+    facts: FactsLook,
     pub(super) files: Arc<dyn RuntimeFiles>,
     pub(super) units: Arc<dyn Units>,
 }
 
 impl Concern {
-    pub(super) fn new(settings: &config::Health, files: Arc<dyn RuntimeFiles>, units: Arc<dyn Units>) -> Self {
+    pub(super) fn new(settings: &config::Health, files: Arc<dyn RuntimeFiles>, units: Arc<dyn Units>, facts: FactsLook) -> Self {
         Self {
             worker: settings.worker,
             unit: settings.containerd_unit.clone(),
@@ -47,6 +49,7 @@ impl Concern {
             config: settings.containerd_config.clone(),
             kubelet_unit: settings.kubelet_unit.clone(),
             kubelet_config: settings.kubelet_config.clone(),
+            facts,
             files,
             units,
         }
@@ -61,13 +64,14 @@ impl Concern {
     pub(super) async fn role(&self) -> Result<Role, Error> {
         match self.worker {
             Worker::No => return Ok(Role::Nothing(self.off().unwrap_or_default().to_owned())),
-            Worker::Yes => return Ok(Role::Worker),
+            // What the kubelet is told outweighs what the agent is told of the host.
+            Worker::Yes => return Ok(self.other_runtime().await.map_or(Role::Worker, Role::Alone)),
             Worker::Auto => {}
         }
         if self.kubelet().await? {
-            // A kubelet may have another runtime than containerd.
+            // A kubelet may have another runtime than containerd, which then serves something else, or is not there.
             if self.containerd().await? {
-                return Ok(Role::Worker);
+                return Ok(self.other_runtime().await.map_or(Role::Worker, Role::Alone));
             }
         } else if self.containerd().await? {
             return Ok(Role::Alone(format!(
@@ -83,6 +87,11 @@ impl Concern {
     /// Whether there is a kubelet: its unit, or its configuration.
     pub(super) async fn kubelet(&self) -> Result<bool, Error> {
         self.there(&self.kubelet_unit, &self.kubelet_config).await
+    }
+
+    /// Why the kubelet does not need containerd.
+    async fn other_runtime(&self) -> Option<String> {
+        other_runtime(&(self.facts)().await)
     }
 
     async fn containerd(&self) -> Result<bool, Error> {

@@ -33,13 +33,15 @@ const EACH_SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The sources of this group. `runtime` asks at `settings.containerd_socket`, `files` reads `settings.containerd_config`.
+/// `facts` is asked where something is not well.
 pub fn sources(
     settings: &crate::config::Health,
     runtime: &Arc<dyn Runtime>,
     files: &Arc<dyn RuntimeFiles>,
     units: &Arc<dyn Units>,
+    facts: &FactsLook,
 ) -> Vec<Arc<dyn Source>> {
-    let concern = Arc::new(Concern::new(settings, Arc::clone(files), Arc::clone(units)));
+    let concern = Arc::new(Concern::new(settings, Arc::clone(files), Arc::clone(units), Arc::clone(facts)));
     // Changes when the daemon has come back: what it is asked once in a while is then asked anew.
     let back = Arc::new(tokio::sync::watch::Sender::new(0));
     vec![
@@ -64,9 +66,10 @@ pub fn config_source(
     runtime: &Arc<dyn Runtime>,
     files: &Arc<dyn RuntimeFiles>,
     units: &Arc<dyn Units>,
-    facts: FactsLook,
+    facts: &FactsLook,
 ) -> Arc<ConfigSource> {
-    let concern = Arc::new(Concern::new(settings, Arc::clone(files), Arc::clone(units)));
+    let concern = Arc::new(Concern::new(settings, Arc::clone(files), Arc::clone(units), Arc::clone(facts)));
+    let facts = Arc::clone(facts);
     let kubelet: config::KubeletLook = Arc::new(move || {
         let (concern, facts) = (Arc::clone(&concern), Arc::clone(&facts));
         Box::pin(async move {

@@ -38,18 +38,21 @@ struct Host {
     runtime: Arc<FakeRuntime>,
     files: Arc<FakeFiles>,
     units: Arc<FakeUnits>,
+    kubelet: KubeletFacts,
 }
 
 impl Host {
     /// containerd and a kubelet.
     fn worker() -> Self {
-        Self { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::with(&["containerd.service", "kubelet.service"]) }
+        Self { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::with(&["containerd.service", "kubelet.service"]), kubelet: KubeletFacts::default() }
     }
 
     fn sources(&self, worker: Worker) -> Vec<Arc<dyn Source>> {
         let (runtime, files, units): (Arc<dyn Runtime>, Arc<dyn RuntimeFiles>, Arc<dyn Units>) =
             (self.runtime.clone(), self.files.clone(), self.units.clone());
-        sources(&settings(worker), &runtime, &files, &units)
+        let kubelet = self.kubelet.clone();
+        let facts: FactsLook = Arc::new(move || Box::pin(std::future::ready(kubelet.clone())));
+        sources(&settings(worker), &runtime, &files, &units, &facts)
     }
 
     async fn find(&self, worker: Worker) -> Vec<Finding> {
@@ -65,7 +68,7 @@ impl Host {
 
     /// Nothing there at all.
     fn empty() -> Self {
-        let this = Self { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::new() };
+        let this = Self { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::new(), kubelet: KubeletFacts::default() };
         this.down(Trouble::Missing);
         this
     }
@@ -107,7 +110,7 @@ async fn a_kubelet_with_another_runtime_is_no_fault_of_containerd() {
 
 #[tokio::test]
 async fn dockers_containerd_without_cri_is_no_fault_where_there_is_no_kubelet() {
-    let host = Host { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::with(&["containerd.service"]) };
+    let host = Host { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::with(&["containerd.service"]), kubelet: KubeletFacts::default() };
     host.down(Trouble::Unsupported);
     host.runtime.change(|a| a.plugins = Ok(Vec::new()));
     let findings = host.find(Worker::Auto).await;
@@ -118,8 +121,23 @@ async fn dockers_containerd_without_cri_is_no_fault_where_there_is_no_kubelet() 
 }
 
 #[tokio::test]
+async fn a_containerd_beside_the_kubelets_own_runtime_need_not_be_fit_for_pods() {
+    for endpoint in ["/var/run/crio/crio.sock", "/run/cri-dockerd.sock"] {
+        let mut host = Host::worker();
+        host.kubelet.runtime_endpoint = Some(endpoint.into());
+        host.down(Trouble::Unsupported);
+        host.runtime.change(|a| a.plugins = Ok(Vec::new()));
+        for worker in [Worker::Auto, Worker::Yes] {
+            let findings = host.find(worker).await;
+            assert!(findings.iter().all(|f| matches!(f.state, State::Ok | State::NotApplicable)), "{findings:?}");
+            assert!(findings.iter().any(|f| f.id == "containerd.plugins" && f.seen.contains(endpoint)), "{findings:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_unit_that_nobody_enabled_is_missed_on_workers_only() {
-    let host = Host { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::new() };
+    let host = Host { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::new(), kubelet: KubeletFacts::default() };
     host.down(Trouble::Missing);
     host.units.set(
         "containerd.service",
@@ -134,7 +152,7 @@ async fn a_unit_that_nobody_enabled_is_missed_on_workers_only() {
 
 #[tokio::test]
 async fn a_containerd_that_something_else_started_needs_no_unit() {
-    let host = Host { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::with(&["kubelet.service"]) };
+    let host = Host { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::with(&["kubelet.service"]), kubelet: KubeletFacts::default() };
     assert_eq!(state(&host.find(Worker::Yes).await, "containerd.unit"), State::NotApplicable);
 }
 

@@ -180,6 +180,13 @@ fn with_scene<T>(facts: &Facts, run: impl FnOnce(&Scene<'_>) -> T) -> T {
 /// Sockets of other runtimes, by the ends of their names.
 const OTHERS: [(&str, &str); 3] = [("crio.sock", "CRI-O"), ("cri-dockerd.sock", "cri-dockerd"), ("dockershim.sock", "dockershim")];
 
+/// Says so where a kubelet has another runtime than containerd.
+pub(super) fn other_runtime(kubelet: &KubeletFacts) -> Option<String> {
+    let endpoint = kubelet.runtime_endpoint.as_deref()?;
+    let (_, name) = OTHERS.iter().find(|(end, _)| endpoint.ends_with(end))?;
+    Some(format!("the kubelet's runtime is {name} ({endpoint})"))
+}
+
 impl Scene<'_> {
     /// Why nothing of containerd is on this host.
     fn absent(&self) -> Option<String> {
@@ -197,9 +204,8 @@ impl Scene<'_> {
 
     /// Why no kubelet of this host needs containerd.
     fn unneeded(&self) -> Option<String> {
-        let endpoint = self.facts.kubelet.as_ref().and_then(|k| k.runtime_endpoint.as_deref()).unwrap_or_default();
-        if let Some((_, name)) = OTHERS.iter().find(|(end, _)| endpoint.ends_with(end)) {
-            return Some(format!("the kubelet's runtime is {name} ({endpoint})"));
+        if let Some(why) = self.facts.kubelet.as_ref().and_then(other_runtime) {
+            return Some(why);
         }
         (self.facts.kubelet.is_none() && !self.facts.worker).then(|| "no kubelet here needs it".to_owned())
     }
