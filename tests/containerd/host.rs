@@ -40,7 +40,7 @@ impl Host {
         let runtime: Arc<dyn Runtime> = Arc::new(containerd.runtime());
         let files: Arc<dyn RuntimeFiles> = Arc::new(ContainerdFiles::new(containerd.config_path(), program("containerd")));
         let told: Arc<dyn Units> = units.clone();
-        let kubelet: containerd::FactsLook = Arc::new(|| Box::pin(async { KubeletFacts::default() }));
+        let kubelet: containerd::FactsLook = Arc::new(|| Box::pin(async { Ok(KubeletFacts::default()) }));
         let sources = containerd::sources(&settings(&containerd), &runtime, &files, &told, &kubelet);
         Self { containerd, units, sources }
     }

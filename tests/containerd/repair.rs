@@ -77,7 +77,7 @@ impl Rig {
         let files: Arc<dyn RuntimeFiles> = Arc::new(ContainerdFiles::new(&settings.containerd_config, &settings.containerd_program));
         let kubelet: containerd::config::KubeletLook = Arc::new(|| Box::pin(async { None }));
         let source = Arc::new(ConfigSource::new(&settings, runtime.clone(), files.clone(), kubelet));
-        let facts: containerd::FactsLook = Arc::new(|| Box::pin(async { KubeletFacts::default() }));
+        let facts: containerd::FactsLook = Arc::new(|| Box::pin(async { Ok(KubeletFacts::default()) }));
         let mut sources = containerd::sources(&settings, &runtime, &files, &units, &facts);
         sources.push(source.clone());
         let metrics = Arc::new(Metrics::new());

@@ -33,8 +33,6 @@ pub(super) struct Concern {
     pub(super) unit: String,
     pub(super) socket: PathBuf,
     config: PathBuf,
-    kubelet_unit: String,
-    kubelet_config: PathBuf,
     facts: FactsLook,
     pub(super) files: Arc<dyn RuntimeFiles>,
     pub(super) units: Arc<dyn Units>,
@@ -47,8 +45,6 @@ impl Concern {
             unit: settings.containerd_unit.clone(),
             socket: settings.containerd_socket.clone(),
             config: settings.containerd_config.clone(),
-            kubelet_unit: settings.kubelet_unit.clone(),
-            kubelet_config: settings.kubelet_config.clone(),
             facts,
             files,
             units,
@@ -64,34 +60,19 @@ impl Concern {
     pub(super) async fn role(&self) -> Result<Role, Error> {
         match self.worker {
             Worker::No => return Ok(Role::Nothing(self.off().unwrap_or_default().to_owned())),
-            // What the kubelet is told outweighs what the agent is told of the host.
-            Worker::Yes => return Ok(self.other_runtime().await.map_or(Role::Worker, Role::Alone)),
-            Worker::Auto => {}
+            Worker::Yes | Worker::Auto => {}
         }
-        if self.kubelet().await? {
-            // A kubelet may have another runtime than containerd, which then serves something else, or is not there.
-            if self.containerd().await? {
-                return Ok(self.other_runtime().await.map_or(Role::Worker, Role::Alone));
-            }
-        } else if self.containerd().await? {
-            return Ok(Role::Alone(format!(
-                "there is no kubelet here: neither {} nor {}",
-                self.kubelet_unit,
-                self.kubelet_config.display()
-            )));
+        let told = self.worker == Worker::Yes;
+        // A kubelet may have another runtime than containerd, which then serves something else, or is not there.
+        let why = match (self.facts)().await {
+            Ok(kubelet) => other_runtime(&kubelet),
+            Err(why) => Some(format!("no kubelet here needs it: {why}")).filter(|_| !told),
+        };
+        if told || self.containerd().await? {
+            return Ok(why.map_or(Role::Worker, Role::Alone));
         }
         let (unit, socket, config) = (&self.unit, self.socket.display(), self.config.display());
         Ok(Role::Nothing(format!("there is no containerd here: neither {unit} nor {socket} nor {config}")))
-    }
-
-    /// Whether there is a kubelet: its unit, or its configuration.
-    pub(super) async fn kubelet(&self) -> Result<bool, Error> {
-        self.there(&self.kubelet_unit, &self.kubelet_config).await
-    }
-
-    /// Why the kubelet does not need containerd.
-    async fn other_runtime(&self) -> Option<String> {
-        other_runtime(&(self.facts)().await)
     }
 
     async fn containerd(&self) -> Result<bool, Error> {
