@@ -29,7 +29,10 @@ use super::super::{
     check::{Check, Finding, Group, Mend, State},
     kubelet::facts::KubeletFacts,
 };
-use crate::host::runtime::{ConfigText, Plugin, RuntimeStatus};
+use crate::{
+    error::Trouble,
+    host::runtime::{ConfigText, Plugin, RuntimeStatus},
+};
 
 const fn check(id: &'static str, why: &'static str) -> Check {
     Check { id, group: Group::Containerd, why }
@@ -76,8 +79,9 @@ pub struct Folder {
 pub struct Facts {
     /// Where the main file is, or would be.
     pub main: PathBuf,
-    /// The files, the main one first; an error: why they cannot be read.
-    pub files: Result<Vec<ConfigText>, String>,
+    /// The files, the main one first; an error: why they cannot be read. `Missing`: one that is imported, and without which containerd does not
+    /// start.
+    pub files: Result<Vec<ConfigText>, (Trouble, String)>,
     /// What CRI says.
     pub cri: Cri,
     /// The release of the running daemon.
@@ -303,7 +307,8 @@ impl Scene<'_> {
     /// Why nothing is known of the files.
     fn unread(&self) -> String {
         match &self.facts.files {
-            Err(why) => format!("its files cannot be read: {why}"),
+            Err((Trouble::Missing, _)) => "its files are not all there, see containerd.config-syntax".to_owned(),
+            Err((_, why)) => format!("its files cannot be read: {why}"),
             Ok(_) => "its files cannot be parsed, see containerd.config-syntax".to_owned(),
         }
     }

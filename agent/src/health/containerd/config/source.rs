@@ -15,6 +15,7 @@ use super::{
         check::{Check, Finding, Pace, Source},
         kubelet::facts::KubeletFacts,
     },
+    super::concern::trouble,
     CHECKS, Cri, Facts, Folder, Mended, analyse, mend, wanted,
 };
 use crate::{
@@ -74,7 +75,7 @@ impl ConfigSource {
         let facts = self.gather().await;
         match &facts.files {
             Ok(_) => Ok(mend(&facts)),
-            Err(why) => Err(Error::Look { trouble: Trouble::Failed, message: why.clone() }),
+            Err((trouble, message)) => Err(Error::Look { trouble: *trouble, message: message.clone() }),
         }
     }
 
@@ -98,7 +99,7 @@ impl ConfigSource {
         };
         let mut facts = Facts {
             main: self.settings.containerd_config.clone(),
-            files: files.map_err(|e| e.to_string()),
+            files: files.map_err(|e| trouble(&e)),
             cri,
             version,
             plugins,

@@ -12,8 +12,9 @@ use super::{
         },
         Cri, Facts, analyse,
     },
-    fixtures::{GOOD, alarms, edited, kubelet, one, running},
+    fixtures::{GOOD, MAIN, alarms, edited, kubelet, one, running},
 };
+use crate::error::Trouble;
 
 /// A fault: a name, a release, its files, what else is special; the check, its state, what is said of it, and whether it can be mended.
 struct Faulty {
@@ -155,11 +156,27 @@ fn a_daemon_that_hangs_leaves_unknown_what_only_it_can_tell_and_the_files_are_st
 #[test]
 fn files_that_cannot_be_read_are_unknown_and_what_the_daemon_has_still_counts() {
     let mut facts = running("1.7.24", &[&GOOD.replace("\"io.containerd.runc.v2\"", "\"\"")]);
-    facts.files = Err("/etc/containerd/config.toml: permission denied".into());
+    facts.files = Err((Trouble::Denied, "/etc/containerd/config.toml: permission denied".into()));
     assert_eq!(one(&facts, "containerd.config-syntax").state, State::Unknown);
     let found = one(&facts, "containerd.runtime-type");
     assert_eq!((found.state, found.mend), (State::Failed, None));
     assert!(found.seen.contains("permission denied"));
+}
+
+#[test]
+fn an_import_that_is_not_there_keeps_containerd_from_starting() {
+    let missing = "/etc/containerd/none.toml: does not exist, but /etc/containerd/config.toml imports it";
+    let with = |special: fn(&mut Facts)| {
+        let mut facts = running("1.7.24", &[GOOD]);
+        facts.files = Err((Trouble::Missing, missing.into()));
+        special(&mut facts);
+        one(&facts, "containerd.config-syntax")
+    };
+    for (special, state) in [(same as fn(&mut Facts), State::Degraded), (without_cri, State::Degraded), (down, State::Failed)] {
+        let found = with(special);
+        assert_eq!((found.state, found.subjects.clone()), (state, vec![MAIN.to_owned()]), "{found:#?}");
+        assert!(found.seen.ends_with(missing) && found.remedy.contains("imports"), "{found:#?}");
+    }
 }
 
 #[test]
