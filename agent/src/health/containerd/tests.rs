@@ -171,6 +171,20 @@ async fn packages_of_kubernetes_make_no_worker_before_it_has_joined_a_cluster() 
 }
 
 #[tokio::test]
+async fn an_image_for_sandboxes_is_missed_on_workers_only() {
+    let missing = |host: &Host| {
+        host.runtime
+            .change(|a| a.status.as_mut().expect("it answers").config = serde_json::json!({"sandboxImage": "registry.test/pause:3"}));
+    };
+    let host = Host::worker();
+    missing(&host);
+    assert_eq!(state(&host.find(Worker::Auto).await, "containerd.sandbox"), State::Degraded);
+    let host = Host { units: FakeUnits::with(&["containerd.service"]), kubelet: FakeKubelet::new(), ..Host::worker() };
+    missing(&host);
+    assert_eq!(state(&host.find(Worker::Auto).await, "containerd.sandbox"), State::NotApplicable);
+}
+
+#[tokio::test]
 async fn a_unit_that_nobody_enabled_is_missed_on_workers_only() {
     let host = Host { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::new(), kubelet: FakeKubelet::new() };
     host.down(Trouble::Missing);
