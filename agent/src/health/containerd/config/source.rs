@@ -201,7 +201,8 @@ impl ConfigSource {
 /// Whether that is a word of containerd's program on the files, and not that it was killed, or an error of the system: a copy for it that could
 /// not be written, say.
 fn is_word(message: &str) -> bool {
-    !message.contains("config dump was killed (") && !(message.ends_with(')') && message.contains(" (os error "))
+    let of_system = message.ends_with(')') && message.contains(" (os error ");
+    !of_system && !message.contains("config dump was killed (")
 }
 
 /// Where a change is worth a look: the files' folders, and that of CNI's configuration, which network add-ons write late.
