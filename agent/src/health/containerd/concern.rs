@@ -21,7 +21,8 @@ use crate::{
 pub(super) enum Role {
     /// No worker, and it has no containerd: says why.
     Nothing(String),
-    /// It has a containerd, but no kubelet, or one with another runtime: containerd serves something else, such as Docker, and need not be fit for pods. Says why.
+    /// It has a containerd, but no kubelet, or one with another runtime: containerd serves something else, such as Docker, and need not be fit
+    /// for pods. Says why.
     Alone(String),
     /// A Kubernetes worker.
     Worker,
@@ -58,9 +59,8 @@ impl Concern {
 
     /// What this host is. Only asked when something is not well: then it decides whether that matters.
     pub(super) async fn role(&self) -> Result<Role, Error> {
-        match self.worker {
-            Worker::No => return Ok(Role::Nothing(self.off().unwrap_or_default().to_owned())),
-            Worker::Yes | Worker::Auto => {}
+        if let Some(why) = self.off() {
+            return Ok(Role::Nothing(why.to_owned()));
         }
         let told = self.worker == Worker::Yes;
         // A kubelet may have another runtime than containerd, which then serves something else, or is not there.
