@@ -133,7 +133,7 @@ async fn without_its_image_no_sandbox_is_tried_and_nothing_is_pulled() {
     host.containerd.wait_image(PAUSE, true).await;
     host.containerd.ctr(&["images", "rm", PAUSE]);
     host.containerd.wait_image(PAUSE, false).await;
-    let finding = host.expect("containerd.sandbox", State::Unknown).await;
+    let finding = host.expect("containerd.sandbox", State::Degraded).await;
     assert!(finding.remedy.contains(PAUSE), "{finding:?}");
     assert!(!host.containerd.log().contains("RunPodSandbox") && !host.containerd.log().contains("PullImage"));
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use pvelet_agent::{
     config::{self, Worker},
-    health::{Finding, Source, State, containerd},
+    health::{Finding, Source, State, containerd, kubelet::facts::KubeletFacts},
     host::{
         runtime::{ContainerdFiles, Runtime, RuntimeFiles},
         units::Units,
@@ -40,7 +40,8 @@ impl Host {
         let runtime: Arc<dyn Runtime> = Arc::new(containerd.runtime());
         let files: Arc<dyn RuntimeFiles> = Arc::new(ContainerdFiles::new(containerd.config_path(), program("containerd")));
         let told: Arc<dyn Units> = units.clone();
-        let sources = containerd::sources(&settings(&containerd), &runtime, &files, &told);
+        let kubelet: containerd::FactsLook = Arc::new(|| Box::pin(async { Ok(KubeletFacts::default()) }));
+        let sources = containerd::sources(&settings(&containerd), &runtime, &files, &told, &kubelet);
         Self { containerd, units, sources }
     }
 

@@ -8,6 +8,7 @@ use pvelet_agent::{
     health::{
         Health, State,
         containerd::{self, config::ConfigSource},
+        kubelet::facts::KubeletFacts,
         repair::{Parts, Repairs, Settings},
     },
     host::{
@@ -76,7 +77,8 @@ impl Rig {
         let files: Arc<dyn RuntimeFiles> = Arc::new(ContainerdFiles::new(&settings.containerd_config, &settings.containerd_program));
         let kubelet: containerd::config::KubeletLook = Arc::new(|| Box::pin(async { None }));
         let source = Arc::new(ConfigSource::new(&settings, runtime.clone(), files.clone(), kubelet));
-        let mut sources = containerd::sources(&settings, &runtime, &files, &units);
+        let facts: containerd::FactsLook = Arc::new(|| Box::pin(async { Ok(KubeletFacts::default()) }));
+        let mut sources = containerd::sources(&settings, &runtime, &files, &units, &facts);
         sources.push(source.clone());
         let metrics = Arc::new(Metrics::new());
         let health = Health::start(sources, Arc::new(SystemClock), &metrics);

@@ -98,7 +98,7 @@ async fn repair(containerd: &Containerd, fault: &Fault) -> Repaired {
     match probe.state {
         State::Ok if gone => Repaired::Yes,
         // What it lacks then is no matter of the configuration: the image that it names, or a systemd on this machine.
-        State::Unknown if gone && probe.seen.contains("is not on this host") => Repaired::Gone,
+        State::Degraded if gone && probe.seen.contains("is not on this host") => Repaired::Gone,
         State::Failed if gone && probe.seen.contains("systemd not running on this host") => Repaired::Gone,
         _ => {
             println!("{}: {}", if gone { "no sandbox" } else { "still there" }, probe.seen);

@@ -60,8 +60,9 @@ fn outside(config: &Config, pve: &Arc<dyn Pve>) -> Outside {
     let journal = Arc::new(SystemJournal::new(settings.journal.clone()));
     let machine = Arc::new(MachineHost::new(machine_paths(config)));
 
-    let mender = containerd::config_source(settings, &runtime, &files, &units, facts(settings, &kubelet, &units));
-    let mut sources = containerd::sources(settings, &runtime, &files, &units);
+    let facts = facts(settings, &kubelet, &units);
+    let mender = containerd::config_source(settings, &runtime, &files, &facts);
+    let mut sources = containerd::sources(settings, &runtime, &files, &units, &facts);
     sources.push(Arc::clone(&mender) as Arc<dyn Source>);
     sources.extend(kubelet::sources(settings, kubelet, journal, Arc::clone(&units), runtime));
     sources.extend(machine::sources(settings, Arc::clone(pve), machine, Arc::clone(&units)));
@@ -71,10 +72,10 @@ fn outside(config: &Config, pve: &Arc<dyn Pve>) -> Outside {
 
 /// Reads what containerd and the kubelet must agree on.
 fn facts(settings: &config::Health, kubelet: &Arc<dyn Kubelet>, units: &Arc<dyn Units>) -> containerd::FactsLook {
-    let (settings, kubelet, units) = (settings.clone(), Arc::clone(kubelet), Arc::clone(units));
+    let reader = Arc::new(kubelet::facts::FactsReader::new(settings, Arc::clone(kubelet), Arc::clone(units)));
     Arc::new(move || {
-        let (settings, kubelet, units) = (settings.clone(), Arc::clone(&kubelet), Arc::clone(&units));
-        Box::pin(async move { kubelet::facts::read(&settings, &*kubelet, &*units).await.unwrap_or_default() })
+        let reader = Arc::clone(&reader);
+        Box::pin(async move { reader.read().await })
     })
 }
 

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use super::{FactsLook, config::other_runtime};
 use crate::{
     config::{self, Worker},
     error::{Error, Trouble},
@@ -20,7 +21,8 @@ use crate::{
 pub(super) enum Role {
     /// No worker, and it has no containerd: says why.
     Nothing(String),
-    /// It has a containerd, but no kubelet: containerd serves something else, such as Docker, and need not be fit for pods. Says why.
+    /// It has a containerd, but no kubelet, or one with another runtime: containerd serves something else, such as Docker, and need not be fit
+    /// for pods. Says why.
     Alone(String),
     /// A Kubernetes worker.
     Worker,
@@ -32,21 +34,19 @@ pub(super) struct Concern {
     pub(super) unit: String,
     pub(super) socket: PathBuf,
     config: PathBuf,
-    kubelet_unit: String,
-    kubelet_config: PathBuf,
+    facts: FactsLook,
     pub(super) files: Arc<dyn RuntimeFiles>,
     pub(super) units: Arc<dyn Units>,
 }
 
 impl Concern {
-    pub(super) fn new(settings: &config::Health, files: Arc<dyn RuntimeFiles>, units: Arc<dyn Units>) -> Self {
+    pub(super) fn new(settings: &config::Health, files: Arc<dyn RuntimeFiles>, units: Arc<dyn Units>, facts: FactsLook) -> Self {
         Self {
             worker: settings.worker,
             unit: settings.containerd_unit.clone(),
             socket: settings.containerd_socket.clone(),
             config: settings.containerd_config.clone(),
-            kubelet_unit: settings.kubelet_unit.clone(),
-            kubelet_config: settings.kubelet_config.clone(),
+            facts,
             files,
             units,
         }
@@ -59,30 +59,20 @@ impl Concern {
 
     /// What this host is. Only asked when something is not well: then it decides whether that matters.
     pub(super) async fn role(&self) -> Result<Role, Error> {
-        match self.worker {
-            Worker::No => return Ok(Role::Nothing(self.off().unwrap_or_default().to_owned())),
-            Worker::Yes => return Ok(Role::Worker),
-            Worker::Auto => {}
+        if let Some(why) = self.off() {
+            return Ok(Role::Nothing(why.to_owned()));
         }
-        if self.kubelet().await? {
-            // A kubelet may have another runtime than containerd.
-            if self.containerd().await? {
-                return Ok(Role::Worker);
-            }
-        } else if self.containerd().await? {
-            return Ok(Role::Alone(format!(
-                "there is no kubelet here: neither {} nor {}",
-                self.kubelet_unit,
-                self.kubelet_config.display()
-            )));
+        let told = self.worker == Worker::Yes;
+        // A kubelet may have another runtime than containerd, which then serves something else, or is not there.
+        let why = match (self.facts)().await {
+            Ok(kubelet) => other_runtime(&kubelet),
+            Err(why) => Some(format!("no kubelet here needs it: {why}")).filter(|_| !told),
+        };
+        if told || self.containerd().await? {
+            return Ok(why.map_or(Role::Worker, Role::Alone));
         }
         let (unit, socket, config) = (&self.unit, self.socket.display(), self.config.display());
         Ok(Role::Nothing(format!("there is no containerd here: neither {unit} nor {socket} nor {config}")))
-    }
-
-    /// Whether there is a kubelet: its unit, or its configuration.
-    pub(super) async fn kubelet(&self) -> Result<bool, Error> {
-        self.there(&self.kubelet_unit, &self.kubelet_config).await
     }
 
     async fn containerd(&self) -> Result<bool, Error> {

@@ -34,13 +34,15 @@ const EACH_SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The sources of this group. `runtime` asks at `settings.containerd_socket`, `files` reads `settings.containerd_config`.
+/// `facts` is asked where something is not well.
 pub fn sources(
     settings: &crate::config::Health,
     runtime: &Arc<dyn Runtime>,
     files: &Arc<dyn RuntimeFiles>,
     units: &Arc<dyn Units>,
+    facts: &FactsLook,
 ) -> Vec<Arc<dyn Source>> {
-    let concern = Arc::new(Concern::new(settings, Arc::clone(files), Arc::clone(units)));
+    let concern = Arc::new(Concern::new(settings, Arc::clone(files), Arc::clone(units), Arc::clone(facts)));
     // Changes when the daemon has come back: what it is asked once in a while is then asked anew.
     let back = Arc::new(tokio::sync::watch::Sender::new(0));
     vec![
@@ -56,24 +58,20 @@ fn pace(period: Duration) -> Pace {
     Pace { period, deadline: PATIENCE * 4 }
 }
 
-/// Reads what containerd and the kubelet must agree on.
-pub type FactsLook = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = KubeletFacts> + Send>> + Send + Sync>;
+/// Reads what containerd and the kubelet must agree on. Errors: why there is no kubelet.
+pub type FactsLook = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<KubeletFacts, String>> + Send>> + Send + Sync>;
 
-/// The source of the configuration's checks, which can also mend it. `facts` is asked at each look at a host that has a kubelet.
+/// The source of the configuration's checks, which can also mend it. `facts` is asked at each look.
 pub fn config_source(
     settings: &crate::config::Health,
     runtime: &Arc<dyn Runtime>,
     files: &Arc<dyn RuntimeFiles>,
-    units: &Arc<dyn Units>,
-    facts: FactsLook,
+    facts: &FactsLook,
 ) -> Arc<ConfigSource> {
-    let concern = Arc::new(Concern::new(settings, Arc::clone(files), Arc::clone(units)));
+    let facts = Arc::clone(facts);
     let kubelet: config::KubeletLook = Arc::new(move || {
-        let (concern, facts) = (Arc::clone(&concern), Arc::clone(&facts));
-        Box::pin(async move {
-            // Where that cannot be found out, a kubelet is taken for there: nothing is excused.
-            if concern.kubelet().await.unwrap_or(true) { Some(facts().await) } else { None }
-        })
+        let facts = Arc::clone(&facts);
+        Box::pin(async move { facts().await.ok() })
     });
     Arc::new(ConfigSource::new(settings, Arc::clone(runtime), Arc::clone(files), kubelet))
 }

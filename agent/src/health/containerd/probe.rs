@@ -137,12 +137,13 @@ pub(crate) fn untried(finding: &Finding) -> bool {
     finding.id == ID && finding.seen.ends_with(NO_PULL)
 }
 
-/// To make one would pull it, from a registry that may not be there: that is the kubelet's to do.
+/// To make one would pull it, from a registry that may not be there: that is the kubelet's to do. Pods may well start, so this is no failure; and
+/// it is known, so it must not keep a node from counting as well again, as what cannot be told does.
 pub(crate) fn without_image(image: &str) -> Finding {
-    let mut finding = Finding::unknown(ID, format!("no sandbox was made: its image {image} {NO_PULL}"));
-    finding.remedy =
-        format!("crictl pull {image}; or set in containerd's configuration the sandbox image that is there (see containerd.sandbox-image)");
-    finding.about(image)
+    let remedy = format!(
+        "crictl pull {image}; or set in containerd's configuration the sandbox image that is there (see containerd.sandbox-image). Where it goes again and again: `crictl rmi --prune` may remove {image} while no pod runs"
+    );
+    Finding::degraded(ID, format!("no sandbox was made: its image {image} {NO_PULL}"), remedy).about(image)
 }
 
 /// A sandbox could not be made. Where what was said is known, the remedy is what mends it.
@@ -245,6 +246,7 @@ impl Source for Sandbox {
         // Without a kubelet no pod is wanted here, and an image for sandboxes is not missed. What fails is told all the same where it was tried.
         match finding.state {
             State::Unknown => self.concern.judged(vec![finding]).await,
+            State::Degraded if finding.seen.ends_with(NOT_HERE) => self.concern.judged(vec![finding]).await,
             _ => vec![finding],
         }
     }
@@ -301,8 +303,10 @@ mod tests {
         let (runtime, _, probe) = ready();
         runtime.change(|a| a.images = Ok(Vec::new()));
         let finding = probe.run().await;
-        assert_eq!(finding.state, State::Unknown);
+        assert_eq!(finding.state, State::Degraded, "what is not known would keep the node's taint");
+        assert!(finding.seen.contains("is not on this host"), "{finding:?}");
         assert!(finding.remedy.contains("crictl pull registry.test/pause:3"), "{finding:?}");
+        assert!(finding.remedy.contains("`crictl rmi --prune` may remove registry.test/pause:3"), "{finding:?}");
         assert!(!runtime.calls().iter().any(|c| c == "run_sandbox"));
     }
 

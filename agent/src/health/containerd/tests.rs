@@ -6,8 +6,9 @@ use super::*;
 use crate::{
     config::{Worker, defaults},
     error::Trouble,
-    health::{Finding, State},
+    health::{Finding, State, kubelet::facts::FactsReader},
     host::{
+        kubelet::fake::FakeKubelet,
         runtime::fake::{FakeFiles, FakeRuntime, look},
         units_fake::FakeUnits,
     },
@@ -38,18 +39,38 @@ struct Host {
     runtime: Arc<FakeRuntime>,
     files: Arc<FakeFiles>,
     units: Arc<FakeUnits>,
+    kubelet: Arc<FakeKubelet>,
 }
 
 impl Host {
     /// containerd and a kubelet.
     fn worker() -> Self {
-        Self { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::with(&["containerd.service", "kubelet.service"]) }
+        let this = Self {
+            runtime: FakeRuntime::new(),
+            files: FakeFiles::new(),
+            units: FakeUnits::with(&["containerd.service"]),
+            kubelet: FakeKubelet::new(),
+        };
+        this.join("");
+        this
+    }
+
+    /// A kubelet that has joined a cluster, with this in its configuration.
+    fn join(&self, more: &str) {
+        self.units.set("kubelet.service", FakeUnits::running());
+        let text = format!("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n{more}\n");
+        self.kubelet.write(defaults::KUBELET_CONFIG, text);
     }
 
     fn sources(&self, worker: Worker) -> Vec<Arc<dyn Source>> {
         let (runtime, files, units): (Arc<dyn Runtime>, Arc<dyn RuntimeFiles>, Arc<dyn Units>) =
             (self.runtime.clone(), self.files.clone(), self.units.clone());
-        sources(&settings(worker), &runtime, &files, &units)
+        let reader = Arc::new(FactsReader::new(&settings(worker), self.kubelet.clone(), self.units.clone()));
+        let facts: FactsLook = Arc::new(move || {
+            let reader = reader.clone();
+            Box::pin(async move { reader.read().await })
+        });
+        sources(&settings(worker), &runtime, &files, &units, &facts)
     }
 
     async fn find(&self, worker: Worker) -> Vec<Finding> {
@@ -65,7 +86,7 @@ impl Host {
 
     /// Nothing there at all.
     fn empty() -> Self {
-        let this = Self { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::new() };
+        let this = Self { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::new(), kubelet: FakeKubelet::new() };
         this.down(Trouble::Missing);
         this
     }
@@ -101,32 +122,78 @@ async fn a_host_without_containerd_is_no_worker_unless_it_is_told_to_be_one() {
 #[tokio::test]
 async fn a_kubelet_with_another_runtime_is_no_fault_of_containerd() {
     let host = Host::empty();
-    host.units.set("kubelet.service", FakeUnits::running());
+    host.join("");
     assert!(host.find(Worker::Auto).await.iter().all(|f| f.state == State::NotApplicable));
 }
 
 #[tokio::test]
 async fn dockers_containerd_without_cri_is_no_fault_where_there_is_no_kubelet() {
-    let host = Host { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::with(&["containerd.service"]) };
+    let host = Host {
+        runtime: FakeRuntime::new(),
+        files: FakeFiles::new(),
+        units: FakeUnits::with(&["containerd.service"]),
+        kubelet: FakeKubelet::new(),
+    };
     host.down(Trouble::Unsupported);
     host.runtime.change(|a| a.plugins = Ok(Vec::new()));
     let findings = host.find(Worker::Auto).await;
     assert!(findings.iter().all(|f| matches!(f.state, State::Ok | State::NotApplicable)), "{findings:?}");
     assert_eq!(state(&findings, "containerd.responding"), State::Ok);
-    host.units.set("kubelet.service", FakeUnits::running());
+    host.join("");
     assert_eq!(state(&host.find(Worker::Auto).await, "containerd.plugins"), State::Failed);
 }
 
 #[tokio::test]
+async fn a_containerd_beside_the_kubelets_own_runtime_need_not_be_fit_for_pods() {
+    for endpoint in ["/var/run/crio/crio.sock", "/run/cri-dockerd.sock"] {
+        let host = Host::worker();
+        host.join(&format!("containerRuntimeEndpoint: unix://{endpoint}"));
+        host.down(Trouble::Unsupported);
+        host.runtime.change(|a| a.plugins = Ok(Vec::new()));
+        for worker in [Worker::Auto, Worker::Yes] {
+            let findings = host.find(worker).await;
+            assert!(findings.iter().all(|f| matches!(f.state, State::Ok | State::NotApplicable)), "{findings:?}");
+            assert!(findings.iter().any(|f| f.id == "containerd.plugins" && f.seen.contains(endpoint)), "{findings:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn packages_of_kubernetes_make_no_worker_before_it_has_joined_a_cluster() {
+    let host = Host { kubelet: FakeKubelet::new(), ..Host::worker() };
+    host.runtime.change(|a| a.status.as_mut().expect("it answers").conditions[1].status = false);
+    let findings = host.find(Worker::Auto).await;
+    let found = findings.iter().find(|f| f.id == "containerd.network-ready").expect("it is told");
+    assert_eq!(found.state, State::NotApplicable);
+    assert!(found.seen.contains("has joined no cluster"), "{found:?}");
+    host.join("");
+    assert_eq!(state(&host.find(Worker::Auto).await, "containerd.network-ready"), State::Failed);
+}
+
+#[tokio::test]
+async fn an_image_for_sandboxes_is_missed_on_workers_only() {
+    let missing = |host: &Host| {
+        host.runtime
+            .change(|a| a.status.as_mut().expect("it answers").config = serde_json::json!({"sandboxImage": "registry.test/pause:3"}));
+    };
+    let host = Host::worker();
+    missing(&host);
+    assert_eq!(state(&host.find(Worker::Auto).await, "containerd.sandbox"), State::Degraded);
+    let host = Host { units: FakeUnits::with(&["containerd.service"]), kubelet: FakeKubelet::new(), ..Host::worker() };
+    missing(&host);
+    assert_eq!(state(&host.find(Worker::Auto).await, "containerd.sandbox"), State::NotApplicable);
+}
+
+#[tokio::test]
 async fn a_unit_that_nobody_enabled_is_missed_on_workers_only() {
-    let host = Host { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::new() };
+    let host = Host { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::new(), kubelet: FakeKubelet::new() };
     host.down(Trouble::Missing);
     host.units.set(
         "containerd.service",
         crate::host::units::UnitState { active: "inactive".into(), enabled: "disabled".into(), ..FakeUnits::dead() },
     );
     assert!(host.find(Worker::Auto).await.iter().all(|f| f.state == State::NotApplicable));
-    host.units.set("kubelet.service", FakeUnits::running());
+    host.join("");
     let findings = host.find(Worker::Auto).await;
     assert_eq!(state(&findings, "containerd.unit"), State::Failed);
     assert_eq!(state(&findings, "containerd.responding"), State::Failed);
@@ -134,7 +201,12 @@ async fn a_unit_that_nobody_enabled_is_missed_on_workers_only() {
 
 #[tokio::test]
 async fn a_containerd_that_something_else_started_needs_no_unit() {
-    let host = Host { runtime: FakeRuntime::new(), files: FakeFiles::new(), units: FakeUnits::with(&["kubelet.service"]) };
+    let host = Host {
+        runtime: FakeRuntime::new(),
+        files: FakeFiles::new(),
+        units: FakeUnits::with(&["kubelet.service"]),
+        kubelet: FakeKubelet::new(),
+    };
     assert_eq!(state(&host.find(Worker::Yes).await, "containerd.unit"), State::NotApplicable);
 }
 

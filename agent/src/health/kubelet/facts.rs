@@ -1,8 +1,10 @@
 //! What other checks need to know of the kubelet.
 
-use super::setup::{self, Setup};
+use std::sync::Arc;
+
+use super::setup::{Loaded, Reader, Setup, Standing};
 use crate::{
-    config::{Health, Worker},
+    config::Health,
     host::{kubelet::Kubelet, units::Units},
 };
 
@@ -18,24 +20,33 @@ pub enum CgroupDriver {
 /// What containerd and the kubelet must agree on, as the kubelet has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KubeletFacts {
-    /// `cgroupDriver`; `None`: there is no kubelet, or its configuration cannot be read. Kubelets from 1.31 on ask the runtime (CRI
+    /// `cgroupDriver`; `None`: its configuration is not there or cannot be read. Kubelets from 1.31 on ask the runtime (CRI
     /// `RuntimeConfig`) and take its answer; this is then in force only with a runtime that has none: containerd before 2.0.
     pub cgroup_driver: Option<CgroupDriver>,
+    /// Whether the kubelet's flags or files name a driver, so that it is not merely the default.
+    pub cgroup_driver_set: bool,
     /// `containerRuntimeEndpoint`, without `unix://`; `None`: not told.
     pub runtime_endpoint: Option<String>,
 }
 
-/// Reads the facts. `None`: there is no kubelet on this host. What else is not known is `None` in them, and other checks say why.
-pub async fn read(settings: &Health, kubelet: &dyn Kubelet, units: &dyn Units) -> Option<KubeletFacts> {
-    if settings.worker == Worker::No {
-        return None;
+/// Reads the facts, and whether there is a kubelet, as the kubelet's own checks do.
+pub struct FactsReader(Reader);
+
+impl FactsReader {
+    /// With what it looks at.
+    pub fn new(settings: &Health, kubelet: Arc<dyn Kubelet>, units: Arc<dyn Units>) -> Self {
+        Self(Reader::new(settings, kubelet, units))
     }
-    let unit = setup::state(units, &settings.kubelet_unit).await;
-    let flags = setup::running(kubelet, &unit).await;
-    let exists = unit.as_ref().is_ok_and(|u| u.pid != 0);
-    let setup = setup::setup(settings, kubelet, unit, flags).await;
-    // Without a process and without a configuration there is nothing to disagree with.
-    (exists || setup.config != setup::Loaded::None).then(|| facts(&setup))
+
+    /// What is so now. What is not known is `None` in the facts, and other checks say why. Errors: why this host is no worker.
+    pub async fn read(&self) -> Result<KubeletFacts, String> {
+        match self.0.read().await {
+            Standing::No(why) => Err(why),
+            // Without a process and without a configuration there is nothing to disagree with.
+            Standing::Worker(setup) if setup.config == Loaded::None && setup.flags.is_none() => Ok(KubeletFacts::default()),
+            Standing::Worker(setup) => Ok(facts(&setup)),
+        }
+    }
 }
 
 fn facts(setup: &Setup) -> KubeletFacts {
@@ -44,6 +55,7 @@ fn facts(setup: &Setup) -> KubeletFacts {
     let driver = told("cgroup-driver", config.as_ref().ok().and_then(|c| c.cgroup_driver.as_ref()));
     let endpoint = told("container-runtime-endpoint", config.as_ref().ok().and_then(|c| c.container_runtime_endpoint.as_ref()));
     KubeletFacts {
+        cgroup_driver_set: driver.is_some(),
         cgroup_driver: match driver.as_deref() {
             Some("systemd") => Some(CgroupDriver::Systemd),
             // Whatever else stands there, kubelets take for this.
@@ -63,17 +75,19 @@ mod tests {
         super::testing::{CONFIG, Host},
         *,
     };
-    use crate::host::units_fake::FakeUnits;
+    use crate::{config::Worker, host::units_fake::FakeUnits};
 
     async fn read_of(host: &Host) -> Option<KubeletFacts> {
-        read(&host.settings, &*host.kubelet, &*host.units).await
+        FactsReader::new(&host.settings, host.kubelet.clone(), host.units.clone()).read().await.ok()
     }
 
     #[tokio::test]
     async fn driver_and_endpoint_are_those_in_force() {
         let host = Host::new();
-        let told =
-            |driver, endpoint: Option<&str>| Some(KubeletFacts { cgroup_driver: driver, runtime_endpoint: endpoint.map(str::to_owned) });
+        let with = |cgroup_driver, cgroup_driver_set, endpoint: Option<&str>| {
+            Some(KubeletFacts { cgroup_driver, cgroup_driver_set, runtime_endpoint: endpoint.map(str::to_owned) })
+        };
+        let told = |driver, endpoint| with(driver, true, endpoint);
         host.kubelet
             .write(&host.settings.kubelet_config, format!("{CONFIG}cgroupDriver: systemd\ncontainerRuntimeEndpoint: unix:///run/a.sock\n"));
         assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Systemd), Some("/run/a.sock")));
@@ -81,9 +95,9 @@ mod tests {
         assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Cgroupfs), Some("/run/b.sock")));
         host.flags(&["--config=/var/lib/kubelet/config.yaml"]);
         host.kubelet.write(&host.settings.kubelet_config, CONFIG);
-        assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Cgroupfs), None), "the kubelet's default");
+        assert_eq!(read_of(&host).await, with(Some(CgroupDriver::Cgroupfs), false, None), "the kubelet's default");
         host.kubelet.write(&host.settings.kubelet_config, "kind: [");
-        assert_eq!(read_of(&host).await, told(None, None));
+        assert_eq!(read_of(&host).await, with(None, false, None));
     }
 
     #[tokio::test]
@@ -99,8 +113,16 @@ mod tests {
     #[tokio::test]
     async fn without_a_kubelet_nothing_is_known() {
         assert_eq!(read_of(&Host::bare()).await, None);
+        // Its packages make no worker, here as for the kubelet's own checks.
+        let packages = Host::bare();
+        packages.units.set("kubelet.service", FakeUnits::running());
+        packages.flags(&["--config=/var/lib/kubelet/config.yaml", "--kubeconfig=/etc/kubernetes/kubelet.conf"]);
+        assert_eq!(read_of(&packages).await, None);
         let mut no = Host::new();
         no.settings.worker = Worker::No;
         assert_eq!(read_of(&no).await, None);
+        let mut told = Host::bare();
+        told.settings.worker = Worker::Yes;
+        assert_eq!(read_of(&told).await, Some(KubeletFacts::default()));
     }
 }

@@ -19,7 +19,7 @@ const MOST: u64 = 4 << 20;
 /// printed has to be a configuration, of no lower version than the text.
 ///
 /// # Errors
-/// `Look`: `Missing` without the program, `Silent` when it takes too long, `Failed` with what it says of the text, `Garbled` when it printed no
+/// `Look`: `Missing` without the program, `Silent` when it takes too long, `Failed` with what it says of the text, or that it was killed, `Garbled` when it printed no
 /// configuration.
 pub(super) async fn dump(program: &Path, copy: &Path, main: &Path, text: &str, patience: Duration) -> Result<String, Error> {
     let look = |trouble, message: String| Error::Look { trouble, message };
@@ -31,6 +31,10 @@ pub(super) async fn dump(program: &Path, copy: &Path, main: &Path, text: &str, p
             look(trouble, format!("{}: {message}", program.display()))
         })?;
     let said = complaint(&said).replace(&*copy.to_string_lossy(), &main.to_string_lossy());
+    if status.code().is_none() {
+        // Whatever it had said until then.
+        return Err(look(Trouble::Failed, format!("containerd config dump was killed ({status})")));
+    }
     if !status.success() {
         return Err(look(Trouble::Failed, if said.is_empty() { format!("containerd config dump ended with {status}") } else { said }));
     }
@@ -77,4 +81,25 @@ fn complaint(said: &str) -> String {
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     let why = lines.iter().rev().find_map(|l| l.strip_prefix("containerd: "));
     why.or(lines.last().copied()).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_an_exit_status_is_a_word_on_the_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, config) = (folder.path().join("program"), folder.path().join("config.toml"));
+        let cases = [("exit 1", "unknown word"), ("kill -KILL $$", "containerd config dump was killed (signal: 9 (SIGKILL))")];
+        for (end, wanted) in cases {
+            std::fs::write(&program, format!("#!/bin/sh\necho 'containerd: unknown word' >&2; {end}\n")).unwrap();
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let error = dump(&program, &config, &config, "", Duration::from_secs(60)).await.unwrap_err();
+            assert_eq!(error, Error::Look { trouble: Trouble::Failed, message: wanted.to_owned() });
+        }
+    }
 }

@@ -32,7 +32,10 @@ use super::super::{
     check::{Check, Finding, Group, Mend, State},
     kubelet::facts::KubeletFacts,
 };
-use crate::host::runtime::{ConfigText, Plugin, RuntimeStatus};
+use crate::{
+    error::Trouble,
+    host::runtime::{ConfigText, Plugin, RuntimeStatus},
+};
 
 const fn check(id: &'static str, why: &'static str) -> Check {
     Check { id, group: Group::Containerd, why }
@@ -79,8 +82,9 @@ pub struct Folder {
 pub struct Facts {
     /// Where the main file is, or would be.
     pub main: PathBuf,
-    /// The files, the main one first; an error: why they cannot be read.
-    pub files: Result<Vec<ConfigText>, String>,
+    /// The files, the main one first; an error: why they cannot be read. `Missing`: one that is imported, and without which containerd does not
+    /// start.
+    pub files: Result<Vec<ConfigText>, (Trouble, String)>,
     /// What CRI says.
     pub cri: Cri,
     /// The release of the running daemon.
@@ -91,6 +95,8 @@ pub struct Facts {
     pub builtin: Option<String>,
     /// Why containerd does not take the main file, where that was asked; empty: it takes it.
     pub refusal: Option<String>,
+    /// Whether containerd's program was found to be missing: what is left of its files is nobody's.
+    pub removed: bool,
     /// The kubelet. `None`: there is none on this host.
     pub kubelet: Option<KubeletFacts>,
     /// Whether the host is said to be a worker, so that a missing kubelet excuses nothing.
@@ -186,14 +192,23 @@ fn with_scene<T>(facts: &Facts, run: impl FnOnce(&Scene<'_>) -> T) -> T {
 /// Sockets of other runtimes, by the ends of their names.
 const OTHERS: [(&str, &str); 3] = [("crio.sock", "CRI-O"), ("cri-dockerd.sock", "cri-dockerd"), ("dockershim.sock", "dockershim")];
 
+/// Says so where a kubelet has another runtime than containerd.
+pub(super) fn other_runtime(kubelet: &KubeletFacts) -> Option<String> {
+    let endpoint = kubelet.runtime_endpoint.as_deref()?;
+    let (_, name) = OTHERS.iter().find(|(end, _)| endpoint.ends_with(end))?;
+    Some(format!("the kubelet's runtime is {name} ({endpoint})"))
+}
+
 impl Scene<'_> {
     /// Why nothing of containerd is on this host.
     fn absent(&self) -> Option<String> {
         let nothing = matches!(&self.facts.files, Ok(files) if files.is_empty());
         match &self.facts.cri {
-            Cri::Down(_) if nothing && !self.facts.worker && self.facts.kubelet.is_none() => {
+            Cri::Down(_) if nothing || self.facts.removed => {
+                let why = self.unneeded()?;
                 let (main, socket) = (self.facts.main.display(), self.facts.socket.display());
-                Some(format!("no containerd here: neither {main} nor {socket}"))
+                let left = if nothing { format!("neither {main} nor {socket}") } else { format!("only {main} is left of it") };
+                Some(format!("no containerd here: {left}; {why}"))
             }
             _ => None,
         }
@@ -201,9 +216,8 @@ impl Scene<'_> {
 
     /// Why no kubelet of this host needs containerd.
     fn unneeded(&self) -> Option<String> {
-        let endpoint = self.facts.kubelet.as_ref().and_then(|k| k.runtime_endpoint.as_deref()).unwrap_or_default();
-        if let Some((_, name)) = OTHERS.iter().find(|(end, _)| endpoint.ends_with(end)) {
-            return Some(format!("the kubelet's runtime is {name} ({endpoint})"));
+        if let Some(why) = self.facts.kubelet.as_ref().and_then(other_runtime) {
+            return Some(why);
         }
         (self.facts.kubelet.is_none() && !self.facts.worker).then(|| "no kubelet here needs it".to_owned())
     }
@@ -302,7 +316,8 @@ impl Scene<'_> {
     /// Why nothing is known of the files.
     fn unread(&self) -> String {
         match &self.facts.files {
-            Err(why) => format!("its files cannot be read: {why}"),
+            Err((Trouble::Missing, _)) => "its files are not all there, see containerd.config-syntax".to_owned(),
+            Err((_, why)) => format!("its files cannot be read: {why}"),
             Ok(_) => "its files cannot be parsed, see containerd.config-syntax".to_owned(),
         }
     }

@@ -8,11 +8,14 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use super::{
     super::super::{
         check::{Check, Finding, Pace, Source},
         kubelet::facts::KubeletFacts,
     },
+    super::concern::trouble,
     CHECKS, Cri, Facts, Folder, Mended, analyse, mend, wanted,
 };
 use crate::{
@@ -28,6 +31,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Its program takes a tenth of a second to start.
 const DUMP_PATIENCE: Duration = Duration::from_secs(10);
+/// After so long a question to it that had no answer is asked again.
+const AGAIN: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Reads what the kubelet has; `None`: there is no kubelet on this host.
@@ -40,8 +45,10 @@ struct Asked {
     files: Option<Vec<ConfigText>>,
     /// Whether it refuses them; see [`Facts::refusal`].
     refusal: Option<String>,
-    /// What it has without files, as of this release; an inner `None`: it could not be asked.
-    builtin: Option<(Option<String>, Option<String>)>,
+    /// What it has without files, as of this release.
+    builtin: Option<(Option<String>, String)>,
+    /// Texts to which no answer came: since when, and why.
+    unanswered: Vec<(String, Instant, Error)>,
     /// Folders in which a change is worth a look.
     folders: BTreeSet<PathBuf>,
 }
@@ -73,7 +80,7 @@ impl ConfigSource {
         let facts = self.gather().await;
         match &facts.files {
             Ok(_) => Ok(mend(&facts)),
-            Err(why) => Err(Error::Look { trouble: Trouble::Failed, message: why.clone() }),
+            Err((trouble, message)) => Err(Error::Look { trouble: *trouble, message: message.clone() }),
         }
     }
 
@@ -97,12 +104,13 @@ impl ConfigSource {
         };
         let mut facts = Facts {
             main: self.settings.containerd_config.clone(),
-            files: files.map_err(|e| e.to_string()),
+            files: files.map_err(|e| trouble(&e)),
             cri,
             version,
             plugins,
             builtin: None,
             refusal: None,
+            removed: false,
             kubelet,
             worker: self.settings.worker == Worker::Yes,
             socket: self.settings.containerd_socket.clone(),
@@ -112,7 +120,7 @@ impl ConfigSource {
             cni_bin: Vec::new(),
             links: BTreeMap::new(),
         };
-        facts.refusal = self.refusal(&facts).await;
+        (facts.refusal, facts.removed) = self.refusal(&facts).await;
         facts.builtin = self.builtin(&facts).await;
         let wanted = wanted(&facts);
         if let (Some(image), Cri::Up(_)) = (&wanted.sandbox_image, &facts.cri) {
@@ -143,30 +151,46 @@ impl ConfigSource {
         Folder { path: path.to_owned(), names: self.files.list(path).await.map_err(|e| e.to_string()) }
     }
 
-    /// Whether containerd takes the files; asked once for the same files.
-    async fn refusal(&self, facts: &Facts) -> Option<String> {
-        let files = facts.files.as_ref().ok()?;
+    /// Whether containerd takes the files, and whether it has no program; asked once for the same files.
+    async fn refusal(&self, facts: &Facts) -> (Option<String>, bool) {
+        let Ok(files) = &facts.files else { return (None, false) };
         {
             let asked = self.asked();
             if asked.files.as_ref() == Some(files) {
-                return asked.refusal.clone();
+                return (asked.refusal.clone(), false);
             }
         }
-        let refusal = match files.first() {
-            None => None,
-            Some(main) => match self.files.dump(&main.text, DUMP_PATIENCE).await {
-                Ok(_) => Some(String::new()),
-                Err(Error::Look { trouble: Trouble::Failed, message }) => Some(message),
-                // No program, or no answer: that says nothing about the files.
-                Err(_) => None,
-            },
+        let Some(main) = files.first() else { return (None, false) };
+        let (refusal, removed) = match self.dump(&main.text).await {
+            Ok(_) => (Some(String::new()), false),
+            Err(Error::Look { trouble: Trouble::Failed, message }) if is_word(&message) => (Some(message), false),
+            // No program, or no answer: that says nothing about the files.
+            Err(error) => return (None, matches!(error, Error::Look { trouble: Trouble::Missing, .. })),
         };
         let mut asked = self.asked();
         asked.files = Some(files.clone());
         asked.refusal.clone_from(&refusal);
         // A changed file may come with a changed program.
         asked.builtin = None;
-        refusal
+        (refusal, removed)
+    }
+
+    /// Asks containerd's program. What did not come to an answer is asked again, but not at each look: that would write and start something
+    /// each time.
+    async fn dump(&self, text: &str) -> Result<String, Error> {
+        {
+            let asked = self.asked();
+            if let Some((_, _, error)) = asked.unanswered.iter().find(|(of, since, _)| *of == text && since.elapsed() < AGAIN) {
+                return Err(error.clone());
+            }
+        }
+        let answer = self.files.dump(text, DUMP_PATIENCE).await;
+        let mut asked = self.asked();
+        asked.unanswered.retain(|(of, since, _)| *of != text && since.elapsed() < AGAIN);
+        if let Err(error) = &answer {
+            asked.unanswered.push((text.to_owned(), Instant::now(), error.clone()));
+        }
+        answer
     }
 
     /// What containerd has without files, where that is needed; asked once for a release.
@@ -177,13 +201,20 @@ impl ConfigSource {
         {
             let asked = self.asked();
             if let Some((_, builtin)) = asked.builtin.as_ref().filter(|(version, _)| *version == facts.version) {
-                return builtin.clone();
+                return Some(builtin.clone());
             }
         }
-        let builtin = self.files.dump("", DUMP_PATIENCE).await.ok();
+        let builtin = self.dump("").await.ok()?;
         self.asked().builtin = Some((facts.version.clone(), builtin.clone()));
-        builtin
+        Some(builtin)
     }
+}
+
+/// Whether that is a word of containerd's program on the files, and not that it was killed, or an error of the system: a copy for it that could
+/// not be written, say.
+fn is_word(message: &str) -> bool {
+    let of_system = message.ends_with(')') && message.contains(" (os error ");
+    !of_system && !message.contains("config dump was killed (")
 }
 
 /// Where a change is worth a look: the files' folders, and that of CNI's configuration, which network add-ons write late.

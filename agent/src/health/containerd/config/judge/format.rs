@@ -5,18 +5,23 @@ use super::super::{
     declared::{CRI, Declared, IMAGES, RUNTIME, SHORT, Section, root_place},
     text::{Text, find, table},
 };
+use crate::error::Trouble;
 
 const SYNTAX: &str = "containerd.config-syntax";
 const VERSION: &str = "containerd.config-version";
 
 pub(super) fn syntax(scene: &Scene<'_>) -> Finding {
+    let (state, start) =
+        if scene.runs() { (State::Degraded, "not yet in force, but containerd does not start again: ") } else { (State::Failed, "") };
     let files = match &scene.facts.files {
-        Err(why) => return Finding::unknown(SYNTAX, format!("the configuration cannot be read: {why}")),
+        Err((Trouble::Missing, why)) => {
+            let remedy = "put that file back, or take it out of `imports`; `containerd config dump` says whether it is taken".to_owned();
+            return Finding { remedy, ..Finding::new(SYNTAX, state, format!("{start}{why}")) }.about(scene.main());
+        }
+        Err((_, why)) => return Finding::unknown(SYNTAX, format!("the configuration cannot be read: {why}")),
         Ok(files) if files.is_empty() => return Finding::ok(SYNTAX, format!("there is no {}: containerd has its defaults", scene.main())),
         Ok(files) => files,
     };
-    let (state, start) =
-        if scene.runs() { (State::Degraded, "not yet in force, but containerd does not start again: ") } else { (State::Failed, "") };
     let broken = scene.texts.iter().enumerate().find_map(|(n, t)| Some((n, t, t.document.as_ref().err()?)));
     if let Some((_, text, syntax)) = broken {
         let at = format!("{}:{}:{}", text.path.display(), syntax.line, syntax.column);

@@ -42,6 +42,9 @@ pub(super) fn sandbox(scene: &Scene<'_>) -> Finding {
 }
 
 pub(super) fn snapshotter(scene: &Scene<'_>) -> Finding {
+    if let Some(why) = scene.unneeded() {
+        return Finding::not_applicable(SNAPSHOTTER, why);
+    }
     let Some(plugins) = &scene.facts.plugins else {
         let why = match &scene.facts.cri {
             Cri::Down(why) | Cri::Unclear(why) => why.as_str(),

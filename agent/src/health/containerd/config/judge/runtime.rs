@@ -56,5 +56,8 @@ fn judge(scene: &Scene<'_>, view: &View) -> Verdict {
 }
 
 pub(super) fn runtime_type(scene: &Scene<'_>) -> Finding {
+    if let Some(why) = scene.unneeded() {
+        return Finding::not_applicable(ID, why);
+    }
     scene.told(ID, |view| judge(scene, view))
 }

@@ -274,8 +274,23 @@ fn table() -> Vec<Healthy> {
             status.conditions[1].status = false;
         }),
         ("a kubelet with CRI-O beside", "1.7.24", vec![""], |f| {
-            f.kubelet =
-                Some(KubeletFacts { cgroup_driver: Some(CgroupDriver::Systemd), runtime_endpoint: Some("/var/run/crio/crio.sock".into()) });
+            f.kubelet = Some(KubeletFacts { runtime_endpoint: Some("/var/run/crio/crio.sock".into()), ..kubelet(CgroupDriver::Systemd) });
+        }),
+        ("a kubelet with CRI-O, containerd beside it without CRI", "1.7.24", vec![GOOD], |f| {
+            f.kubelet.as_mut().unwrap().runtime_endpoint = Some("/var/run/crio/crio.sock".into());
+            f.cri = Cri::NotLoaded;
+            f.plugins = None;
+        }),
+        ("a kubelet with CRI-O, and no containerd", "1.7.24", vec![], |f| {
+            f.kubelet.as_mut().unwrap().runtime_endpoint = Some("/var/run/crio/crio.sock".into());
+            f.cri = Cri::Down("no such file".into());
+            f.plugins = None;
+        }),
+        ("no kubelet, and a file that a removed containerd left", "1.7.24", vec![GOOD], |f| {
+            f.kubelet = None;
+            f.cri = Cri::Down("no such file".into());
+            f.plugins = None;
+            f.removed = true;
         }),
         ("a link to the socket, which the kubelet asks", "1.7.24", vec![GOOD], |f| {
             f.kubelet.as_mut().unwrap().runtime_endpoint = Some("/run/containerd.sock".into());
@@ -324,6 +339,9 @@ fn unusual_but_healthy_configurations_give_no_alarm() {
         (facts.plugins, facts.sandbox_image, facts.version) = (None, None, None);
         let findings = analyse(&facts);
         assert!(findings.iter().all(|f| !matches!(f.state, State::Failed | State::Degraded)), "{name}: {findings:#?}");
+        let unneeded = facts.kubelet.as_ref().is_none_or(|k| k.runtime_endpoint.as_deref().is_some_and(|e| e.ends_with("crio.sock")));
+        assert!(!unneeded || findings.iter().all(|f| f.state != State::Unknown), "{name}: {findings:#?}");
+        assert!(!facts.removed || findings.iter().all(|f| f.state == State::NotApplicable), "{name}: {findings:#?}");
         assert_eq!(super::super::mend(&facts), [], "{name}");
     }
 }

@@ -107,6 +107,36 @@ async fn the_program_is_started_for_changed_files_only() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_no_word_on_the_files_is_no_refusal_and_asked_again() {
+    for (trouble, message) in [
+        (Trouble::Failed, "/etc/containerd/.config.toml.pvelet-new-1-1: No space left on device (os error 28)"),
+        (Trouble::Failed, "/etc/containerd/.config.toml.pvelet-new-1-1: Read-only file system (os error 30)"),
+        (Trouble::Failed, "containerd config dump was killed (signal: 9 (SIGKILL))"),
+        (Trouble::Silent, "containerd config dump did not end within 10000 ms"),
+    ] {
+        let (runtime, files) = healthy(GOOD);
+        runtime.change(|a| a.status = Err(look(Trouble::Refused, "connection refused")));
+        let started = Arc::new(AtomicUsize::new(0));
+        let counter = started.clone();
+        files.on_dump(move |_| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            Err(look(trouble, message))
+        });
+        let source = source(&settings(MAIN), &runtime, &files);
+        for _ in 0..3 {
+            assert_eq!(find(&source.look().await, "containerd.config-syntax").state, State::Ok, "{message}");
+        }
+        assert_eq!(started.load(Ordering::SeqCst), 2, "the files and the defaults, not at each look");
+        // The same files, once there is an answer.
+        files.on_dump(|_| Err(look(Trouble::Failed, "unknown word")));
+        tokio::time::advance(Duration::from_secs(61)).await;
+        let findings = source.look().await;
+        let found = find(&findings, "containerd.config-syntax");
+        assert!(found.state == State::Failed && found.seen.contains("unknown word"), "{found:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_daemon_that_hangs_is_asked_one_question_and_the_files_are_judged() {
     let (runtime, files) = healthy(&GOOD.replace("\"io.containerd.runc.v2\"", "\"\""));
     runtime.change(|a| a.silent = true);
@@ -128,6 +158,15 @@ async fn without_containerd_and_without_a_kubelet_nothing_applies() {
     let none: KubeletLook = Arc::new(|| Box::pin(async { None }));
     let source = ConfigSource::new(&settings(MAIN), runtime.clone(), files.clone(), none);
     assert!(source.look().await.iter().all(|f| f.state == State::NotApplicable));
+    // Removed, but for a file with which it would not even start.
+    let left = FakeFiles::with("version = 9\n");
+    left.on_dump(|_| Err(look(Trouble::Missing, "/usr/bin/containerd: does not exist")));
+    let none: KubeletLook = Arc::new(|| Box::pin(async { None }));
+    let source = ConfigSource::new(&settings(MAIN), runtime, left, none);
+    for _ in 0..2 {
+        let findings = source.look().await;
+        assert!(findings.iter().all(|f| f.state == State::NotApplicable && f.seen.contains("is left of it")), "{findings:#?}");
+    }
     let (runtime, files) = healthy("disabled_plugins = [\"cri\"]\n");
     let no = ConfigSource::new(&Health { worker: Worker::No, ..settings(MAIN) }, runtime.clone(), files, worker());
     assert!(no.look().await.iter().all(|f| f.state == State::NotApplicable));

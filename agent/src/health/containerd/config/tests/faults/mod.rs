@@ -12,8 +12,9 @@ use super::{
         },
         Cri, Facts, analyse,
     },
-    fixtures::{GOOD, alarms, edited, kubelet, one, running},
+    fixtures::{GOOD, MAIN, alarms, edited, kubelet, one, running},
 };
+use crate::error::Trouble;
 
 /// A fault: a name, a release, its files, what else is special; the check, its state, what is said of it, and whether it can be mended.
 struct Faulty {
@@ -186,11 +187,50 @@ fn folders_of_cni_that_cannot_be_read_are_unknown_and_plugins_elsewhere_still_co
 #[test]
 fn files_that_cannot_be_read_are_unknown_and_what_the_daemon_has_still_counts() {
     let mut facts = running("1.7.24", &[&GOOD.replace("\"io.containerd.runc.v2\"", "\"\"")]);
-    facts.files = Err("/etc/containerd/config.toml: permission denied".into());
+    facts.files = Err((Trouble::Denied, "/etc/containerd/config.toml: permission denied".into()));
     assert_eq!(one(&facts, "containerd.config-syntax").state, State::Unknown);
     let found = one(&facts, "containerd.runtime-type");
     assert_eq!((found.state, found.mend), (State::Failed, None));
     assert!(found.seen.contains("permission denied"));
+}
+
+#[test]
+fn an_import_that_is_not_there_keeps_containerd_from_starting() {
+    let missing = "/etc/containerd/none.toml: does not exist, but /etc/containerd/config.toml imports it";
+    let with = |special: fn(&mut Facts)| {
+        let mut facts = running("1.7.24", &[GOOD]);
+        facts.files = Err((Trouble::Missing, missing.into()));
+        special(&mut facts);
+        one(&facts, "containerd.config-syntax")
+    };
+    for (special, state) in [(same as fn(&mut Facts), State::Degraded), (without_cri, State::Degraded), (down, State::Failed)] {
+        let found = with(special);
+        assert_eq!((found.state, found.subjects.clone()), (state, vec![MAIN.to_owned()]), "{found:#?}");
+        assert!(found.seen.ends_with(missing) && found.remedy.contains("imports"), "{found:#?}");
+    }
+}
+
+#[test]
+fn a_driver_that_the_kubelet_sets_against_2_x_may_be_in_force_before_1_31() {
+    let table = [
+        ("systemd", CgroupDriver::Systemd, "false", true, State::Degraded),
+        ("cgroupfs", CgroupDriver::Cgroupfs, "true", true, State::Degraded),
+        ("the same", CgroupDriver::Systemd, "true", true, State::Ok),
+        ("the kubelet's default", CgroupDriver::Cgroupfs, "true", false, State::Ok),
+    ];
+    for (name, driver, value, set, state) in table {
+        for (version, file) in [("v2.0.3", "version = 3"), ("v2.3.4", "version = 2")] {
+            let plugin = if file.ends_with('3') { "io.containerd.cri.v1.runtime" } else { "io.containerd.grpc.v1.cri" };
+            let text = format!("{file}\n[plugins.'{plugin}'.containerd.runtimes.runc.options]\nSystemdCgroup = {value}\n");
+            let mut facts = running(version, &[&text]);
+            let kubelet = facts.kubelet.as_mut().unwrap();
+            (kubelet.cgroup_driver, kubelet.cgroup_driver_set) = (Some(driver), set);
+            let found = one(&facts, "containerd.cgroup-driver");
+            assert_eq!((found.state, &found.mend), (state, &None), "{name}: {found:#?}");
+            let told = found.seen.contains("a kubelet before 1.31 does not ask containerd") && !found.remedy.is_empty();
+            assert_eq!(told, state == State::Degraded, "{name}: {found:#?}");
+        }
+    }
 }
 
 #[test]
