@@ -45,7 +45,7 @@ pub(crate) fn files(place: &Place) -> Arc<ContainerdFiles> {
 pub(crate) fn source(containerd: &Containerd, driver: CgroupDriver) -> ConfigSource {
     let endpoint = containerd.place().socket().display().to_string();
     let kubelet: KubeletLook = Arc::new(move || {
-        let facts = KubeletFacts { cgroup_driver: Some(driver), runtime_endpoint: Some(endpoint.clone()), ..KubeletFacts::default() };
+        let facts = KubeletFacts { cgroup_driver: Some(driver), runtime_endpoint: Some(endpoint.clone()) };
         Box::pin(async move { Some(facts) })
     });
     ConfigSource::new(&settings(containerd.place()), Arc::new(containerd.runtime()), files(containerd.place()), kubelet)
@@ -325,11 +325,8 @@ async fn a_missing_network_is_told_and_its_coming_stirs_the_source() {
 #[tokio::test]
 async fn a_kubelet_that_asks_elsewhere_is_told() {
     let containerd = worker().await;
-    let facts = KubeletFacts {
-        cgroup_driver: Some(CgroupDriver::Cgroupfs),
-        runtime_endpoint: Some("/run/containerd/containerd.sock".into()),
-        ..KubeletFacts::default()
-    };
+    let facts =
+        KubeletFacts { cgroup_driver: Some(CgroupDriver::Cgroupfs), runtime_endpoint: Some("/run/containerd/containerd.sock".into()) };
     let kubelet: KubeletLook = Arc::new(move || {
         let facts = facts.clone();
         Box::pin(async move { Some(facts) })

@@ -23,8 +23,6 @@ pub struct KubeletFacts {
     /// `cgroupDriver`; `None`: its configuration is not there or cannot be read. Kubelets from 1.31 on ask the runtime (CRI
     /// `RuntimeConfig`) and take its answer; this is then in force only with a runtime that has none: containerd before 2.0.
     pub cgroup_driver: Option<CgroupDriver>,
-    /// Whether the kubelet's flags or files name a driver, so that it is not merely the default.
-    pub cgroup_driver_set: bool,
     /// `containerRuntimeEndpoint`, without `unix://`; `None`: not told.
     pub runtime_endpoint: Option<String>,
 }
@@ -55,7 +53,6 @@ fn facts(setup: &Setup) -> KubeletFacts {
     let driver = told("cgroup-driver", config.as_ref().ok().and_then(|c| c.cgroup_driver.as_ref()));
     let endpoint = told("container-runtime-endpoint", config.as_ref().ok().and_then(|c| c.container_runtime_endpoint.as_ref()));
     KubeletFacts {
-        cgroup_driver_set: driver.is_some(),
         cgroup_driver: match driver.as_deref() {
             Some("systemd") => Some(CgroupDriver::Systemd),
             // Whatever else stands there, kubelets take for this.
@@ -84,10 +81,8 @@ mod tests {
     #[tokio::test]
     async fn driver_and_endpoint_are_those_in_force() {
         let host = Host::new();
-        let with = |cgroup_driver, cgroup_driver_set, endpoint: Option<&str>| {
-            Some(KubeletFacts { cgroup_driver, cgroup_driver_set, runtime_endpoint: endpoint.map(str::to_owned) })
-        };
-        let told = |driver, endpoint| with(driver, true, endpoint);
+        let told =
+            |driver, endpoint: Option<&str>| Some(KubeletFacts { cgroup_driver: driver, runtime_endpoint: endpoint.map(str::to_owned) });
         host.kubelet
             .write(&host.settings.kubelet_config, format!("{CONFIG}cgroupDriver: systemd\ncontainerRuntimeEndpoint: unix:///run/a.sock\n"));
         assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Systemd), Some("/run/a.sock")));
@@ -95,9 +90,9 @@ mod tests {
         assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Cgroupfs), Some("/run/b.sock")));
         host.flags(&["--config=/var/lib/kubelet/config.yaml"]);
         host.kubelet.write(&host.settings.kubelet_config, CONFIG);
-        assert_eq!(read_of(&host).await, with(Some(CgroupDriver::Cgroupfs), false, None), "the kubelet's default");
+        assert_eq!(read_of(&host).await, told(Some(CgroupDriver::Cgroupfs), None), "the kubelet's default");
         host.kubelet.write(&host.settings.kubelet_config, "kind: [");
-        assert_eq!(read_of(&host).await, with(None, false, None));
+        assert_eq!(read_of(&host).await, told(None, None));
     }
 
     #[tokio::test]

@@ -4,7 +4,6 @@ use super::super::{
     super::super::kubelet::facts::CgroupDriver,
     Fault, Finding, Generation, Scene, Verdict,
     declared::Key,
-    text::Place,
     view::{Cgroup, RUNTIME_V1, View},
 };
 
@@ -78,10 +77,13 @@ fn judge_driver(scene: &Scene<'_>, view: &View) -> Verdict {
         }
     }
     let Some(driver) = wanted_driver(scene) else {
-        return match scene.generation {
-            Generation::Two { .. } => judge_told(scene, view, place(&view.default_runtime)),
-            Generation::One { .. } => Ok("who manages cgroups for the kubelet is not known".to_owned()),
-        };
+        return Ok(match scene.generation {
+            Generation::Two { .. } => {
+                let on = view.default().is_some_and(|r| r.cgroup.on());
+                format!("cgroups are managed by {}, which {} tells the kubelet (from 1.31 on)", manager(on), scene.generation)
+            }
+            Generation::One { .. } => "who manages cgroups for the kubelet is not known".to_owned(),
+        });
     };
     let wanted = driver == CgroupDriver::Systemd;
     let has = |name: &str| {
@@ -113,30 +115,6 @@ fn judge_driver(scene: &Scene<'_>, view: &View) -> Verdict {
     match has(name) {
         Some(_) => Ok(format!("both the kubelet and the default runtime {name:?} leave cgroups to {}", manager(wanted))),
         None => Ok(format!("the default runtime {name:?} manages cgroups its own way")),
-    }
-}
-
-/// Of 2.x, which tells the kubelet who manages cgroups. Whether this kubelet asks, only its version would say.
-fn judge_told(scene: &Scene<'_>, view: &View, place: Option<Place>) -> Verdict {
-    let default = view.default().filter(|r| r.is_runc());
-    let on = default.is_some_and(|r| r.cgroup.on());
-    let asked = scene.facts.kubelet.as_ref().filter(|k| k.cgroup_driver_set).and_then(|k| k.cgroup_driver);
-    match asked.map(|driver| driver == CgroupDriver::Systemd).filter(|wanted| default.is_some() && *wanted != on) {
-        Some(wanted) => {
-            let seen = format!(
-                "a kubelet before 1.31 does not ask containerd: then cgroups are managed by {} for the kubelet, whose configuration says so, by {} for the default runtime {:?}",
-                manager(wanted),
-                manager(on),
-                view.default_runtime
-            );
-            let remedy = format!(
-                "set `SystemdCgroup = {wanted}` in the options of the runtime {:?} and restart containerd and the kubelet, or set cgroupDriver of the kubelet to {}",
-                view.default_runtime,
-                manager(on)
-            );
-            Err(Fault::degraded(seen, remedy).at(place))
-        }
-        None => Ok(format!("cgroups are managed by {}, which {} tells the kubelet (from 1.31 on)", manager(on), scene.generation)),
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn status(config: Value) -> RuntimeStatus {
 }
 
 pub(super) fn kubelet(driver: CgroupDriver) -> KubeletFacts {
-    KubeletFacts { cgroup_driver: Some(driver), cgroup_driver_set: false, runtime_endpoint: Some(SOCKET.into()) }
+    KubeletFacts { cgroup_driver: Some(driver), runtime_endpoint: Some(SOCKET.into()) }
 }
 
 pub(super) fn folder(path: impl Into<PathBuf>, names: &[&str]) -> Folder {

@@ -274,7 +274,8 @@ fn table() -> Vec<Healthy> {
             status.conditions[1].status = false;
         }),
         ("a kubelet with CRI-O beside", "1.7.24", vec![""], |f| {
-            f.kubelet = Some(KubeletFacts { runtime_endpoint: Some("/var/run/crio/crio.sock".into()), ..kubelet(CgroupDriver::Systemd) });
+            f.kubelet =
+                Some(KubeletFacts { cgroup_driver: Some(CgroupDriver::Systemd), runtime_endpoint: Some("/var/run/crio/crio.sock".into()) });
         }),
         ("a kubelet with CRI-O, containerd beside it without CRI", "1.7.24", vec![GOOD], |f| {
             f.kubelet.as_mut().unwrap().runtime_endpoint = Some("/var/run/crio/crio.sock".into());

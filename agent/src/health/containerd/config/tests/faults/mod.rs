@@ -211,29 +211,6 @@ fn an_import_that_is_not_there_keeps_containerd_from_starting() {
 }
 
 #[test]
-fn a_driver_that_the_kubelet_sets_against_2_x_may_be_in_force_before_1_31() {
-    let table = [
-        ("systemd", CgroupDriver::Systemd, "false", true, State::Degraded),
-        ("cgroupfs", CgroupDriver::Cgroupfs, "true", true, State::Degraded),
-        ("the same", CgroupDriver::Systemd, "true", true, State::Ok),
-        ("the kubelet's default", CgroupDriver::Cgroupfs, "true", false, State::Ok),
-    ];
-    for (name, driver, value, set, state) in table {
-        for (version, file) in [("v2.0.3", "version = 3"), ("v2.3.4", "version = 2")] {
-            let plugin = if file.ends_with('3') { "io.containerd.cri.v1.runtime" } else { "io.containerd.grpc.v1.cri" };
-            let text = format!("{file}\n[plugins.'{plugin}'.containerd.runtimes.runc.options]\nSystemdCgroup = {value}\n");
-            let mut facts = running(version, &[&text]);
-            let kubelet = facts.kubelet.as_mut().unwrap();
-            (kubelet.cgroup_driver, kubelet.cgroup_driver_set) = (Some(driver), set);
-            let found = one(&facts, "containerd.cgroup-driver");
-            assert_eq!((found.state, &found.mend), (state, &None), "{name}: {found:#?}");
-            let told = found.seen.contains("a kubelet before 1.31 does not ask containerd") && !found.remedy.is_empty();
-            assert_eq!(told, state == State::Degraded, "{name}: {found:#?}");
-        }
-    }
-}
-
-#[test]
 fn passwords_are_in_no_finding() {
     let secret = "[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"r.example\".auth]\npassword = \"hunter2\n";
     for text in [format!("{GOOD}{secret}"), secret.replace('\n', "\"\n")] {
