@@ -246,7 +246,7 @@ impl Source for Sandbox {
         // Without a kubelet no pod is wanted here, and an image for sandboxes is not missed. What fails is told all the same where it was tried.
         match finding.state {
             State::Unknown => self.concern.judged(vec![finding]).await,
-            State::Degraded if finding.seen.ends_with(NOT_HERE) => self.concern.judged(vec![finding]).await,
+            State::Degraded if untried(&finding) => self.concern.judged(vec![finding]).await,
             _ => vec![finding],
         }
     }

@@ -59,7 +59,9 @@ fn facts(setup: &Setup) -> KubeletFacts {
             Some(_) => Some(CgroupDriver::Cgroupfs),
             // The default is in force where nothing else is told, and that is known only of flags or a file that were read: what runs in the
             // unit may be a wrapper, or another program that brings a kubelet of its own.
-            None => (config.is_ok() && (setup.flags.is_some() || setup.config != setup::Loaded::None)).then_some(CgroupDriver::Cgroupfs),
+            None => {
+                (config.is_ok() && (setup.flags.is_some() || setup.config != super::setup::Loaded::None)).then_some(CgroupDriver::Cgroupfs)
+            }
         },
         runtime_endpoint: endpoint.filter(|e| !e.is_empty()).map(|e| e.strip_prefix("unix://").unwrap_or(&e).to_owned()),
     }
@@ -97,7 +99,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_default_driver_is_told_only_of_a_kubelet_that_was_seen() {
-        let host = Host::bare();
+        let mut host = Host::bare();
+        host.settings.worker = Worker::Yes;
         host.units.set(&host.settings.kubelet_unit, FakeUnits::running());
         host.kubelet.change(|w| w.processes.insert(4711, ["/usr/local/bin/k3s", "agent"].map(str::to_owned).into()));
         assert_eq!(read_of(&host).await, Some(KubeletFacts::default()));

@@ -42,9 +42,21 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// One run of the agent. Returns how the operation ended, when it did.
 fn agent(dir: &Path, host: &Host, faults: &[(usize, Fault)], asks: bool) -> Option<v1::Operation> {
+    agent_with(dir, host, faults, asks, (RepairPolicy::OnRequest, true))
+}
+
+/// As [`agent`], with a policy and whether it manages.
+fn agent_with(
+    dir: &Path,
+    host: &Host,
+    faults: &[(usize, Fault)],
+    asks: bool,
+    (policy, manage): (RepairPolicy, bool),
+) -> Option<v1::Operation> {
     let runtime = runtime();
     let ended = runtime.block_on(async {
-        let rig = open(dir, host, RepairPolicy::OnRequest).await;
+        let rig = open(dir, host, policy).await;
+        rig.repairs.set_manage(manage);
         faults.iter().for_each(|(at, fault)| rig.process.at(*at, fault.clone()));
         let work = async {
             rig.repairs.settle();
@@ -68,14 +80,9 @@ fn what_was_left_half_done_is_put_back_where_nothing_may_be_repaired_any_more() 
         // run, mend, save, dump, back_up, state, replace
         agent(dir.path(), &host, &[(7, Fault::KillAfter)], true);
         assert_eq!(host.lock().file, NEW);
-        let ended = runtime().block_on(async {
-            let rig = open(dir.path(), &host, policy).await;
-            rig.repairs.set_manage(manage);
-            rig.repairs.settle();
-            rig.idle().await;
-            rig.ops.list(&v1::ListOperationsRequest::default()).unwrap().operations.pop().unwrap()
-        });
-        assert_eq!((host.lock().file.as_str(), host.lock().running.as_deref()), (OLD, Some(OLD)));
+        let ended = agent_with(dir.path(), &host, &[], false, (policy, manage)).unwrap();
+        let model = host.lock().clone();
+        assert_eq!((model.file.as_str(), model.running.as_deref()), (OLD, Some(OLD)));
         assert_eq!(reason(&ended), "AGENT_RESTARTED");
     }
 }

@@ -40,7 +40,6 @@ pub(super) struct Rig {
     pub(super) host: Host,
     pub(super) process: Arc<Process>,
     pub(super) ops: Arc<Operations>,
-    pub(super) vms: Vms,
     pub(super) repairs: Repairs,
     pub(super) metrics: Arc<Metrics>,
     #[allow(dead_code, reason = "holds the journal's folder")]
@@ -68,7 +67,7 @@ pub(super) async fn open(dir: &Path, host: &Host, policy: RepairPolicy) -> Rig {
     let settings =
         Settings { manage: true, policy, limit_per_hour: 2, patience: Duration::from_secs(30), containerd_unit: UNIT.to_owned(), identity };
     let repairs = Repairs::open(&vms, parts, settings).await;
-    Rig { host: host.clone(), process, ops, vms, repairs, metrics, dir: None }
+    Rig { host: host.clone(), process, ops, repairs, metrics, dir: None }
 }
 
 pub(super) async fn rig(world: World, policy: RepairPolicy) -> Rig {

@@ -146,7 +146,7 @@ pub(super) fn table() -> Vec<Faulty> {
             "containerd.cgroup-driver",
             State::Degraded,
             &["there is no /etc/containerd/config.toml"],
-            true,
+            false,
         ),
         f(
             "cgroupfs for the kubelet, systemd for runc",
