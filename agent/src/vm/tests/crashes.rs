@@ -122,8 +122,8 @@ proptest! {
         for (vmid, uuid) in &theirs {
             let vm = pve.vm(*vmid).unwrap();
             prop_assert!(vm.keys["smbios1"].contains(uuid));
-            let disk = format!("local:{vmid}/vm-{vmid}-disk-0.qcow2");
-            prop_assert!(pve.volume_ids().contains(&disk), "{} is gone", disk);
+            let disk = vm.keys["scsi0"].split(',').next().unwrap();
+            prop_assert!(pve.volume_ids().iter().any(|id| id == disk), "{} is gone", disk);
         }
         let ours: Vec<u32> = pve.vmids().into_iter().filter(|v| *v != TEMPLATE && !theirs.iter().any(|(t, _)| t == v)).collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();

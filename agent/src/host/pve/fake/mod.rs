@@ -196,7 +196,9 @@ impl FakePve {
     pub fn add_vm(&self, vmid: u32, keys: &[(&str, &str)]) -> String {
         let uuid = Uuid::new_v4().to_string();
         self.change(|w| {
-            let disk = format!("local:{vmid}/vm-{vmid}-disk-0.qcow2");
+            // As PVE: what lies there under a name, left by whomever, is not taken again.
+            let taken = |disk: &String| w.storages.values().any(|s| s.volumes.contains_key(disk));
+            let disk = (0..).map(|n| format!("local:{vmid}/vm-{vmid}-disk-{n}.qcow2")).find(|disk| !taken(disk)).unwrap_or_default();
             w.put("local", &disk, vmid, 1 << 30, None);
             let mut all: BTreeMap<String, String> = [
                 ("name", format!("vm{vmid}")),
