@@ -12,7 +12,9 @@ mod unit;
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 pub use self::probe::Probe;
-pub(crate) use self::probe::{untried, without_image};
+pub(crate) use self::probe::untried;
+#[cfg(test)]
+pub(crate) use self::probe::without_image;
 use self::{concern::Concern, config::ConfigSource, live::Live, probe::Sandbox, ready::Ready, unit::Unit};
 use super::{
     Pace, Source,

@@ -2,7 +2,7 @@
 
 use super::{RUNNING, gather, look, plain, span};
 use crate::{
-    agents::{AgentClient, AgentError, HostResult, fan_out},
+    agents::{AgentClient, AgentError, Cause, HostResult, fan_out},
     cli::{
         CliError, Exit, Session,
         args::Doctor,
@@ -13,11 +13,20 @@ use crate::{
 };
 
 pub(in crate::cli) async fn doctor(session: &Session, args: &Doctor) -> Result<Exit, CliError> {
-    let patience = if args.run { session.deadline.max(RUNNING) } else { session.deadline };
+    let running = session.deadline.max(RUNNING);
+    let patience = if args.run { running + session.deadline } else { session.deadline };
     let results = fan_out(&session.agents, patience, |a| async move {
-        let a = a.with_deadline(patience);
         if args.run {
-            run_all(&a).await?;
+            match run_all(&a.with_deadline(running)).await {
+                // Where something hangs, what is known says so better than a deadline.
+                Err(e) if matches!(e.cause, Cause::Deadline) => {
+                    let name = a.name();
+                    session
+                        .io
+                        .warn(&format!("{name}: not all checks came to their end within {} s; shown is what is known", running.as_secs()));
+                }
+                other => other?,
+            }
         }
         Ok(HealthView::new(a.name(), &a.get_health(&[]).await?))
     })
