@@ -1,6 +1,6 @@
 //! The health of the host, asked of a real agent: what breaks on the simulated host is found under its id, and forgotten when it is well again.
 
-use std::{fs, time::Duration};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use pve_sim::control::{PmxcfsAction, Request, Seed};
 use pvelet_proto::v1::{self, CheckState};
@@ -24,7 +24,10 @@ fn write(control: &pve_sim::control::Client, path: &str, content: &str) {
 }
 
 fn host(nodes: Vec<&'static str>) -> (Stack, Client) {
-    let mut stack = Stack::seeded(StackOptions { nodes, start_agents: false, ..StackOptions::default() }, seed);
+    // Storages of the simulated host lie on the disk of the machine that runs the tests, which may well be fuller than a host's should be.
+    let usage = "[health]\nusage_warning = 98\nusage_critical = 99\n";
+    let extra = BTreeMap::from([("rest".to_owned(), usage.to_owned())]);
+    let mut stack = Stack::seeded(StackOptions { nodes, start_agents: false, extra, ..StackOptions::default() }, seed);
     stack.agent("pve1").start();
     let client = stack.operator("pve1");
     (stack, client)

@@ -167,7 +167,7 @@ pve1: repair of containerd.runtime-type, and of containerd.sandbox
   @@ -1 +1,2 @@
    [runc]
   +  runtime_type = \"io.containerd.runc.v2\"
-Restarted: containerd.service
+To be restarted: containerd.service
 ";
     assert_eq!(dry.out, plan);
     let args = ["repair", "containerd-config", "--host", "pve1"];
