@@ -370,6 +370,9 @@ pub(super) const CLASSES: &[Class] = &[
 const WORKLOAD: &[&str] =
     &["\"Probe failed\"", "Probe errored", "ExecSync", "lifecycle hook", "LifecycleHook", "PostStartHook", "PreStopHook"];
 
+/// What every kubelet says at its start of the runtimes that the host does not have: its cAdvisor tries them all.
+const ABSENT: &[&str] = &["container factory failed"];
+
 /// By which words a line is about one pod, its images, its volumes, or an object that it uses.
 const POD: &[&str] = &[
     "pod=\"",
@@ -402,7 +405,7 @@ const POD: &[&str] = &[
 /// The class of a line; `None`: none that is known.
 pub(super) fn classify(line: &str) -> Option<&'static Class> {
     let holds = |words: &[&str]| words.iter().any(|word| line.contains(word));
-    if holds(WORKLOAD) {
+    if holds(WORKLOAD) || holds(ABSENT) {
         return None;
     }
     // The further lines of a long value begin with a tab; whose it is stands in another entry.

@@ -173,6 +173,8 @@ const HARMLESS: &[&str] = &[
     r#"I1129 02:06:27.1 9 prober.go:107] "Probe failed" probeType="Readiness" pod="a/b" output="Get \"http://10.244.0.7:6443/healthz\": dial tcp 10.244.0.7:6443: connect: connection refused""#,
     r#"E1129 02:06:27.1 9 pod_workers.go:1301] "Error syncing pod, skipping" err="failed to \"StartContainer\" for \"app\" with ImagePullBackOff: \"Back-off pulling image \\\"example.org/app:1\\\"\"""#,
     r#"E1129 02:06:27.1 9 pod_workers.go:1301] "Error syncing pod, skipping" err="failed to \"StartContainer\" for \"app\" with CrashLoopBackOff: \"back-off 5m0s restarting failed container\"""#,
+    r#"I1129 02:06:27.1 9 factory.go:220] Registration of the crio container factory failed: Get "http://%2Fvar%2Frun%2Fcrio%2Fcrio.sock/info": dial unix /var/run/crio/crio.sock: connect: no such file or directory"#,
+    r#"I1129 02:06:27.1 9 factory.go:220] Registration of the containerd container factory failed: unable to create containerd client: containerd: cannot unix dial containerd api service: dial unix /run/containerd/containerd.sock: connect: no such file or directory"#,
     r#"I1129 02:06:27.1 9 kubelet_network.go:61] "Updating Pod CIDR" originalPodCIDR="" newPodCIDR="10.244.0.0/24""#,
     r#"I1129 02:06:27.1 9 server.go:487] "Kubelet version" kubeletVersion="v1.30.1""#,
     r#"E1129 02:06:27.1 9 summary_sys_containers.go:48] "Failed to get system container stats" err="failed to get cgroup stats for \"/system.slice/kubelet.service\"""#,
