@@ -90,7 +90,6 @@ impl Rig {
         let record = Arc::new(FileRecord::new(state.path().join("repair.json")));
         let parts = Parts { checks: Arc::new(health.clone()), units, files, mender: source, record, metrics };
         let repair = Settings {
-            manage: true,
             policy: RepairPolicy::OnRequest,
             limit_per_hour: 2,
             patience: Duration::from_secs(30),

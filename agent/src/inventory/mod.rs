@@ -168,6 +168,9 @@ impl HostView {
     fn apply_mode(&self) -> v1::Mode {
         let mode = self.mode();
         self.vms.set_mode(if mode == v1::Mode::Manage { vm::Mode::Manage } else { vm::Mode::Observe });
+        // What a repair mends may be what keeps PVE from telling its version.
+        let unknown = self.manage.load(Ordering::Relaxed) && self.pve.inventory().pve_version.is_empty();
+        self.vms.set_repairs(mode == v1::Mode::Manage || unknown);
         self.changed.send_replace(());
         mode
     }

@@ -42,7 +42,6 @@ pub(super) async fn start(config: &Config, outside: Outside, parts: Parts<'_>) -
     let health = Health::start(sources, Arc::new(SystemClock), parts.metrics);
     let cluster = parts.credentials.current().cluster.clone();
     let settings = repair::Settings {
-        manage: config.mode == super::Mode::Manage,
         policy: config.repair.policy,
         limit_per_hour: config.repair.limit_per_hour,
         patience: config.repair.patience,

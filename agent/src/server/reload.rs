@@ -69,7 +69,7 @@ impl Reload {
         }
         self.shared.authorizer.replace(&new.identities);
         let mode = self.shared.host.set_manage(manage);
-        self.shared.repairs.set_manage(manage);
+        self.shared.repairs.look_again();
         tracing::info!(managing = mode == v1::Mode::Manage, "configuration reloaded");
         Ok(())
     }

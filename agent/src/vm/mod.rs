@@ -121,6 +121,8 @@ pub(crate) struct Inner {
     pub(crate) ops: Arc<Operations>,
     pub(crate) settings: Settings,
     manage: AtomicBool,
+    /// Whether the host may be repaired: as `manage`, but also while PVE has not told its version.
+    repairs: AtomicBool,
     storages: Mutex<Option<(Instant, Arc<Vec<StorageInfo>>)>>,
     /// `storage.cfg`, storage by storage, as far as it was asked for.
     configs: Mutex<HashMap<String, (Instant, StorageConfig)>>,
@@ -130,13 +132,19 @@ impl Vms {
     /// VMs as `pve` has them.
     pub fn new(pve: Arc<dyn Pve>, store: Arc<dyn VolumeStore>, links: Arc<dyn Links>, ops: Arc<Operations>, settings: Settings) -> Self {
         let manage = AtomicBool::new(settings.mode == Mode::Manage);
+        let repairs = AtomicBool::new(settings.mode == Mode::Manage);
         let (storages, configs) = (Mutex::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { pve, store, links, ops, settings, manage, storages, configs }) }
+        Self { inner: Arc::new(Inner { pve, store, links, ops, settings, manage, repairs, storages, configs }) }
     }
 
     /// Changes the mode. Operations that run go on.
     pub fn set_mode(&self, mode: Mode) {
         self.inner.manage.store(mode == Mode::Manage, Ordering::Relaxed);
+    }
+
+    /// Takes over whether the host may be repaired.
+    pub fn set_repairs(&self, may: bool) {
+        self.inner.repairs.store(may, Ordering::Relaxed);
     }
 
     /// Goes on with the operations that the last run of the agent left unfinished. Returns when each is being worked on; while PVE or the
@@ -281,6 +289,11 @@ impl Inner {
             }
         };
         this.ops.written(&name).await
+    }
+
+    /// Whether the agent repairs anything.
+    pub(crate) fn repairs(&self) -> bool {
+        self.repairs.load(Ordering::Relaxed)
     }
 
     /// Whether the agent changes anything.

@@ -15,10 +15,7 @@ mod undo;
 
 use std::{
     path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -120,9 +117,6 @@ pub struct Parts {
 /// What is configured about repairs.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Whether the agent changes anything, as it is configured. What a repair mends may be what keeps PVE from telling its version, so that
-    /// does not count.
-    pub manage: bool,
     /// What the agent may mend.
     pub policy: RepairPolicy,
     /// Automatic repairs in an hour.
@@ -146,8 +140,6 @@ struct Inner {
     vms: Vms,
     parts: Parts,
     settings: Settings,
-    /// As [`Settings::manage`], now.
-    manage: AtomicBool,
     ledger: Mutex<Ledger>,
     /// One write of the ledger at a time, in their order.
     saving: tokio::sync::Mutex<()>,
@@ -164,13 +156,11 @@ impl Repairs {
             Err(error) => Ledger::unreadable(&error.to_string()),
         };
         let (saving, changed, wake) = (tokio::sync::Mutex::default(), watch::channel(()).0, Notify::new());
-        let manage = settings.manage.into();
-        Self { inner: Arc::new(Inner { vms: vms.clone(), parts, settings, manage, ledger: Mutex::new(ledger), saving, changed, wake }) }
+        Self { inner: Arc::new(Inner { vms: vms.clone(), parts, settings, ledger: Mutex::new(ledger), saving, changed, wake }) }
     }
 
-    /// Takes over a configured mode.
-    pub fn set_manage(&self, manage: bool) {
-        self.inner.manage.store(manage, Ordering::Relaxed);
+    /// Looks anew for what to repair: the mode may have changed.
+    pub fn look_again(&self) {
         self.inner.wake.notify_one();
     }
 
@@ -250,7 +240,7 @@ impl Inner {
     }
 
     fn manages(&self) -> bool {
-        self.manage.load(Ordering::Relaxed)
+        self.vms.inner.repairs()
     }
 
     /// Changes what is known of earlier repairs, in memory and on the disk. Errors: `Look`; it is changed in memory then, too.

@@ -52,7 +52,12 @@ pub(super) fn digest(text: &str) -> String {
 
 /// A line of a diff as it may be shown: what is edited, and of what stands around it the tables, keys, and values that are no secrets.
 fn without_secret(line: &str) -> String {
-    let Some(text) = line.strip_prefix(' ') else { return line.to_owned() };
+    let Some(text) = line.strip_prefix(' ') else {
+        // One line may hold whole tables.
+        let lower = line.to_ascii_lowercase();
+        let secret = ["password", "auth", "token", "secret"].iter().any(|word| lower.contains(word));
+        return if secret { line.split('=').next().unwrap_or_default().to_owned() + "= ..." } else { line.to_owned() };
+    };
     let trimmed = text.trim();
     if trimmed.is_empty() || trimmed.starts_with('[') && trimmed.ends_with(']') && !trimmed.contains(['=', ',']) {
         return line.to_owned();

@@ -38,7 +38,7 @@ async fn a_short_failure_an_observing_agent_and_another_policy_mend_nothing() {
         assert_eq!(rig.host.lock().file, OLD);
     }
     let observing = rig(World::GOOD, AUTOMATIC).await;
-    observing.repairs.set_manage(false);
+    observing.vms.set_repairs(false);
     observing.repairs.automatic();
     pass(900).await;
     assert_eq!(observing.host.lock().file, OLD);

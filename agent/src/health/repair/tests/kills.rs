@@ -56,7 +56,7 @@ fn agent_with(
     let runtime = runtime();
     let ended = runtime.block_on(async {
         let rig = open(dir, host, policy).await;
-        rig.repairs.set_manage(manage);
+        rig.vms.set_repairs(manage);
         faults.iter().for_each(|(at, fault)| rig.process.at(*at, fault.clone()));
         let work = async {
             rig.repairs.settle();

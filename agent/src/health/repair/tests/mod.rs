@@ -40,6 +40,7 @@ pub(super) struct Rig {
     pub(super) host: Host,
     pub(super) process: Arc<Process>,
     pub(super) ops: Arc<Operations>,
+    pub(super) vms: Vms,
     pub(super) repairs: Repairs,
     pub(super) metrics: Arc<Metrics>,
     #[allow(dead_code, reason = "holds the journal's folder")]
@@ -64,10 +65,9 @@ pub(super) async fn open(dir: &Path, host: &Host, policy: RepairPolicy) -> Rig {
         metrics: metrics.clone(),
     };
     let identity = Identity::parse("spiffe://pvelet.example/cluster/lab/host/pve1").unwrap();
-    let settings =
-        Settings { manage: true, policy, limit_per_hour: 2, patience: Duration::from_secs(30), containerd_unit: UNIT.to_owned(), identity };
+    let settings = Settings { policy, limit_per_hour: 2, patience: Duration::from_secs(30), containerd_unit: UNIT.to_owned(), identity };
     let repairs = Repairs::open(&vms, parts, settings).await;
-    Rig { host: host.clone(), process, ops, repairs, metrics, dir: None }
+    Rig { host: host.clone(), process, ops, vms, repairs, metrics, dir: None }
 }
 
 pub(super) async fn rig(world: World, policy: RepairPolicy) -> Rig {

@@ -40,14 +40,14 @@ async fn where_no_sandbox_can_be_tried_or_only_a_part_can_be_mended_the_rest_cou
 #[tokio::test(start_paused = true)]
 async fn a_dry_run_works_under_every_policy_and_in_observe_mode_and_touches_nothing() {
     let rig = rig(World::GOOD, RepairPolicy::Off).await;
-    rig.repairs.set_manage(false);
+    rig.vms.set_repairs(false);
     let before = rig.host.lock().clone();
     let dry = v1::RepairRequest { meta: None, check: TYPE.into(), dry_run: true };
     let response = rig.repairs.repair(&caller(), dry).await.unwrap();
     assert!(response.operation.is_none() && response.plan.unwrap().file_diff.contains("runc.v2"));
     assert_eq!((*rig.host.lock()).clone(), before);
     assert_eq!(rig.repair("1", TYPE).await, Err(Error::ObserveOnly));
-    rig.repairs.set_manage(true);
+    rig.vms.set_repairs(true);
     assert_eq!(rig.repair("1", TYPE).await, Err(Error::RepairOff { what: TYPE.into(), policy: "off" }));
     assert_eq!((*rig.host.lock()).clone(), before);
 }
