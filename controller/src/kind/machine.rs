@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DiskSpec, FieldError, Kind, MachineStatus, Metadata, Object, Quantity, machine_check};
+use super::{Condition, DiskSpec, FieldError, Kind, MachineStatus, Metadata, Object, Quantity, machine_check};
 
 /// The kind `PveMachine`.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,8 +16,14 @@ pub type PveMachine = Object<Machine>;
 
 impl Kind for Machine {
     const KIND: &'static str = "PveMachine";
+    const PLURAL: &'static str = "pvemachines";
+    const NAMESPACED: bool = true;
     type Spec = MachineSpec;
     type Status = MachineStatus;
+
+    fn told(status: &mut MachineStatus) -> (&mut Vec<Condition>, &mut i64) {
+        (&mut status.conditions, &mut status.observed_generation)
+    }
 
     fn check(metadata: &Metadata, spec: &MachineSpec) -> Vec<FieldError> {
         machine_check::check(metadata, spec)
