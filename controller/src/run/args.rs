@@ -61,6 +61,8 @@ SIGTERM and SIGINT end it; what was begun goes on at the agents, and is picked u
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Print the CustomResourceDefinitions of the kinds as YAML, for kubectl apply --server-side -f -
+    Crds,
 }
 
 /// Where the objects live.
@@ -168,7 +170,8 @@ impl Settings {
         let mut mistakes = Vec::new();
         match store {
             StoreKind::Kubernetes if flags.manifests.is_some() => {
-                mistakes.push("--manifests: a folder of manifests is not read with --store kubernetes; leave one of the two out".to_owned());
+                mistakes
+                    .push("--manifests: a folder of manifests is not read with --store kubernetes; leave one of the two out".to_owned());
             }
             StoreKind::Folder if lease_namespace.is_some() || lease_name.is_some() => {
                 mistakes.push("--lease-namespace, --lease-name: there is no Lease without --store kubernetes; leave them out".to_owned());

@@ -52,7 +52,9 @@ pub enum StoreError {
         message: String,
     },
     /// An object stands there that this version cannot understand.
-    #[error("{about} cannot be understood: {problem}. It was probably written for another version of pvelet: upgrade the controller, or correct it")]
+    #[error(
+        "{about} cannot be understood: {problem}. It was probably written for another version of pvelet: upgrade the controller, or correct it"
+    )]
     Unreadable {
         /// Which object.
         about: ObjectRef,

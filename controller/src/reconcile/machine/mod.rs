@@ -57,6 +57,21 @@ impl<S: Store> Machines<S> {
             return Ok(Next::Sleep);
         };
         machine.status.not_after(Timestamp::now());
+        // What is under way is followed to its end, and what is to go goes.
+        let tenant = if machine.status.operation.is_some() || machine.is_deleting() {
+            machine.tenant().to_owned()
+        } else {
+            let tenancy = self.store.tenancy(&key.namespace);
+            let sound = super::invalid(&machine).map_or(Ok(()), |problem| Err((super::INVALID, problem)));
+            match sound.and_then(|()| super::tenant::of(&machine, &key.namespace, tenancy)) {
+                Ok(tenant) => tenant,
+                Err((reason, message)) => {
+                    self.index.put(key, &machine);
+                    super::refuse(&*self.store, machine, reason, message).await?;
+                    return Ok(Next::Sleep);
+                }
+            }
+        };
         let about = ObjectRef { kind: "PveMachine".to_owned(), key: key.clone() };
         // What this pass itself has learned of the attempt under way.
         let mut learned: Option<Knowledge> = None;
@@ -64,6 +79,8 @@ impl<S: Store> Machines<S> {
         let mut seen = BTreeMap::new();
         let mut finalizer = false;
         for _ in 0..MAX_STEPS {
+            // Each answer of the store has the spec as it was written.
+            machine.spec.tenant = Some(tenant.clone());
             self.index.put(key, &machine);
             let placing = if machine.status.host.is_none() { Some(self.placing.lock().await) } else { None };
             let known = learned.clone().or_else(|| machine.status.operation.as_ref().and_then(|a| self.fleet.knowledge(a)));
@@ -163,7 +180,7 @@ impl<S: Store> Machines<S> {
     async fn look_up(&self, machine: &PveMachine) -> Option<Knowledge> {
         let attempt = machine.status.operation.as_ref()?;
         let session = self.session(attempt)?;
-        let found = session.look_up(&tenant(machine), &attempt.request_id).await;
+        let found = session.look_up(machine.tenant(), &attempt.request_id).await;
         found.inspect_err(|e| info!(machine = %machine.key(), "cannot ask for the operation: {e}")).ok()
     }
 
@@ -233,7 +250,7 @@ impl<S: Store> Machines<S> {
         let Some(attempt) = &machine.status.operation else { return };
         let Some(session) = self.session(attempt) else { return };
         let meta = v1::RequestMeta {
-            tenant: tenant(machine),
+            tenant: machine.tenant().to_owned(),
             request_id: format!("{}:cancel", attempt.request_id),
             controller_epoch: Some(self.epoch.to_message(&self.controller)),
             wait: None,
@@ -276,8 +293,4 @@ impl<S: Store> Machines<S> {
             self.store.record_event(about, Event { warning: false, reason: "StateChanged", message });
         }
     }
-}
-
-fn tenant(machine: &PveMachine) -> String {
-    machine.status.tenant.clone().unwrap_or_else(|| machine.spec.tenant.clone())
 }

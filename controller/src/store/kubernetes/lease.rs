@@ -13,11 +13,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
     jiff::Timestamp,
 };
-use kube::{
-    Api, Client,
-    api::PostParams,
-    runtime::watcher::watch_object,
-};
+use kube::{Api, Client, api::PostParams, runtime::watcher::watch_object};
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};

@@ -32,13 +32,11 @@ use self::{
 };
 use super::{Event, Store, StoreError, Tenancy};
 use crate::{
-    kind::{
-        API_VERSION, Condition, ConditionStatus, Host, Kind, Machine, Network, Object, ObjectKey, ObjectRef, Tenant, set_condition,
-    },
+    kind::{API_VERSION, Condition, ConditionStatus, Host, Kind, Machine, Network, Object, ObjectKey, ObjectRef, Tenant, set_condition},
     kubernetes::{Failure, within},
 };
 
-pub use lease::{LeaseOptions, Leader, Term};
+pub use lease::{Leader, LeaseOptions, Term};
 
 /// Who writes, as the API server keeps it beside each field.
 const MANAGER: &str = "pvelet-controller";
@@ -73,7 +71,8 @@ impl KubernetesStore {
             tasks: Mutex::default(),
             client,
         });
-        let listed = [store.follow(&store.hosts), store.follow(&store.machines), store.follow(&store.networks), store.follow(&store.tenants)];
+        let listed =
+            [store.follow(&store.hosts), store.follow(&store.machines), store.follow(&store.networks), store.follow(&store.tenants)];
         for mut listed in listed {
             // Fails only when the task has ended, which it does with the store.
             let _ = listed.wait_for(|done| *done).await;
@@ -247,8 +246,7 @@ impl Store for KubernetesStore {
 
     fn tenancy(&self, namespace: &str) -> Tenancy {
         let claims = |known: &Known<Tenant>| known.object.as_ref().is_ok_and(|t| t.spec.namespaces.iter().any(|n| n == namespace));
-        let mut tenants: Vec<String> =
-            self.tenants.all().into_iter().filter(|(_, known)| claims(known)).map(|(key, _)| key.name).collect();
+        let mut tenants: Vec<String> = self.tenants.all().into_iter().filter(|(_, known)| claims(known)).map(|(key, _)| key.name).collect();
         match tenants.len() {
             0 => Tenancy::Nobody,
             1 => Tenancy::Of(tenants.remove(0)),
