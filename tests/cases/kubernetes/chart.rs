@@ -295,7 +295,7 @@ fn mistakes_in_values_are_named() {
         (json!({"userData": [{"secrets": ["a"]}]}), &["/userData/0", "namespace"]),
         (json!({"userData": [{"namespace": "a", "secrets": []}]}), &["/userData/0/secrets"]),
         (json!({"tenants": [{"name": "a", "namespaces": []}]}), &["/tenants/0/namespaces"]),
-        (json!({"metrics": {"port": 70000}}), &["/metrics/port", "65535"]),
+        (json!({"metrics": {"port": 70000}}), &["/metrics/port", "65,535"]),
         (json!({"metrics": {"address": "localhost"}}), &["/metrics/address"]),
         (json!({"networkPolicy": {"agents": {"to": [{"cidr": "192.0.2.0/24"}]}}}), &["/networkPolicy/agents/to/0", "cidr"]),
         (json!({"networkPolicy": {"agents": {"ports": []}}}), &["/networkPolicy/agents/ports"]),

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 const USER: u32 = 65532;
 const NAME: &str = concat!("localhost/pvelet-controller:", env!("CARGO_PKG_VERSION"));
+const CONTROLLER: &str = "/usr/bin/pvelet-controller";
 /// What `ctr` gives where nothing is said.
 const CAPABILITIES: [&str; 14] = [
     "CHOWN",
@@ -37,9 +38,8 @@ const CAPABILITIES: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
-/// Makes the image of these test builds.
-fn build(archive: &Path) {
-    let programs = program("pvelet-controller").parent().unwrap().to_owned();
+/// Makes an image of the programs in a folder.
+fn build(programs: &Path, archive: &Path) {
     let out = Command::new(file("packaging/container/build.sh")).arg(programs).arg(archive).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
@@ -79,25 +79,38 @@ fn status<'a>(text: &'a str, key: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn the_same_programs_make_the_same_image() {
+fn the_same_programs_make_the_same_image_and_missing_ones_are_told() {
     let dir = TempDir::new().unwrap();
+    // Small ones, since it is not about them.
+    for name in ["pvelet-controller", "pveletctl"] {
+        fs::copy("/bin/true", dir.path().join(name)).unwrap();
+    }
     let (one, two) = (dir.path().join("one.tar"), dir.path().join("two.tar"));
-    build(&one);
-    build(&two);
-    assert!(fs::read(one).unwrap() == fs::read(two).unwrap(), "they differ");
+    build(dir.path(), &one);
+    build(dir.path(), &two);
+    assert!(fs::read(&one).unwrap() == fs::read(two).unwrap(), "they differ");
+    fs::remove_file(dir.path().join("pveletctl")).unwrap();
+    let out = Command::new(file("packaging/container/build.sh")).arg(dir.path()).arg(&one).output().unwrap();
+    assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains("pveletctl is missing"), "{out:?}");
 }
 
 #[tokio::test]
 async fn the_controller_runs_in_its_image_without_any_right() {
     let dir = TempDir::new().unwrap();
     let archive = dir.path().join("image.tar");
-    build(&archive);
+    build(program("pvelet-controller").parent().unwrap(), &archive);
     let containerd = Containerd::start().await;
     containerd.ctr(&["images", "import", &archive.display().to_string()]);
 
-    let version = ctr(&containerd, &run(&["--rm"], "version", &["--version"]));
-    assert_eq!(version.trim(), concat!("pvelet-controller ", env!("CARGO_PKG_VERSION")));
-    assert!(ctr(&containerd, &run(&["--rm"], "help", &["run", "--help"])).contains("--metrics-address"));
+    for program in ["pvelet-controller", "pveletctl"] {
+        let told = ctr(&containerd, &run(&["--rm"], program, &[&format!("/usr/bin/{program}"), "--version"]));
+        assert_eq!(told.trim(), format!("{program} {}", env!("CARGO_PKG_VERSION")));
+    }
+    assert!(ctr(&containerd, &run(&["--rm"], "crds", &[CONTROLLER, "crds"])).contains("pvemachines.pvelet.dev"));
+    // Where nothing is named, the controller is what runs, and asks for a command.
+    let arguments = run(&["--rm"], "nothing", &[]);
+    let told = containerd.try_ctr(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).unwrap_err();
+    assert!(told.contains("Usage: pvelet-controller"), "{told}");
 
     let home = home(dir.path());
     let mount = format!("type=bind,src={},dst=/etc/pvelet/controller,options=rbind:rw", home.display());
@@ -106,7 +119,7 @@ async fn the_controller_runs_in_its_image_without_any_right() {
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
     let mut command = Command::new(containerd::program("ctr"));
     command.arg("--address").arg(containerd.place().socket()).args(["--namespace", "k8s.io"]);
-    command.args(run(&more, "controller", &["run", "--metrics-address", "127.0.0.1:0"]));
+    command.args(run(&more, "controller", &[CONTROLLER, "run", "--metrics-address", "127.0.0.1:0"]));
     let mut controller = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(controller.stderr.take().unwrap()).lines().map(|l| l.unwrap());
     let before: Vec<String> = said.by_ref().take_while(|l| !l.contains("started")).collect();
@@ -124,8 +137,6 @@ async fn the_controller_runs_in_its_image_without_any_right() {
     let root = mounts.lines().find_map(|l| l.split(' ').nth(4).filter(|p| *p == "/").map(|_| l.split(' ').nth(5).unwrap_or_default()));
     assert!(root.is_some_and(|options| options.split(',').any(|o| o == "ro")), "{mounts}");
 
-    let told = containerd.ctr(&["tasks", "exec", "--exec-id", "person", "controller", "/usr/bin/pveletctl", "--version"]);
-    assert_eq!(told.trim(), concat!("pveletctl ", env!("CARGO_PKG_VERSION")));
     containerd.ctr(&["tasks", "kill", "--signal", "SIGTERM", "controller"]);
     let rest: Vec<String> = said.collect();
     assert!(controller.wait().unwrap().success() && rest.iter().any(|l| l.contains("stopped")), "{rest:#?}");
