@@ -20,6 +20,13 @@ pub(super) fn of<R: JsonSchema>() -> Value {
     if let Some(root) = schema.as_object_mut() {
         root.remove("title");
     }
+    // What an API server knows anyway, for a bound on the name, without which rules on it are refused as too costly.
+    schema["properties"]["apiVersion"] = json!({"type": "string"});
+    schema["properties"]["kind"] = json!({"type": "string"});
+    schema["properties"]["metadata"] = json!({
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 253}, "generateName": {"type": "string"}},
+    });
     // What the controller writes is whole: nothing is added to it.
     without_defaults(&mut schema["properties"]["status"]);
     schema

@@ -267,13 +267,13 @@ pub struct CloudInitSpec {
     field_rule(
         "gateway4",
         "!has(self.gateway4) || (isIP(self.gateway4) && has(self.ipv4) && isCIDR(self.ipv4) && cidr(self.ipv4).containsIP(self.gateway4) \
-         && cidr(self.ipv4).ip() != ip(self.gateway4))",
+         && self.ipv4.split('/')[0] != self.gateway4)",
         "use another address inside the subnet of the fixed address",
     ),
     field_rule(
         "gateway6",
         "!has(self.gateway6) || (isIP(self.gateway6) && has(self.ipv6) && isCIDR(self.ipv6) && ip(self.gateway6).family() == 6 \
-         && (ip(self.gateway6).isLinkLocalUnicast() || cidr(self.ipv6).containsIP(self.gateway6)) && cidr(self.ipv6).ip() != ip(self.gateway6))",
+         && (ip(self.gateway6).isLinkLocalUnicast() || cidr(self.ipv6).containsIP(self.gateway6)) && self.ipv6.split('/')[0] != self.gateway6)",
         "use another address inside the subnet of the fixed address, or a link-local one",
     ),
 ]))]

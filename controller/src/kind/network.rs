@@ -140,7 +140,7 @@ pub struct InterfaceSpec {
     pub mtu: Option<u32>,
     /// Addresses with prefix length, up to 16. Only where one host is selected by name: two hosts with one address break both.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<schema::HostAddress>", length(max = 16))]
+    #[schemars(with = "Vec<schema::HostAddress>", length(max = 16), extend("x-kubernetes-list-type" = "set"))]
     pub addresses: Vec<String>,
     /// Addresses of each host, by the `PveHost`'s name; `[]` for none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -41,7 +41,7 @@ macro_rules! schemas {
 
 schemas! {
     /// The addresses of one host.
-    HostAddresses => {"type": "array", "maxItems": 16, "items": HostAddress::json_schema(&mut SchemaGenerator::default())};
+    HostAddresses => {"type": "array", "maxItems": 16, "items": {"type": "string", "format": "cidr", "maxLength": 49}};
 }
 
 macro_rules! words {
