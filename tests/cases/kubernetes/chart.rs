@@ -194,6 +194,8 @@ const ALWAYS: &[Right] = &[
     Right("create", "events.k8s.io", "events", "", "team-a"),
     Right("create", "coordination.k8s.io", "leases", "", "pvelet"),
     Right("update", "coordination.k8s.io", "leases", "pvelet", "pvelet"),
+    // With a field selector, it is asked for by name.
+    Right("watch", "coordination.k8s.io", "leases", "pvelet", "pvelet"),
 ];
 
 /// Where the values ask for it.
@@ -216,6 +218,7 @@ const NEVER: &[Right] = &[
     Right("update", API, CRD, "pvemachines.pvelet.dev", ""),
     Right("list", "events.k8s.io", "events", "", ""),
     Right("update", "coordination.k8s.io", "leases", "other", "pvelet"),
+    Right("watch", "coordination.k8s.io", "leases", "", "pvelet"),
     Right("create", "coordination.k8s.io", "leases", "", "team-a"),
     Right("get", "", "secrets", "pvelet-credentials", "pvelet"),
     Right("get", "", "secrets", "other", "team-a"),
@@ -258,10 +261,12 @@ async fn a_release_is_installed_upgraded_and_uninstalled_has_the_least_rights_an
     let server = server().await;
     let helm = Helm::with_cluster(server.admin_kubeconfig());
     let run = |command: &[&str], values: &Value| helm.run(command, values).unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    // The API server cannot know the kind PveTenant before the CRDs are there. Nothing is left of it.
+    let said = helm.run(&["install", RELEASE, &chart()], &json!({"tenants": full()["tenants"]})).unwrap_err();
+    assert!(said.contains("PveTenant") && said.contains("ensure CRDs are installed first"), "{said}");
     let said = run(&["install", RELEASE, &chart()], &json!({}));
     assert!(said.contains("STATUS: deployed") && said.contains("create secret generic pvelet-credentials"), "{said}");
     has(&server.admin, false).await;
-    // Only now the API server knows the kind PveTenant.
     let values = json!({"tenants": full()["tenants"], "userData": full()["userData"], "rbac": {"nodes": true}});
     run(&["upgrade", RELEASE, &chart()], &values);
     let tenant = server.admin.get("/apis/pvelet.dev/v1alpha1/pvetenants/team-a").await.unwrap();
