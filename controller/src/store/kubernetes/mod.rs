@@ -36,7 +36,7 @@ use crate::{
     kubernetes::{Failure, within},
 };
 
-pub use lease::{Leader, LeaseOptions, Term};
+pub use lease::{LONGEST, Leader, LeaseOptions, Term};
 
 /// Who writes, as the API server keeps it beside each field.
 const MANAGER: &str = "pvelet-controller";
