@@ -10,7 +10,7 @@ TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/
 REAL_FEATURES := $(TEST_FEATURES),pvelet-tests/guests,pvelet-tests/kubernetes
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-kubernetes test-full guest-image kubernetes-programs check fmt clippy deny docs lint bench bench-network clean clean-guests clean-kubernetes
+.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-kubernetes test-full guest-image kubernetes-programs image check fmt clippy deny docs lint bench bench-network clean clean-guests clean-kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ guest-image: ## Build the Debian 13 image of the test guests, where it is missin
 kubernetes-programs: ## Build the programs of Kubernetes that tests run, where they are missing
 	@tests/setup.sh kubernetes
 	@tests/kubernetes/build.sh >/dev/null
+	@tests/helm/build.sh >/dev/null
+	@tests/monitoring/fetch.sh >/dev/null
+
+image: setup ## The controller's container image, as an OCI archive
+	@tests/with-rust.sh $(CARGO) build --release --package pvelet-controller --bins
+	@packaging/container/build.sh target/release target/pvelet-controller-image.tar
 
 test-full: build ## All tests, with many more random cases, and every step of a network change with every fault
 	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
@@ -95,4 +101,4 @@ clean-guests: ## Remove the images and kept states of the test guests
 	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/guests"
 
 clean-kubernetes: ## Remove the programs of Kubernetes that were built (the go command's own caches stay)
-	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/kubernetes"
+	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/"{kubernetes,helm,promtool}

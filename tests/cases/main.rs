@@ -13,6 +13,7 @@ mod health;
 mod host_boundary;
 mod locks;
 mod main_path;
+mod monitoring;
 mod moves;
 mod pveletctl;
 mod security;

@@ -15,6 +15,7 @@ pub mod containerd;
 pub mod controller;
 pub mod events;
 pub mod guest;
+pub mod helm;
 pub mod kubernetes;
 pub mod pki;
 pub mod process;

@@ -1,6 +1,9 @@
 //! A real kube-apiserver and etcd: what the tests of the controller in a cluster rely on.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
+mod chart;
 mod harness;
 mod host;
+mod image;
+mod monitoring;
 mod nodes;

@@ -1,0 +1,430 @@
+//! The chart: what it renders is taken by a real API server, and gives the controller what it needs and nothing else.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use pvelet_tests::{
+    helm::{Helm, NAMESPACE, RELEASE, chart, collection, file},
+    kubernetes::{ApiServer, Kube, PATIENCE},
+    program,
+};
+use serde_json::{Value, json};
+
+/// Every value that switches something on or names something.
+fn full() -> Value {
+    json!({
+        "fullnameOverride": "pvelet",
+        "replicas": 3,
+        "image": {"repository": "images.example/pvelet/controller", "digest": format!("sha256:{}", "ab".repeat(32)), "pullPolicy": "Always"},
+        "imagePullSecrets": [{"name": "pull"}],
+        "controller": {"name": "lab", "log": {"format": "text", "level": "info,pvelet_controller=debug"}},
+        "credentials": {
+            "secretName": "identity",
+            "agentCA": {"configMap": "hosts", "key": "bundle.pem"},
+            "certManager": {"enabled": true, "trustDomain": "example.org", "identityName": "controller", "issuerRef": {"name": "pvelet"}},
+        },
+        "serviceAccount": {"name": "keeper", "annotations": {"example.org/a": "b"}},
+        "rbac": {"nodes": true},
+        "userData": [{"namespace": "team-a", "secrets": ["talos"]}, {"namespace": "team-b"}],
+        "tenants": [{"name": "team-a", "namespaces": ["team-a", "team-a-staging"]}],
+        "metrics": {"address": "::", "port": 9999},
+        "serviceMonitor": {"enabled": true, "interval": "1m", "labels": {"release": "prometheus"}},
+        "prometheusRule": {"enabled": true, "labels": {"release": "prometheus"}},
+        "dashboard": {"enabled": true, "annotations": {"folder": "pvelet"}},
+        "networkPolicy": {
+            "apiServer": {"to": [{"ipBlock": {"cidr": "192.0.2.0/28"}}], "ports": [6443]},
+            "agents": {"to": [{"ipBlock": {"cidr": "198.51.100.0/24"}}]},
+        },
+        "podDisruptionBudget": {"maxUnavailable": "50%"},
+        "resources": {"limits": {"memory": "512Mi"}},
+        "priorityClassName": "system-cluster-critical",
+        "podLabels": {"team": "infra"},
+        "podAnnotations": {"example.org/c": "d"},
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]}]},
+        ]}}},
+        "topologySpreadConstraints": [{"topologyKey": "kubernetes.io/hostname", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}],
+    })
+}
+
+fn render(values: &Value) -> Vec<Value> {
+    Helm::alone().render(values).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The only object of a kind.
+fn one<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let mut found = objects.iter().filter(|o| o["kind"] == kind);
+    let first = found.next().unwrap_or_else(|| panic!("no {kind}"));
+    assert!(found.next().is_none(), "more than one {kind}");
+    first
+}
+
+fn kinds(objects: &[Value]) -> Vec<&str> {
+    let mut kinds: Vec<_> = objects.iter().map(|o| o["kind"].as_str().unwrap()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
+
+/// The files of CRDs, in the order of their names.
+fn crd_files() -> Vec<PathBuf> {
+    let files = fs::read_dir(file("packaging/crds")).unwrap().map(|e| e.unwrap().path());
+    let mut files: Vec<_> = files.filter(|p| p.extension().is_some_and(|e| e == "yaml")).collect();
+    files.sort();
+    files
+}
+
+fn yaml(path: PathBuf) -> Value {
+    serde_norway::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// A CRD of somebody else's kind that takes everything.
+fn foreign(group: &str, version: &str, kind: &str) -> Value {
+    let plural = format!("{}s", kind.to_lowercase());
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": format!("{plural}.{group}")},
+        "spec": {
+            "group": group, "scope": "Namespaced", "names": {"kind": kind, "plural": plural},
+            "versions": [{"name": version, "served": true, "storage": true, "schema": {"openAPIV3Schema": {
+                "type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
+            }}}],
+        },
+    })
+}
+
+const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+
+/// An API server with namespaces; pods in the chart's one must be as restricted as Kubernetes knows.
+async fn server() -> ApiServer {
+    let server = ApiServer::start().await;
+    for name in [NAMESPACE, "team-a", "team-b"] {
+        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
+        server.admin.create("/api/v1/namespaces", &namespace).await.unwrap();
+    }
+    server
+}
+
+async fn establish(kube: &Kube, crd: &Value) {
+    kube.create(CRDS, crd).await.unwrap_or_else(|e| panic!("{e}\n{crd:#}"));
+    let established = |c: &Value| {
+        let conditions = c["status"]["conditions"].as_array();
+        conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Established" && c["status"] == "True"))
+    };
+    kube.wait(CRDS, crd["metadata"]["name"].as_str().unwrap(), PATIENCE, established).await;
+}
+
+/// What the API server says to the making of an object, with nothing made.
+async fn try_create(kube: &Kube, object: &Value) {
+    let path = collection(kube, object).await.unwrap_or_else(|e| panic!("{e}"));
+    let made = kube.create(&format!("{path}?dryRun=All&fieldValidation=Strict"), object).await;
+    made.unwrap_or_else(|e| panic!("{path}: {e}\n{object:#}"));
+}
+
+#[test]
+fn helm_finds_nothing_to_complain_of() {
+    for values in [json!({}), full()] {
+        let said = Helm::alone().run(&["lint", "--strict", &chart()], &values).unwrap_or_else(|e| panic!("{e}"));
+        assert!(said.contains("0 chart(s) failed") && !said.contains("[WARNING]"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn every_object_is_taken_by_a_real_api_server() {
+    let server = server().await;
+    let others = [("cert-manager.io", "v1", "Certificate"), ("monitoring.coreos.com", "v1", "ServiceMonitor")];
+    for (group, version, kind) in others.into_iter().chain([("monitoring.coreos.com", "v1", "PrometheusRule")]) {
+        establish(&server.admin, &foreign(group, version, kind)).await;
+    }
+    for crd in crd_files() {
+        establish(&server.admin, &yaml(crd)).await;
+    }
+    for values in [json!({}), full()] {
+        for object in render(&values) {
+            if object["kind"] == "CustomResourceDefinition" {
+                continue;
+            }
+            try_create(&server.admin, &object).await;
+            if object["kind"] == "Deployment" {
+                let mut metadata = object["spec"]["template"]["metadata"].clone();
+                metadata["name"] = json!("one-of-them");
+                let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": object["spec"]["template"]["spec"]});
+                // What no cluster here has.
+                pod["spec"]["serviceAccountName"] = json!("default");
+                let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+                let _ = server.admin.create(&format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts"), &account).await;
+                try_create(&server.admin, &pod).await;
+            }
+        }
+    }
+}
+
+/// What the controller may do: verb, group, resource, name, namespace.
+struct Right(&'static str, &'static str, &'static str, &'static str, &'static str);
+
+impl Right {
+    async fn granted(&self, kube: &Kube) -> bool {
+        let Self(verb, group, resource, name, namespace) = self;
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let groups = ["system:serviceaccounts", "system:serviceaccounts:pvelet", "system:authenticated"];
+        let review = json!({
+            "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+            "spec": {"user": "system:serviceaccount:pvelet:pvelet", "groups": groups, "resourceAttributes": {
+                "verb": verb, "group": group, "resource": resource, "subresource": subresource, "name": name, "namespace": namespace,
+            }},
+        });
+        kube.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", &review).await.unwrap()["status"]["allowed"] == true
+    }
+}
+
+const CRD: &str = "customresourcedefinitions";
+const API: &str = "apiextensions.k8s.io";
+
+/// Whatever the values are.
+const ALWAYS: &[Right] = &[
+    Right("list", "pvelet.dev", "pvemachines", "", ""),
+    Right("watch", "pvelet.dev", "pvehosts", "", ""),
+    Right("patch", "pvelet.dev", "pvenetworks", "lan", ""),
+    Right("update", "pvelet.dev", "pvemachines", "web-1", "team-a"),
+    Right("get", "pvelet.dev", "pvetenants", "team-a", ""),
+    Right("patch", "pvelet.dev", "pvemachines/status", "web-1", "team-a"),
+    Right("update", "pvelet.dev", "pvehosts/status", "pve1", ""),
+    Right("get", API, CRD, "pvemachines.pvelet.dev", ""),
+    Right("create", "events.k8s.io", "events", "", "team-a"),
+    Right("create", "coordination.k8s.io", "leases", "", "pvelet"),
+    Right("update", "coordination.k8s.io", "leases", "pvelet", "pvelet"),
+    // With a field selector, it is asked for by name.
+    Right("watch", "coordination.k8s.io", "leases", "pvelet", "pvelet"),
+];
+
+/// Where the values ask for it.
+const ASKED: &[Right] = &[
+    Right("list", "", "nodes", "", ""),
+    Right("patch", "", "nodes", "pve1", ""),
+    Right("patch", "", "nodes/status", "pve1", ""),
+    Right("get", "", "secrets", "talos", "team-a"),
+    Right("get", "", "secrets", "any", "team-b"),
+    Right("get", "", "configmaps", "any", "team-b"),
+];
+
+/// Never.
+const NEVER: &[Right] = &[
+    Right("create", "pvelet.dev", "pvemachines", "", "team-a"),
+    Right("delete", "pvelet.dev", "pvemachines", "web-1", "team-a"),
+    Right("delete", "pvelet.dev", "pvehosts", "pve1", ""),
+    Right("list", API, CRD, "", ""),
+    Right("get", API, CRD, "issuers.cert-manager.io", ""),
+    Right("update", API, CRD, "pvemachines.pvelet.dev", ""),
+    Right("list", "events.k8s.io", "events", "", ""),
+    Right("update", "coordination.k8s.io", "leases", "other", "pvelet"),
+    Right("watch", "coordination.k8s.io", "leases", "", "pvelet"),
+    Right("create", "coordination.k8s.io", "leases", "", "team-a"),
+    Right("get", "", "secrets", "pvelet-credentials", "pvelet"),
+    Right("get", "", "secrets", "other", "team-a"),
+    Right("list", "", "secrets", "", "team-a"),
+    Right("list", "", "secrets", "", "team-b"),
+    Right("get", "", "configmaps", "any", "team-a"),
+    Right("get", "", "pods", "any", "pvelet"),
+    Right("delete", "", "nodes", "pve1", ""),
+    Right("update", "", "nodes", "pve1", ""),
+    Right("create", "", "pods/exec", "any", "pvelet"),
+    Right("escalate", "rbac.authorization.k8s.io", "clusterroles", "any", ""),
+    Right("impersonate", "", "users", "any", ""),
+];
+
+/// The API server learns of roles by a watch of its own, so what is granted at last comes a moment later.
+async fn has(kube: &Kube, asked: bool) {
+    let rows = ALWAYS.iter().map(|r| (r, true)).chain(ASKED.iter().map(|r| (r, asked))).chain(NEVER.iter().map(|r| (r, false)));
+    let rows: Vec<_> = rows.collect();
+    let wrong = async || {
+        let mut wrong = Vec::new();
+        for (Right(verb, group, resource, name, namespace), want) in &rows {
+            if Right(verb, group, resource, name, namespace).granted(kube).await != *want {
+                wrong.push(format!("{verb} {group}/{resource} {name} in {namespace:?}: {}", !want));
+            }
+        }
+        wrong
+    };
+    let end = std::time::Instant::now() + PATIENCE;
+    loop {
+        let wrong = wrong().await;
+        if wrong.is_empty() {
+            return;
+        }
+        assert!(std::time::Instant::now() < end, "{wrong:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_release_is_installed_upgraded_and_uninstalled_has_the_least_rights_and_its_crds_stay() {
+    let server = server().await;
+    let helm = Helm::with_cluster(server.admin_kubeconfig());
+    let run = |command: &[&str], values: &Value| helm.run(command, values).unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    // The API server cannot know the kind PveTenant before the CRDs are there. Nothing is left of it.
+    let said = helm.run(&["install", RELEASE, &chart()], &json!({"tenants": full()["tenants"]})).unwrap_err();
+    assert!(said.contains("PveTenant") && said.contains("ensure CRDs are installed first"), "{said}");
+    let said = run(&["install", RELEASE, &chart()], &json!({}));
+    assert!(said.contains("STATUS: deployed") && said.contains("create secret generic pvelet-credentials"), "{said}");
+    has(&server.admin, false).await;
+    let values = json!({"tenants": full()["tenants"], "userData": full()["userData"], "rbac": {"nodes": true}});
+    run(&["upgrade", RELEASE, &chart()], &values);
+    let tenant = server.admin.get("/apis/pvelet.dev/v1alpha1/pvetenants/team-a").await.unwrap();
+    assert_eq!(tenant["spec"]["namespaces"], json!(["team-a", "team-a-staging"]));
+    has(&server.admin, true).await;
+    run(&["uninstall", RELEASE], &json!({}));
+    let left = server.admin.get(CRDS).await.unwrap()["items"].as_array().map_or(0, Vec::len);
+    assert_eq!(left, crd_files().len());
+    let deployments = server.admin.get(&format!("/apis/apps/v1/namespaces/{NAMESPACE}/deployments")).await.unwrap();
+    assert_eq!(deployments["items"], json!([]));
+    // They are taken over by the next one.
+    run(&["install", RELEASE, &chart()], &values);
+}
+
+#[test]
+fn mistakes_in_values_are_named() {
+    let rows = [
+        (json!({"replicaCount": 2}), &["replicaCount"][..]),
+        (json!({"replicas": "two"}), &["replicas", "integer"]),
+        (json!({"image": {"tag": "not a tag"}}), &["/image/tag", "not a tag"]),
+        (json!({"image": {"digest": "sha256:12"}}), &["/image/digest"]),
+        (json!({"image": {"pullPolicy": "Sometimes"}}), &["/image/pullPolicy", "IfNotPresent"]),
+        (json!({"controller": {"name": "No Name"}}), &["/controller/name", "No Name"]),
+        (json!({"controller": {"log": {"format": "xml"}}}), &["/controller/log/format", "json"]),
+        (
+            json!({"credentials": {"certManager": {"enabled": true}}}),
+            &["/credentials/certManager/trustDomain", "/credentials/certManager/issuerRef/name"],
+        ),
+        (json!({"credentials": {"agentCA": {"configMap": "a", "secret": "b"}}}), &["/credentials/agentCA/configMap"]),
+        (json!({"userData": ["team-a"]}), &["/userData/0", "object"]),
+        (json!({"userData": [{"secrets": ["a"]}]}), &["/userData/0", "namespace"]),
+        (json!({"userData": [{"namespace": "a", "secrets": []}]}), &["/userData/0/secrets"]),
+        (json!({"tenants": [{"name": "a", "namespaces": []}]}), &["/tenants/0/namespaces"]),
+        (json!({"metrics": {"port": 70000}}), &["/metrics/port", "65,535"]),
+        (json!({"metrics": {"address": "localhost"}}), &["/metrics/address"]),
+        (json!({"networkPolicy": {"agents": {"to": [{"cidr": "192.0.2.0/24"}]}}}), &["/networkPolicy/agents/to/0", "cidr"]),
+        (json!({"networkPolicy": {"agents": {"ports": []}}}), &["/networkPolicy/agents/ports"]),
+        (json!({"podDisruptionBudget": {"maxUnavailable": "some"}}), &["/podDisruptionBudget/maxUnavailable"]),
+        (json!({"serviceMonitor": {"interval": "30"}}), &["/serviceMonitor/interval"]),
+    ];
+    for (values, wanted) in rows {
+        let said = Helm::alone().render(&values).expect_err(&format!("{values} was taken"));
+        for text in wanted {
+            assert!(said.contains(text), "{values}: {text:?} is not in\n{said}");
+        }
+    }
+}
+
+#[test]
+fn what_a_value_switches_on_is_there_and_nothing_else() {
+    let always = ["ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "Deployment", "NetworkPolicy", "PodDisruptionBudget"];
+    let always: Vec<_> = always.into_iter().chain(["Role", "RoleBinding", "Service", "ServiceAccount"]).collect();
+    assert_eq!(kinds(&render(&json!({}))), always);
+    let mut all = [always.clone(), vec!["Certificate", "ConfigMap", "PrometheusRule", "PveTenant", "ServiceMonitor"]].concat();
+    all.sort_unstable();
+    assert_eq!(kinds(&render(&full())), all);
+    let off = json!({
+        "crds": {"install": false}, "rbac": {"create": false}, "serviceAccount": {"create": false},
+        "networkPolicy": {"enabled": false}, "podDisruptionBudget": {"enabled": false},
+    });
+    assert_eq!(kinds(&render(&off)), ["Deployment", "Service"]);
+}
+
+#[test]
+fn crds_are_the_committed_ones_and_are_kept() {
+    let objects = render(&json!({}));
+    let mut rendered: Vec<_> = objects.iter().filter(|o| o["kind"] == "CustomResourceDefinition").cloned().collect();
+    rendered.sort_by_key(|c| c["metadata"]["name"].to_string());
+    let mut committed: Vec<_> = crd_files().into_iter().map(yaml).collect();
+    committed.sort_by_key(|c| c["metadata"]["name"].to_string());
+    for crd in &mut committed {
+        crd["metadata"]["annotations"]["helm.sh/resource-policy"] = json!("keep");
+    }
+    assert_eq!(rendered, committed);
+    let names: Vec<_> = committed.iter().map(|c| c["metadata"]["name"].clone()).collect();
+    assert_eq!(json!(names), json!(["pvehosts.pvelet.dev", "pvemachines.pvelet.dev", "pvenetworks.pvelet.dev", "pvetenants.pvelet.dev"]));
+}
+
+#[test]
+fn the_deployment_is_highly_available_and_has_no_rights_on_its_node() {
+    let objects = render(&json!({}));
+    let deployment = one(&objects, "Deployment");
+    let (spec, pod) = (&deployment["spec"], &deployment["spec"]["template"]["spec"]);
+    let container = &pod["containers"][0];
+    assert_eq!((&spec["replicas"], pod["containers"].as_array().map(Vec::len)), (&json!(2), Some(1)));
+    let want = json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}});
+    assert_eq!(container["securityContext"], want);
+    assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+    assert_eq!((&pod["securityContext"]["runAsNonRoot"], &pod["securityContext"]["runAsUser"]), (&json!(true), &json!(65532)));
+    assert_eq!(container["resources"]["limits"], json!({"memory": "256Mi"}), "a limit of CPU");
+    assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/healthz");
+    assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/readyz");
+    assert!(pod["affinity"]["podAntiAffinity"].is_object() && pod["topologySpreadConstraints"][0].is_object(), "{pod:#}");
+    assert_eq!(container["image"], format!("localhost/pvelet-controller:{}", env!("CARGO_PKG_VERSION")));
+    assert_eq!(yaml(file("packaging/helm/pvelet/Chart.yaml"))["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn the_controller_knows_every_argument_that_the_chart_gives() {
+    let help = Command::new(program("pvelet-controller")).args(["run", "--help"]).output().unwrap();
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    for values in [json!({}), full()] {
+        let objects = render(&values);
+        let args = one(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"].clone();
+        let args: Vec<_> = args.as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
+        assert_eq!(args[0], "run");
+        for arg in &args[1..] {
+            let (flag, value) = arg.split_once('=').unwrap();
+            assert!(help.contains(&format!("{flag} <")) && !value.is_empty(), "{arg} is not in\n{help}");
+        }
+    }
+    let objects = render(&full());
+    let args = one(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
+    assert!(args.contains("--metrics-address=[::]:9999"), "{args}");
+}
+
+#[test]
+fn a_certificate_has_the_one_identity_and_is_good_for_clients_only() {
+    let objects = render(&full());
+    let spec = &one(&objects, "Certificate")["spec"];
+    assert_eq!(spec["uris"], json!(["spiffe://example.org/role/operator/controller"]));
+    assert_eq!(spec["usages"], json!(["digital signature", "client auth"]));
+    assert_eq!((&spec["commonName"], &spec["dnsNames"]), (&Value::Null, &Value::Null));
+    let volumes = &one(&objects, "Deployment")["spec"]["template"]["spec"]["volumes"];
+    let sources = volumes[0]["projected"]["sources"].to_string();
+    assert_eq!(spec["secretName"], "identity");
+    assert!(sources.contains("\"name\":\"identity\"") && sources.contains("bundle.pem"), "{sources}");
+}
+
+#[test]
+fn alerts_and_dashboard_are_the_committed_ones() {
+    let objects = render(&full());
+    assert_eq!(one(&objects, "PrometheusRule")["spec"], yaml(file("packaging/monitoring/alerts.yaml")));
+    let told = one(&objects, "ConfigMap")["data"]["pvelet.json"].as_str().unwrap();
+    let committed = fs::read_to_string(file("packaging/monitoring/dashboard.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(told).unwrap(), serde_json::from_str::<Value>(&committed).unwrap());
+}
+
+#[test]
+fn the_network_is_open_only_where_it_must_be() {
+    let objects = render(&full());
+    let spec = &one(&objects, "NetworkPolicy")["spec"];
+    let rows = spec["egress"].as_array().unwrap().iter().map(|rule| {
+        let ports: Vec<_> =
+            rule["ports"].as_array().unwrap().iter().map(|p| format!("{}/{}", p["port"], p["protocol"].as_str().unwrap())).collect();
+        (ports.join(" "), rule["to"][0].clone())
+    });
+    let rows: Vec<_> = rows.collect();
+    let dns = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}});
+    assert_eq!(
+        rows,
+        [
+            ("53/UDP 53/TCP".to_owned(), dns),
+            ("6443/TCP".to_owned(), json!({"ipBlock": {"cidr": "192.0.2.0/28"}})),
+            ("7443/TCP".to_owned(), json!({"ipBlock": {"cidr": "198.51.100.0/24"}})),
+        ]
+    );
+    assert_eq!((&spec["ingress"][0]["ports"][0]["port"], spec["ingress"].as_array().map(Vec::len)), (&json!(9999), Some(1)));
+    let closed = render(&json!({"networkPolicy": {"metrics": {"from": []}}}));
+    assert_eq!(one(&closed, "NetworkPolicy")["spec"]["ingress"], json!([]));
+}
