@@ -214,7 +214,7 @@ macro_rules! bytes {
                     concat!(
                         "type(self) == int ? [self].all(n, ", $condition,
                         ") : self.matches('^([0-9]+|[0-9]*[.][0-9]{1,9}|[0-9]+[.])(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$') \
-                         && [quantity(self).asApproximateFloat()].all(f, f < 1.0e18 && [int(f)].all(n, ", $condition, "))"
+                         && [quantity(self).asApproximateFloat()].all(f, f < 9.0e18 && [int(f)].all(n, ", $condition, "))"
                     ),
                     $message
                 )]
