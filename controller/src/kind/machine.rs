@@ -59,18 +59,18 @@ impl PveMachine {
     namespaced,
     shortname = "pvm",
     category = "pvelet",
-    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
-    printcolumn(name = "Host", type_ = "string", json_path = ".status.host"),
-    printcolumn(name = "VMID", type_ = "integer", json_path = ".status.vmid"),
-    printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses[0]"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
-    printcolumn(name = "UUID", type_ = "string", json_path = ".status.uuid", priority = 1),
-    printcolumn(name = "Template", type_ = "integer", json_path = ".spec.source.template", priority = 1),
-    printcolumn(name = "Template tags", type_ = "string", json_path = ".spec.source.tags", priority = 1),
-    printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses", priority = 1),
-    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name": "Phase", "type": "string", "jsonPath": ".status.phase"}"#,
+    printcolumn = r#"{"name": "Host", "type": "string", "jsonPath": ".status.host"}"#,
+    printcolumn = r#"{"name": "VMID", "type": "integer", "jsonPath": ".status.vmid"}"#,
+    printcolumn = r#"{"name": "Address", "type": "string", "jsonPath": ".status.addresses[0]"}"#,
+    printcolumn = r#"{"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].reason"}"#,
+    printcolumn = r#"{"name": "UUID", "type": "string", "jsonPath": ".status.uuid", "priority": 1}"#,
+    printcolumn = r#"{"name": "Template", "type": "integer", "jsonPath": ".spec.source.template", "priority": 1}"#,
+    printcolumn = r#"{"name": "Template tags", "type": "string", "jsonPath": ".spec.source.tags", "priority": 1}"#,
+    printcolumn = r#"{"name": "Addresses", "type": "string", "jsonPath": ".status.addresses", "priority": 1}"#,
+    printcolumn = r#"{"name": "Message", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].message", "priority": 1}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[schemars(extend("x-kubernetes-validations" = [field_rule(
     "storage",
@@ -250,7 +250,14 @@ pub struct CloudInitSpec {
     pub user: Option<String>,
     /// SSH public keys in OpenSSH's format.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<schema::SshKey>", length(max = 64))]
+    #[schemars(
+        with = "Vec<schema::SshKey>",
+        length(max = 64),
+        extend("x-kubernetes-validations" = [rule(
+            "self.all(k, k.matches('^[ \\t]*(ssh-|ecdsa-|sk-ssh-|sk-ecdsa-)[^ \\t]*[ \\t]+AAAA[^\\n]*$'))",
+            "use public keys in OpenSSH's format, such as 'ssh-ed25519 AAAA... name', each in one line",
+        )])
+    )]
     pub ssh_keys: Vec<String>,
     /// Addresses by NIC.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

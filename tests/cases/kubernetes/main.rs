@@ -3,6 +3,7 @@
 
 mod chart;
 mod controller;
+mod crds;
 mod harness;
 mod host;
 mod image;
