@@ -10,7 +10,8 @@ pub(super) fn of(kind: &str) -> Vec<Value> {
         Machine::KIND => vec![
             json!({
                 "rule": "has(self.spec.name) || self.metadata.name.split('.').all(l, l.size() <= 63)",
-                "message": "metadata.name is the VM's name where spec.name is not given: use labels of up to 63 characters joined by '.', or set spec.name",
+                "fieldPath": ".metadata.name",
+                "message": "it is the VM's name where spec.name is not given: use labels of up to 63 characters joined by '.', or set spec.name",
             }),
             json!({
                 "rule": "!has(self.spec.disks) || self.spec.disks.all(d, self.metadata.name.size() + d.name.size() <= 244)",
@@ -24,7 +25,7 @@ pub(super) fn of(kind: &str) -> Vec<Value> {
             }),
         ],
         Network::KIND => vec![
-            label("metadata.name is the network's name on the hosts"),
+            label("it is the network's name on the hosts"),
             json!({
                 "rule": "!has(oldSelf.status) || !has(oldSelf.status.tenant) || self.spec.tenant == oldSelf.status.tenant \
                          || self.spec.tenant == oldSelf.spec.tenant",
@@ -32,15 +33,20 @@ pub(super) fn of(kind: &str) -> Vec<Value> {
                 "fieldPath": ".spec.tenant",
             }),
         ],
-        Tenant::KIND => vec![label("metadata.name is the tenant's name")],
+        Tenant::KIND => vec![label("it is the tenant's name")],
         _ => vec![json!({
             "rule": "self.metadata.name.split('.').all(l, l.size() <= 63)",
-            "message": "metadata.name: use labels of up to 63 characters joined by '.'",
+            "message": "use labels of up to 63 characters joined by '.'",
+            "fieldPath": ".metadata.name",
         })],
     }
 }
 
 fn label(what: &str) -> Value {
     let text = "use 1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit";
-    json!({"rule": "self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$')", "message": format!("{what}: {text}")})
+    json!({
+        "rule": "self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$')",
+        "message": format!("{what}: {text}"),
+        "fieldPath": ".metadata.name",
+    })
 }

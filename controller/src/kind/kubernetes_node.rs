@@ -150,21 +150,4 @@ mod tests {
         let host = spec(include_str!("../../../docs/examples/host.yaml"));
         assert_eq!(host.wanted_node().unwrap().1.taint, TaintWish::NoSchedule);
     }
-
-    #[test]
-    fn mistakes_name_field_value_and_remedy() {
-        for (node, want) in [
-            ("{taint: PreferNoSchedule}", "unknown variant `PreferNoSchedule`, expected one of `none`, `NoSchedule`, `NoExecute`"),
-            ("{name: Worker_1}", "spec.kubernetesNode.name = Worker_1: not a DNS name"),
-            ("{groups: []}", "spec.kubernetesNode.groups: name at least one group"),
-            ("{groups: [kubelet, kublet]}", "spec.kubernetesNode.groups[1] = kublet: use one of containerd, kubelet"),
-            ("{groups: [host, host]}", "spec.kubernetesNode.groups[1] = host: use one of"),
-            ("{failedAfter: 2h}", "spec.kubernetesNode.failedAfter = 7200s: use 0s to 1h"),
-            ("{condition: false}", "spec.kubernetesNode: it wants neither a condition nor a taint"),
-            ("{conditions: true}", "unknown field `conditions`"),
-        ] {
-            let told: Vec<String> = parse(&manifest(node)).1.iter().flat_map(|p| &p.mistakes).map(ToString::to_string).collect();
-            assert!(told.iter().any(|t| t.contains(want)), "{node}: {told:?}");
-        }
-    }
 }

@@ -244,7 +244,14 @@ pub struct CloudInitSpec {
     pub user: Option<String>,
     /// SSH public keys in OpenSSH's format.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<schema::SshKey>", length(max = 64))]
+    #[schemars(
+        with = "Vec<schema::SshKey>",
+        length(max = 64),
+        extend("x-kubernetes-validations" = [rule(
+            "self.all(k, k.matches('^[ \\t]*(ssh-|ecdsa-|sk-ssh-|sk-ecdsa-)[^ \\t]*[ \\t]+AAAA[^\\n]*$'))",
+            "use public keys in OpenSSH's format, such as 'ssh-ed25519 AAAA... name', each in one line",
+        )])
+    )]
     pub ssh_keys: Vec<String>,
     /// Addresses by NIC.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

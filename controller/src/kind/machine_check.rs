@@ -1,6 +1,6 @@
 //! What is wrong with a machine's spec, told before any agent is asked. The rules are the API's (`proto/pvelet/v1/vm.proto`).
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
 use pvelet_proto::id;
 
@@ -21,6 +21,9 @@ pub(super) fn check(metadata: &Metadata, spec: &MachineSpec) -> Vec<FieldError> 
     }
     if let Some(tenant) = &spec.tenant {
         c.id("spec.tenant", id::tenant(tenant));
+    }
+    if let Some(host) = &spec.host {
+        c.id("spec.host", id::dns_name(host));
     }
     source(&mut c, spec);
     if let Some(pool) = &spec.pool {
@@ -47,8 +50,15 @@ pub(super) fn check(metadata: &Metadata, spec: &MachineSpec) -> Vec<FieldError> 
         c.require(disk.0 > 0 && disk.0.is_multiple_of(1 << 20), "spec.bootDisk", disk, "use whole MiB, such as 20Gi");
     }
     disk_check::check(&mut c, metadata, &spec.disks);
+    let mut macs = HashMap::new();
     for (i, nic_spec) in spec.nics.iter().flatten().enumerate() {
         nic(&mut c, i, nic_spec);
+        if let Some(mac) = &nic_spec.mac
+            && let Some(first) = macs.insert(mac.to_ascii_uppercase(), i)
+        {
+            let text = format!("spec.nics[{first}] has that address already; give each its own, or leave it out to have PVE choose");
+            c.require(false, &format!("spec.nics[{i}].mac"), mac, &text);
+        }
     }
     let count = spec.nics.as_ref().map_or(0, Vec::len);
     c.require(count <= MAX_NICS, "spec.nics", count, "use at most 32");
@@ -101,6 +111,8 @@ fn nic(c: &mut Checker, index: usize, nic: &NicSpec) {
     }
     if let Some(mtu) = nic.mtu {
         c.require(mtu == 1 || (576..=65520).contains(&mtu), &at("mtu"), mtu, "use 576 to 65520, or 1 for the bridge's");
+        let takes = nic.model.as_deref().is_none_or(|model| model == "virtio");
+        c.require(takes, &at("mtu"), mtu, "only model virtio takes one: use virtio, or leave it out");
     }
 }
 
@@ -126,6 +138,8 @@ fn cloud_init(c: &mut Checker, spec: &CloudInitSpec) {
     }
     for (i, ip) in spec.ip_configs.iter().enumerate() {
         ip_config(c, i, ip);
+        let twice = spec.ip_configs[..i].iter().any(|other| other.nic == ip.nic);
+        c.require(!twice, &format!("spec.cloudInit.ipConfigs[{i}].nic"), ip.nic, "it is there twice: put both into one entry");
     }
     for (i, address) in spec.nameservers.iter().enumerate() {
         c.require(address.parse::<IpAddr>().is_ok(), &format!("spec.cloudInit.nameservers[{i}]"), address, "use an IP address");
@@ -166,6 +180,8 @@ fn ip_config(c: &mut Checker, index: usize, ip: &IpConfigSpec) {
         if let Some(text) = gateway {
             let inside = text.parse().ok().zip(fixed).is_some_and(|(g, net)| contains(net, g));
             c.require(inside, &at(gateway_field), text, "use an address inside the subnet of the fixed address");
+            let own = inside && text.parse().ok() == fixed.map(|(address, _)| address);
+            c.require(!own, &at(gateway_field), text, "it is the VM's own address: use another one inside its subnet");
         }
     }
     c.require(ip.nic < 32, &format!("spec.cloudInit.ipConfigs[{index}].nic"), ip.nic, "use 0 to 31");

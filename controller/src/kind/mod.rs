@@ -11,6 +11,8 @@ mod machine;
 mod machine_check;
 mod machine_status;
 mod manifest;
+#[cfg(test)]
+mod mistakes;
 mod network;
 mod network_check;
 mod network_rules;

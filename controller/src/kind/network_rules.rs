@@ -9,7 +9,8 @@ pub(super) fn network() -> Vec<Value> {
     vec![
         field_rule(
             "confirmTimeout",
-            "!has(self.confirmTimeout) || !self.probe.enabled || duration(self.confirmTimeout) >= duration('30s')",
+            "!has(self.confirmTimeout) || !self.probe.enabled || !self.confirmTimeout.matches('^([0-9]{1,6}h)?([0-9]{1,7}m)?([0-9]{1,9}s)?$') \
+             || self.confirmTimeout == '' || duration(self.confirmTimeout) >= duration('30s')",
             "a probe needs its time: use at least 30s, or set probe.enabled: false",
         ),
         field_rule(
@@ -30,13 +31,15 @@ pub(super) fn network() -> Vec<Value> {
              !has(i.hostAddresses) || i.hostAddresses.size() <= self.hosts.names.size())",
             "hostAddresses: spec.hosts does not select one of these hosts: correct its name",
         ),
-        // Which interfaces are tried is not repeated here in full: only what is sure.
+        // Four interfaces or VLANs are tried at most; which ones of more is not repeated here.
         field_rule(
             "probe.mtu",
-            "!has(self.probe.mtu) || self.interfaces.size() > 4 || self.interfaces.exists(i, has(i.bridge) && i.bridge.vlanAware) \
-             || self.interfaces.all(i, !has(i.mtu) || i.mtu >= self.probe.mtu || (has(i.bridge) && (!has(i.bridge.ports) \
-             || i.bridge.ports.size() == 0)) || self.interfaces.exists(j, (has(j.vlan) && j.vlan.parent == i.name) \
-             || (has(j.bridge) && has(j.bridge.ports) && i.name in j.bridge.ports)))",
+            "!has(self.probe.mtu) || self.interfaces.size() > 4 || self.interfaces.exists(i, has(i.bridge) && has(i.bridge.vids) \
+             && i.bridge.vids.size() > 1) || self.interfaces.all(i, !has(i.mtu) || i.mtu >= self.probe.mtu \
+             || (has(i.bridge) && (!has(i.bridge.ports) || i.bridge.ports.size() == 0)) \
+             || (has(i.bridge) && i.bridge.vlanAware ? !has(i.bridge.vids) || i.bridge.vids.size() == 0 \
+             : self.interfaces.exists(j, (has(j.vlan) && j.vlan.parent == i.name) \
+             || (has(j.bridge) && has(j.bridge.ports) && i.name in j.bridge.ports))))",
             "an interface that is probed has a smaller mtu: use at most that, or raise it",
         ),
     ]

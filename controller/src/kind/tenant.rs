@@ -90,17 +90,4 @@ mod tests {
             assert_eq!(mistakes("team-a", spec), Vec::<String>::new(), "{spec}");
         }
     }
-
-    #[test]
-    fn mistakes_name_field_value_and_remedy() {
-        for (name, spec, want) in [
-            ("a.b", "{}", "metadata.name = a.b: not a tenant or controller name: use 1 to 63 lower-case"),
-            ("a", "{namespaces: [Team]}", "spec.namespaces[0] = Team: use the name of a namespace"),
-            ("a", "{namespaces: [b, b]}", "spec.namespaces[1] = b: it is there twice"),
-            ("a", "{namespace: b}", "unknown field `namespace`"),
-        ] {
-            let told = mistakes(name, spec);
-            assert!(told.iter().any(|t| t.contains(want)), "{name} {spec}: {told:?}");
-        }
-    }
 }
