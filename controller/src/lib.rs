@@ -10,6 +10,7 @@ pub mod epoch;
 pub mod store;
 
 pub mod agents;
+pub mod kubernetes;
 pub mod nodes;
 pub mod pki;
 pub mod tls;

@@ -1,6 +1,10 @@
 //! What the controller counts, for Prometheus.
 
-use std::{collections::HashMap, fmt, sync::OnceLock};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Mutex, PoisonError},
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -35,23 +39,27 @@ pub(crate) type Census = Box<dyn Fn() -> (Vec<HostView>, HashMap<Phase, i64>) + 
 /// All metrics.
 pub struct Metrics {
     registry: Registry,
-    census: OnceLock<Census>,
+    census: Mutex<Option<Census>>,
     passes: Family<Pass, Counter>,
     hosts: Family<HostState, Gauge>,
     machines: Family<InPhase, Gauge>,
     /// Objects that wait for their turn.
     pub queue: Gauge,
+    /// 1 where this instance leads, 0 where it stands by.
+    pub leader: Gauge,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("pvelet_controller");
-        let (passes, hosts, machines, queue) = (Family::default(), Family::default(), Family::default(), Gauge::default());
+        let (passes, hosts, machines) = (Family::default(), Family::default(), Family::default());
+        let (queue, leader) = (Gauge::default(), Gauge::default());
         registry.register("reconciles", "Passes over an object by kind and result", passes.clone());
         registry.register("hosts", "Hosts by state of the connection to their agent", hosts.clone());
         registry.register("machines", "Machines by phase", machines.clone());
         registry.register("queue_length", "Objects that wait for their turn", queue.clone());
-        Self { registry, census: OnceLock::new(), passes, hosts, machines, queue }
+        registry.register("leader", "1 where this instance leads, 0 where it stands by", leader.clone());
+        Self { registry, census: Mutex::default(), passes, hosts, machines, queue, leader }
     }
 }
 
@@ -60,9 +68,9 @@ impl Metrics {
         self.passes.get_or_create(&Pass { kind: kind.to_owned(), result: if ok { "ok" } else { "error" } }).inc();
     }
 
-    /// Says where hosts and machines are counted when the metrics are asked for; the first one counts.
+    /// Says where hosts and machines are counted when the metrics are asked for, from now on.
     pub(crate) fn set_census(&self, census: Census) {
-        let _ = self.census.set(census);
+        *self.census.lock().unwrap_or_else(PoisonError::into_inner) = Some(census);
     }
 
     fn count(&self, hosts: &[HostView], phases: &HashMap<Phase, i64>) {
@@ -83,7 +91,7 @@ impl Metrics {
     /// # Errors
     /// The formatter fails, which a `String` does not.
     pub fn text(&self) -> Result<String, fmt::Error> {
-        if let Some(census) = self.census.get() {
+        if let Some(census) = &*self.census.lock().unwrap_or_else(PoisonError::into_inner) {
             let (hosts, phases) = census();
             self.count(&hosts, &phases);
         }

@@ -40,6 +40,32 @@ impl Controller {
         Self { manifests, dir, args, process: None }
     }
 
+    /// Prepares an instance of an installation on a cluster's custom resources; nothing runs yet.
+    pub fn in_cluster(
+        dir: &std::path::Path,
+        pki: &Pki,
+        installation: &str,
+        instance: &str,
+        kubeconfig: &std::path::Path,
+        lease_namespace: &str,
+    ) -> Self {
+        let dir = dir.join(format!("controller-{installation}-{instance}"));
+        fs::create_dir_all(&dir).expect("folder of the controller");
+        let (cert, key) = pki.role(Role::Operator, installation);
+        let text = |p: PathBuf| p.display().to_string();
+        let args = [
+            "run".into(),
+            "--store=kubernetes".into(),
+            format!("--kubeconfig={}", kubeconfig.display()),
+            format!("--lease-namespace={lease_namespace}"),
+            format!("--name={installation}"),
+            format!("--cert={}", text(cert)),
+            format!("--key={}", text(key)),
+            format!("--ca={}", text(pki.dir.ca_cert_path())),
+        ];
+        Self { manifests: PathBuf::new(), dir, args: args.into(), process: None }
+    }
+
     /// Gives it one more argument at each start from now on, such as `--kubeconfig`.
     pub fn with(&mut self, flag: &str, value: &str) {
         self.args.extend([flag.to_owned(), value.to_owned()]);
@@ -97,6 +123,11 @@ impl Controller {
     /// Waits until it has ended by itself (a crash point).
     pub fn wait_exit(&mut self) -> std::process::ExitStatus {
         self.process.take().expect("it runs").wait_exit(SOON).expect("it ends")
+    }
+
+    /// Sends it a signal, such as SIGSTOP.
+    pub fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("it runs").signal(signal).expect("a signal");
     }
 
     /// Everything it has logged.

@@ -100,6 +100,7 @@ fn default_cpu_overcommit() -> u32 {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HostStatus {
     /// The generation of the spec this was found for.
+    #[serde(default)]
     pub observed_generation: i64,
     /// `Reachable`, `VersionSupported`, `Quorate`, `NetworkLatched`, `Managed`, `Ready`; of the host's health `ContainerdHealthy`,
     /// `KubeletHealthy`, `HostHealthy`, `NetworkHealthy`, `AgentHealthy`, `ClockInSync`, `RepairLatched`; of a Node of Kubernetes
@@ -148,8 +149,14 @@ pub struct Capacity {
 
 impl Kind for Host {
     const KIND: &'static str = "PveHost";
+    const PLURAL: &'static str = "pvehosts";
+    const NAMESPACED: bool = false;
     type Spec = HostSpec;
     type Status = HostStatus;
+
+    fn told(status: &mut HostStatus) -> (&mut Vec<Condition>, &mut i64) {
+        (&mut status.conditions, &mut status.observed_generation)
+    }
 
     fn check(_: &Metadata, spec: &HostSpec) -> Vec<FieldError> {
         let mut c = Checker::default();

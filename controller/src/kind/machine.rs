@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DEFAULT_TENANT, DiskSpec, FieldError, Kind, MachineStatus, Metadata, Object, Quantity, machine_check,
+    Condition, DEFAULT_TENANT, DiskSpec, FieldError, Kind, MachineStatus, Metadata, Object, Quantity, machine_check,
     schema::{self, field_rule, rule},
 };
 
@@ -20,8 +20,14 @@ pub type PveMachine = Object<Machine>;
 
 impl Kind for Machine {
     const KIND: &'static str = "PveMachine";
+    const PLURAL: &'static str = "pvemachines";
+    const NAMESPACED: bool = true;
     type Spec = MachineSpec;
     type Status = MachineStatus;
+
+    fn told(status: &mut MachineStatus) -> (&mut Vec<Condition>, &mut i64) {
+        (&mut status.conditions, &mut status.observed_generation)
+    }
 
     fn check(metadata: &Metadata, spec: &MachineSpec) -> Vec<FieldError> {
         machine_check::check(metadata, spec)

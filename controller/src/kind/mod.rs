@@ -75,12 +75,18 @@ pub const RETRY: &str = "pvelet.dev/retry";
 pub trait Kind: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// The value of `kind` in a manifest.
     const KIND: &'static str;
+    /// The kind's name in paths of the Kubernetes API.
+    const PLURAL: &'static str;
+    /// Whether its objects are in namespaces. Those that are not count as the default namespace's inside the controller.
+    const NAMESPACED: bool;
     /// What a manifest says.
     type Spec: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static;
     /// What the controller writes.
     type Status: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static;
     /// What the shape alone cannot rule out: every mistake, with its path below the document.
     fn check(metadata: &Metadata, spec: &Self::Spec) -> Vec<FieldError>;
+    /// The conditions, and the generation that they are about.
+    fn told(status: &mut Self::Status) -> (&mut Vec<Condition>, &mut i64);
 }
 
 /// An object: metadata, spec, status.

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DeletionPolicy, FieldError, Kind, Metadata, NetworkStatus, Object, Seconds, network_check, network_rules,
+    Condition, DeletionPolicy, FieldError, Kind, Metadata, NetworkStatus, Object, Seconds, network_check, network_rules,
     schema::{self, field_rule, rule},
 };
 
@@ -21,8 +21,14 @@ pub type PveNetwork = Object<Network>;
 
 impl Kind for Network {
     const KIND: &'static str = "PveNetwork";
+    const PLURAL: &'static str = "pvenetworks";
+    const NAMESPACED: bool = false;
     type Spec = NetworkSpec;
     type Status = NetworkStatus;
+
+    fn told(status: &mut NetworkStatus) -> (&mut Vec<Condition>, &mut i64) {
+        (&mut status.conditions, &mut status.observed_generation)
+    }
 
     fn check(metadata: &Metadata, spec: &NetworkSpec) -> Vec<FieldError> {
         network_check::check(metadata, spec)

@@ -56,8 +56,14 @@ pub struct TenantStatus {
 
 impl Kind for Tenant {
     const KIND: &'static str = "PveTenant";
+    const PLURAL: &'static str = "pvetenants";
+    const NAMESPACED: bool = false;
     type Spec = TenantSpec;
     type Status = TenantStatus;
+
+    fn told(status: &mut TenantStatus) -> (&mut Vec<Condition>, &mut i64) {
+        (&mut status.conditions, &mut status.observed_generation)
+    }
 
     fn check(metadata: &Metadata, spec: &TenantSpec) -> Vec<FieldError> {
         let mut c = Checker::default();

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, Once, PoisonError},
     time::Duration,
@@ -12,19 +11,17 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api, Client, Config, ResourceExt,
+    Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject, Patch, PatchParams},
-    config::{KubeConfigOptions, Kubeconfig},
     runtime::watcher,
 };
 use serde_json::{Value, json};
-use tokio::{sync::mpsc, task::AbortHandle, time::timeout};
+use tokio::{sync::mpsc, task::AbortHandle};
 use tracing::{debug, warn};
 
 use super::{CONDITION, Effect, Minor, NodeCondition, NodeView, Nodes, NodesError, Sight, Standing, TAINT};
+use crate::kubernetes::{Failure, chain, within};
 
-/// How long a call may take.
-const DEADLINE: Duration = Duration::from_secs(10);
 /// The first and the longest pause before Nodes are listed again after an error.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// How often a taint is tried where others change the Node meanwhile.
@@ -111,30 +108,11 @@ impl Shared {
 }
 
 impl KubernetesNodes {
-    /// Of the cluster that a kubeconfig's current context names. Connects to nothing yet. Must be called inside a tokio runtime.
-    ///
-    /// # Errors
-    /// The file cannot be read, or names no cluster that can be used.
-    pub async fn of_kubeconfig(path: &Path) -> Result<Self, String> {
-        let failed = |e: &dyn std::error::Error| format!("{}: {}", path.display(), chain(e));
-        let file = Kubeconfig::read_from(path).map_err(|e| failed(&e))?;
-        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|e| failed(&e))?;
-        Self::of(config).map_err(|e| format!("{}: {e}", path.display()))
-    }
-
-    /// Of the cluster in which the controller runs as a pod.
-    ///
-    /// # Errors
-    /// It does not run in one, or its service account cannot be read.
-    pub fn in_cluster() -> Result<Self, String> {
-        Self::of(Config::incluster().map_err(|e| chain(&e))?)
-    }
-
-    fn of(config: Config) -> Result<Self, String> {
-        let client = Client::try_from(config).map_err(|e| chain(&e))?;
+    /// Of the cluster of this client. Connects to nothing yet. Must be called inside a tokio runtime.
+    pub fn new(client: Client) -> Self {
         let (changed, changes) = mpsc::unbounded_channel();
         let state = State { nodes: BTreeMap::new(), server: None, trouble: Some("it has not answered yet".to_owned()) };
-        Ok(Self {
+        Self {
             // Kept as it comes: what this version of the bindings does not know must not get lost when taints are written back.
             api: Api::all_with(client.clone(), &ApiResource::erase::<Node>(&())),
             client,
@@ -142,11 +120,11 @@ impl KubernetesNodes {
             begin: Once::new(),
             watching: Mutex::default(),
             changes: Mutex::new(Some(changes)),
-        })
+        }
     }
 
     async fn get(&self, name: &str) -> Result<DynamicObject, NodesError> {
-        let node = within(self.api.get_opt(name)).await.map_err(|e| e.about(name))?;
+        let node = within(self.api.get_opt(name)).await.map_err(|e| about(e, name))?;
         node.ok_or_else(|| NodesError::Absent(name.to_owned()))
     }
 
@@ -301,7 +279,7 @@ impl Nodes for KubernetesNodes {
         };
         // Conditions are merged by their type: no other is touched, and nothing is read that could be out of date.
         let patch = Patch::Strategic(json!({"status": {"conditions": [entry]}}));
-        let node = within(self.api.patch_status(name, &PatchParams::default(), &patch)).await.map_err(|e| e.about(name))?;
+        let node = within(self.api.patch_status(name, &PatchParams::default(), &patch)).await.map_err(|e| about(e, name))?;
         self.take(&node);
         Ok(())
     }
@@ -323,57 +301,24 @@ impl Nodes for KubernetesNodes {
                     self.take(&node);
                     return Ok(());
                 }
-                Err(Failure::Kube(kube::Error::Api(status))) if status.code == 409 => {
+                Err(e) if e.code() == Some(409) => {
                     debug!(node = name, "changed meanwhile: once more");
                     tokio::time::sleep(PAUSE.mul_f64(rand::random_range(0.0..1.0))).await;
                 }
-                Err(e) => return Err(e.about(name)),
+                Err(e) => return Err(about(e, name)),
             }
         }
         Err(NodesError::Conflict(name.to_owned()))
     }
 }
 
-/// Why a call failed.
-enum Failure {
-    Kube(kube::Error),
-    Late,
-}
-
-impl Failure {
-    fn text(&self) -> String {
-        match self {
-            Self::Kube(kube::Error::Api(status)) => format!("{} ({})", status.message, status.code),
-            Self::Kube(e) => chain(e),
-            Self::Late => format!("no answer within {} s", DEADLINE.as_secs()),
-        }
+/// What it means for a Node.
+fn about(failure: Failure, name: &str) -> NodesError {
+    match failure.code() {
+        Some(404) => NodesError::Absent(name.to_owned()),
+        Some(401 | 403) => NodesError::Forbidden(failure.text()),
+        _ => NodesError::Failed(failure.text()),
     }
-
-    fn about(self, name: &str) -> NodesError {
-        match &self {
-            Self::Kube(kube::Error::Api(status)) if status.code == 404 => NodesError::Absent(name.to_owned()),
-            Self::Kube(kube::Error::Api(status)) if matches!(status.code, 401 | 403) => NodesError::Forbidden(status.message.clone()),
-            _ => NodesError::Failed(self.text()),
-        }
-    }
-}
-
-async fn within<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
-    timeout(DEADLINE, call).await.map_err(|_| Failure::Late)?.map_err(Failure::Kube)
-}
-
-/// An error with what it comes from, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(e) = next {
-        let more = e.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = e.source();
-    }
-    text.replace(['\n', '\r'], " ")
 }
 
 #[cfg(test)]

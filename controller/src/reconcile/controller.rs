@@ -1,7 +1,7 @@
 //! The loop: who is due, and whom an event concerns.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -23,11 +23,12 @@ use super::{
     network::{NetworkIndex, Networks},
     node::Keeper,
     queue::Queue,
+    tenant::Tenants,
 };
 use crate::{
     agents::Agents,
     epoch::Epoch,
-    kind::{Host, Kind, Machine, Network, ObjectKey, ObjectRef, Phase, PveMachine},
+    kind::{Host, Kind, Machine, Network, ObjectKey, ObjectRef, Phase, PveMachine, Tenant},
     metrics::Metrics,
     nodes::Nodes,
     placement::Size,
@@ -51,6 +52,7 @@ pub struct Controller<S> {
     machines: Machines<S>,
     networks: Networks<S>,
     hosts: Hosts<S>,
+    tenants: Tenants<S>,
     queue: Queue,
     failures: Mutex<HashMap<ObjectRef, u32>>,
     metrics: Arc<Metrics>,
@@ -86,6 +88,7 @@ impl<S: Store> Controller<S> {
         };
         let keeper = Keeper::new(Arc::clone(&store), Arc::clone(&fleet), nodes);
         let hosts = Hosts { store: Arc::clone(&store), fleet: Arc::clone(&fleet), keeper, health: Mutex::default() };
+        let tenants = Tenants::new(Arc::clone(&store));
         Arc::new(Self {
             store,
             fleet,
@@ -93,6 +96,7 @@ impl<S: Store> Controller<S> {
             machines,
             networks,
             hosts,
+            tenants,
             queue: Queue::default(),
             failures: Mutex::default(),
             metrics,
@@ -156,7 +160,16 @@ impl<S: Store> Controller<S> {
             Host::KIND => Box::pin(self.hosts.reconcile(&id.key)).await,
             Machine::KIND => Box::pin(self.machines.reconcile(&id.key)).await,
             Network::KIND => Box::pin(self.networks.reconcile(&id.key)).await,
+            Tenant::KIND => self.tenant(&id.key).await,
             _ => Ok(Next::Sleep),
+        };
+        let result = match result {
+            // Trying again helps nothing; it is looked at again when somebody changes it.
+            Err(StoreError::Unreadable { problem, .. }) => {
+                warn!(object = %id, "cannot be understood, left alone: {problem}");
+                self.store.tell_unreadable(id, &problem).await.map(|()| Next::Sleep)
+            }
+            result => result,
         };
         self.metrics.passed(&id.kind, result.is_ok());
         let next = match result {
@@ -187,6 +200,18 @@ impl<S: Store> Controller<S> {
                 failures.remove(id);
             }
         }
+    }
+
+    /// A tenant, and whom it concerns that it got or lost a namespace.
+    async fn tenant(&self, key: &ObjectKey) -> Result<Next, StoreError> {
+        let changed = self.tenants.changed(key).await?;
+        if !changed.is_empty() {
+            let machines = self.index.within(&changed).into_iter().map(|key| ObjectRef { kind: Machine::KIND.to_owned(), key });
+            let rivals = self.tenants.rivals(key, &changed).await?;
+            let rivals = rivals.into_iter().map(|key| ObjectRef { kind: Tenant::KIND.to_owned(), key });
+            machines.chain(rivals).for_each(|id| self.queue.add(id));
+        }
+        self.tenants.reconcile(key).await
     }
 
     fn wake(&self, wake: Wake) {
@@ -327,6 +352,11 @@ impl Index {
         let waiting = |e: &&Entry| !e.created && e.vm_name == name;
         keys.extend(state.machines.iter().filter(|(_, e)| waiting(e)).map(|(key, _)| key.clone()));
         keys
+    }
+
+    /// Those in one of these namespaces.
+    fn within(&self, namespaces: &BTreeSet<String>) -> Vec<ObjectKey> {
+        self.state().machines.keys().filter(|key| namespaces.contains(&key.namespace)).cloned().collect()
     }
 
     fn unplaced(&self) -> Vec<ObjectKey> {

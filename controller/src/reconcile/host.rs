@@ -51,6 +51,11 @@ impl<S: Store> Hosts<S> {
                 };
             }
         };
+        if let Some(problem) = super::invalid(&host) {
+            // What was known of it before goes on.
+            super::refuse(&*self.store, host, super::INVALID, problem).await?;
+            return Ok(Next::Sleep);
+        }
         self.fleet.apply(&host);
         let Some((view, used, sight)) = self.fleet.host_with_health(&key.to_string()) else { return Ok(Next::Sleep) };
         let now = Timestamp::now();

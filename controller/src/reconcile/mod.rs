@@ -9,7 +9,9 @@ mod network;
 mod node;
 mod operation;
 mod queue;
+mod refuse;
 mod session;
+mod tenant;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -21,4 +23,5 @@ pub use fleet::{Fleet, Wake};
 pub use machine::decide::{Action, Decision, Ending, Inputs, Knowledge, Request, VolumeSight, decide};
 pub use view::{DiskView, Facts, HostView, Link, RunState, Sighting, VmTable, VmView, machine_uid, timestamp};
 
+use refuse::{INVALID, invalid, refuse, told};
 use view::ASIDE;

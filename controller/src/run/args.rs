@@ -11,6 +11,8 @@ use crate::tls::CredentialFiles;
 
 /// The controller's name where nothing else is said.
 const DEFAULT_NAME: &str = "pvelet";
+/// Name of the Lease where nothing else is said.
+const DEFAULT_LEASE: &str = "pvelet-controller";
 
 /// Keeps VMs on Proxmox VE hosts as manifests describe them
 #[derive(Debug, Parser)]
@@ -22,6 +24,7 @@ const DEFAULT_NAME: &str = "pvelet";
 Examples:
   pvelet-controller validate manifests/*.yaml
   pvelet-controller run --manifests manifests --ca pki/ca.crt --cert pki/controller.crt --key pki/controller.key
+  pvelet-controller run --store kubernetes --kubeconfig ~/.kube/config --lease-namespace pvelet-system
 
 A manifest:
   apiVersion: pvelet.dev/v1alpha1
@@ -41,8 +44,11 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Watch a folder of manifests and keep the VMs as they say
+    /// Watch manifests, in a folder or in Kubernetes, and keep the VMs as they say
     #[command(after_help = "\
+With --store kubernetes the manifests are custom resources; see docs/kubernetes.md. Several instances may run: one
+leads, by a Lease, and the others stand by. With --store folder they are files:
+
 The folder holds PveHost and PveMachine manifests (*.yaml, several documents in a file are fine). Status files are
 written beside them. Removing a manifest removes its VM, unless its deletionPolicy is Retain; a manifest that cannot
 be read removes nothing. Only one controller can work on a folder.
@@ -57,6 +63,17 @@ SIGTERM and SIGINT end it; what was begun goes on at the agents, and is picked u
     },
     /// Print the CustomResourceDefinitions of the kinds as YAML, for kubectl apply --server-side -f -
     Crds,
+}
+
+/// Where the objects live.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum StoreKind {
+    /// A folder of YAML files
+    #[default]
+    Folder,
+    /// Custom resources in Kubernetes
+    Kubernetes,
 }
 
 /// Where log lines go and how they look.
@@ -76,6 +93,9 @@ pub(super) struct Flags {
     #[arg(long, value_name = "FILE", env = "PVELET_CONTROLLER_CONFIG")]
     #[serde(skip)]
     config: Option<PathBuf>,
+    /// Where manifests live [default: folder]
+    #[arg(long, value_enum, value_name = "STORE")]
+    store: Option<StoreKind>,
     /// Folder of manifests [default: /etc/pvelet/controller/manifests]
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
@@ -91,9 +111,16 @@ pub(super) struct Flags {
     /// Name of this installation, which stands in the mark of each VM it makes [default: pvelet]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Kubeconfig of the cluster in which hosts are Nodes (spec.kubernetesNode); as a pod the controller uses the cluster it is in
+    /// Kubeconfig of the cluster with the manifests, and in which hosts are Nodes (spec.kubernetesNode); as a pod the controller uses the
+    /// cluster it is in
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// Namespace of the Lease by which one of several instances leads [default: the pod's, or the one of the kubeconfig's context]
+    #[arg(long, value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
+    /// Name of that Lease [default: pvelet-controller]
+    #[arg(long, value_name = "NAME")]
+    lease_name: Option<String>,
     /// Address for /metrics, /healthz and /readyz, such as 127.0.0.1:9180; without it there is none
     #[arg(long, value_name = "IP:PORT")]
     metrics_address: Option<SocketAddr>,
@@ -102,10 +129,23 @@ pub(super) struct Flags {
     log_format: Option<LogFormat>,
 }
 
+/// Where the objects live, with all that this needs.
+#[derive(Debug)]
+pub(super) enum StoreSettings {
+    /// This folder.
+    Folder(PathBuf),
+    /// Kubernetes.
+    Kubernetes {
+        /// Nothing: the pod's own.
+        lease_namespace: Option<String>,
+        lease_name: String,
+    },
+}
+
 /// What flags and file come to.
 #[derive(Debug)]
 pub(super) struct Settings {
-    pub(super) manifests: PathBuf,
+    pub(super) store: StoreSettings,
     pub(super) credentials: CredentialFiles,
     pub(super) name: String,
     pub(super) kubeconfig: Option<PathBuf>,
@@ -124,8 +164,33 @@ impl Settings {
             None => Flags::default(),
         };
         let path = |flag: Option<PathBuf>, file: Option<PathBuf>, name: &str| flag.or(file).unwrap_or_else(|| default_path(name));
+        let store = flags.store.or(file.store).unwrap_or_default();
+        let lease_namespace = flags.lease_namespace.or(file.lease_namespace);
+        let lease_name = flags.lease_name.or(file.lease_name);
+        let mut mistakes = Vec::new();
+        match store {
+            StoreKind::Kubernetes if flags.manifests.is_some() => {
+                mistakes
+                    .push("--manifests: a folder of manifests is not read with --store kubernetes; leave one of the two out".to_owned());
+            }
+            StoreKind::Folder if lease_namespace.is_some() || lease_name.is_some() => {
+                mistakes.push("--lease-namespace, --lease-name: there is no Lease without --store kubernetes; leave them out".to_owned());
+            }
+            _ => {}
+        }
+        for (flag, value) in [("--lease-namespace", &lease_namespace), ("--lease-name", &lease_name)] {
+            if let Some(Err(e)) = value.as_deref().map(id::dns_name) {
+                mistakes.push(format!("{flag}: {e}"));
+            }
+        }
+        let store = match store {
+            StoreKind::Folder => StoreSettings::Folder(path(flags.manifests, file.manifests, "manifests")),
+            StoreKind::Kubernetes => {
+                StoreSettings::Kubernetes { lease_namespace, lease_name: lease_name.unwrap_or_else(|| DEFAULT_LEASE.to_owned()) }
+            }
+        };
         let settings = Self {
-            manifests: path(flags.manifests, file.manifests, "manifests"),
+            store,
             credentials: CredentialFiles {
                 ca: path(flags.ca, file.ca, "ca.crt"),
                 cert: path(flags.cert, file.cert, "controller.crt"),
@@ -136,8 +201,9 @@ impl Settings {
             metrics_address: flags.metrics_address.or(file.metrics_address),
             json_log: flags.log_format.or(file.log_format) == Some(LogFormat::Json),
         };
-        let mut mistakes = Vec::new();
-        mistakes.extend(missing(&settings.manifests).map(|m| format!("--manifests: {m}; make the folder or name another")));
+        if let StoreSettings::Folder(folder) = &settings.store {
+            mistakes.extend(missing(folder).map(|m| format!("--manifests: {m}; make the folder or name another")));
+        }
         let files = [("--ca", &settings.credentials.ca), ("--cert", &settings.credentials.cert), ("--key", &settings.credentials.key)];
         for (flag, file) in files {
             mistakes.extend(missing(file).map(|m| format!("{flag}: {m}; make credentials with pveletctl pki")));
@@ -175,6 +241,19 @@ mod tests {
         for flag in ["--manifests", "--ca", "--cert", "--key", "--kubeconfig", "--name"] {
             assert!(mistakes.iter().any(|m| m.starts_with(flag)), "{flag}: {mistakes:?}");
         }
+    }
+
+    #[test]
+    fn settings_of_one_store_are_refused_with_the_other() {
+        let mistakes = |flags| match Settings::from_flags(flags) {
+            Err(RunError::Settings(mistakes)) => mistakes.join("\n"),
+            other => panic!("{other:?}"),
+        };
+        let folder = Flags { lease_name: Some("Lease".into()), ..Flags::default() };
+        let text = mistakes(folder);
+        assert!(text.contains("there is no Lease without --store kubernetes") && text.contains("--lease-name: "), "{text}");
+        let kubernetes = Flags { store: Some(StoreKind::Kubernetes), manifests: Some("/tmp".into()), ..Flags::default() };
+        assert!(mistakes(kubernetes).contains("is not read with --store kubernetes"));
     }
 
     #[test]

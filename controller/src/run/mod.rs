@@ -1,13 +1,14 @@
 //! `pvelet-controller`: its command line, and what each command does.
 
 mod args;
+mod cluster;
 mod serve;
 mod validate;
 
 use std::{
     ffi::OsString,
     io::{IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Arc,
@@ -21,13 +22,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use self::args::{Cli, Command, Settings};
+use self::args::{Cli, Command, Settings, StoreSettings};
 use crate::{
     agents::{Agents, Limits},
+    epoch::Epoch,
+    kubernetes,
     metrics::Metrics,
     nodes::{KubernetesNodes, Nodes},
     reconcile::Controller,
-    store::{StoreError, folder::FolderStore},
+    store::{Store, StoreError, folder::FolderStore},
     tls::{Credentials, TlsError},
 };
 
@@ -120,20 +123,6 @@ async fn run(settings: Settings) -> Result<(), RunError> {
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::io("cannot listen for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::io("cannot listen for SIGINT"))?;
-    let credentials = Credentials::load(settings.credentials)?;
-    let identity = credentials.current().identity.clone();
-    let store = FolderStore::open(&settings.manifests).await?;
-    let epoch = store.epoch().clone();
-    let metrics = Arc::<Metrics>::default();
-    let ready = Arc::new(AtomicBool::new(false));
-    if let Some(address) = settings.metrics_address {
-        serve::start(address, Arc::clone(&metrics), Arc::clone(&ready), stop.clone()).await?;
-    }
-    info!(%identity, controller = settings.name, folder = %settings.manifests.display(), epoch = epoch.transitions, "started");
-    let agents = Agents::new(credentials, Limits::default());
-    let nodes = nodes(settings.kubeconfig.as_deref()).await?;
-    let controller = Controller::new(store, agents, &settings.name, epoch, metrics, nodes);
-    ready.store(true, Ordering::Relaxed);
     let stopper = stop.clone();
     tokio::spawn(async move {
         tokio::select! {
@@ -142,26 +131,68 @@ async fn run(settings: Settings) -> Result<(), RunError> {
         }
         stopper.cancel();
     });
-    controller.run(stop).await?;
+    let credentials = Credentials::load(settings.credentials)?;
+    let metrics = Arc::<Metrics>::default();
+    let ready = Arc::new(AtomicBool::new(false));
+    if let Some(address) = settings.metrics_address {
+        serve::start(address, Arc::clone(&metrics), Arc::clone(&ready), stop.clone()).await?;
+    }
+    let kubernetes = client(settings.kubeconfig.as_deref()).await?;
+    let common = Common { credentials, name: settings.name, metrics, ready, stop };
+    match settings.store {
+        StoreSettings::Folder(folder) => common.run_folder(&folder, kubernetes).await?,
+        StoreSettings::Kubernetes { lease_namespace, lease_name } => {
+            let client = kubernetes.ok_or_else(|| {
+                RunError::Settings(vec!["--store kubernetes: this is no pod of a cluster; name one with --kubeconfig".to_owned()])
+            })?;
+            cluster::run(common, client, lease_namespace, lease_name).await?;
+        }
+    }
     info!("stopped");
     Ok(())
 }
 
-/// The Nodes of the Kubernetes that was named, or in which this runs. Nothing is asked there before a host wants it.
-async fn nodes(kubeconfig: Option<&std::path::Path>) -> Result<Option<Arc<dyn Nodes>>, RunError> {
+/// What both kinds of stores need.
+struct Common {
+    credentials: Credentials,
+    name: String,
+    metrics: Arc<Metrics>,
+    ready: Arc<AtomicBool>,
+    stop: CancellationToken,
+}
+
+impl Common {
+    fn controller<S: Store>(&self, store: Arc<S>, epoch: Epoch, nodes: Option<Arc<dyn Nodes>>) -> Arc<Controller<S>> {
+        let agents = Agents::new(self.credentials.clone(), Limits::default());
+        Controller::new(store, agents, &self.name, epoch, Arc::clone(&self.metrics), nodes)
+    }
+
+    async fn run_folder(&self, folder: &Path, kubernetes: Option<kube::Client>) -> Result<(), RunError> {
+        let store = FolderStore::open(folder).await?;
+        let (epoch, identity) = (store.epoch().clone(), self.credentials.current().identity.clone());
+        info!(%identity, controller = self.name, folder = %folder.display(), epoch = epoch.transitions, "started");
+        let nodes = kubernetes.map(|client| Arc::new(KubernetesNodes::new(client)) as Arc<dyn Nodes>);
+        let controller = self.controller(store, epoch, nodes);
+        self.metrics.leader.set(1);
+        self.ready.store(true, Ordering::Relaxed);
+        Ok(controller.run(self.stop.clone()).await?)
+    }
+}
+
+/// The Kubernetes that was named, or in which this runs. Nothing is asked there yet.
+async fn client(kubeconfig: Option<&Path>) -> Result<Option<kube::Client>, RunError> {
     if let Some(path) = kubeconfig {
-        let nodes = KubernetesNodes::of_kubeconfig(path).await;
-        let nodes = nodes.map_err(|e| RunError::Settings(vec![format!("--kubeconfig: {e}")]))?;
-        return Ok(Some(Arc::new(nodes)));
+        let client = kubernetes::of_kubeconfig(path).await;
+        return client.map(Some).map_err(|e| RunError::Settings(vec![format!("--kubeconfig: {e}")]));
     }
     if std::env::var_os(IN_CLUSTER).is_none() {
         return Ok(None);
     }
-    match KubernetesNodes::in_cluster() {
-        Ok(nodes) => Ok(Some(Arc::new(nodes))),
+    match kubernetes::in_cluster() {
+        Ok(client) => Ok(Some(client)),
         Err(e) => {
             // A pod that may not talk to the API server is a controller that has nothing to do with Nodes.
-            info!("no Nodes of Kubernetes: {e}");
+            info!("no Kubernetes: {e}");
             Ok(None)
         }
     }

@@ -1,6 +1,7 @@
 //! Where objects live. The reconcilers know this trait only; whether a folder or Kubernetes is behind it they cannot tell.
 
 pub mod folder;
+pub mod kubernetes;
 
 use std::{future::Future, io, path::PathBuf};
 
@@ -42,6 +43,37 @@ pub enum StoreError {
         /// What is wrong.
         problem: String,
     },
+    /// The API server did not do what was asked, or did not answer: it may have been done.
+    #[error("cannot {what}: {message}")]
+    Api {
+        /// What was tried, such as "write the status of PveMachine web-1".
+        what: String,
+        /// Why not.
+        message: String,
+    },
+    /// An object stands there that this version cannot understand.
+    #[error(
+        "{about} cannot be understood: {problem}. It was probably written for another version of pvelet: upgrade the controller, or correct it"
+    )]
+    Unreadable {
+        /// Which object.
+        about: ObjectRef,
+        /// What is wrong, and where.
+        problem: String,
+    },
+}
+
+/// Whose machines are in a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tenancy {
+    /// There are no owners of namespaces here: who may write manifests may name any tenant.
+    Unbound,
+    /// This tenant's.
+    Of(String),
+    /// Nobody's.
+    Nobody,
+    /// Several tenants claim the namespace.
+    Disputed(Vec<String>),
 }
 
 /// Objects, watched. Implementations are shared by reference between all reconcilers.
@@ -65,6 +97,12 @@ pub trait Store: Send + Sync + 'static {
         object: &Object<K>,
         finalizers: Vec<String>,
     ) -> impl Future<Output = Result<Object<K>, StoreError>> + Send;
+
+    /// Whose machines are in a namespace.
+    fn tenancy(&self, namespace: &str) -> Tenancy;
+
+    /// Tells at an object that it cannot be understood ([`StoreError::Unreadable`]), where that is possible. Telling it again writes nothing.
+    fn tell_unreadable(&self, about: &ObjectRef, problem: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Tells people that something happened to an object.
     fn record_event(&self, about: &ObjectRef, event: Event);

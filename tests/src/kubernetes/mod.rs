@@ -7,6 +7,7 @@ mod controller_manager;
 mod etcd;
 mod pki;
 mod port;
+pub mod site;
 
 use std::{
     path::{Path, PathBuf},

@@ -57,6 +57,21 @@ impl<S: Store> Machines<S> {
             return Ok(Next::Sleep);
         };
         machine.status.not_after(Timestamp::now());
+        // What is under way is followed to its end, and what is to go goes.
+        let tenant = if machine.status.operation.is_some() || machine.is_deleting() {
+            machine.tenant().to_owned()
+        } else {
+            let tenancy = self.store.tenancy(&key.namespace);
+            let sound = super::invalid(&machine).map_or(Ok(()), |problem| Err((super::INVALID, problem)));
+            match sound.and_then(|()| super::tenant::of(&machine, &key.namespace, tenancy)) {
+                Ok(tenant) => tenant,
+                Err((reason, message)) => {
+                    self.index.put(key, &machine);
+                    super::refuse(&*self.store, machine, reason, message).await?;
+                    return Ok(Next::Sleep);
+                }
+            }
+        };
         let about = ObjectRef { kind: "PveMachine".to_owned(), key: key.clone() };
         // What this pass itself has learned of the attempt under way.
         let mut learned: Option<Knowledge> = None;
@@ -64,6 +79,8 @@ impl<S: Store> Machines<S> {
         let mut seen = BTreeMap::new();
         let mut finalizer = false;
         for _ in 0..MAX_STEPS {
+            // Each answer of the store has the spec as it was written.
+            machine.spec.tenant = Some(tenant.clone());
             self.index.put(key, &machine);
             let placing = if machine.status.host.is_none() { Some(self.placing.lock().await) } else { None };
             let known = learned.clone().or_else(|| machine.status.operation.as_ref().and_then(|a| self.fleet.knowledge(a)));

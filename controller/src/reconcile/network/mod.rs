@@ -90,6 +90,14 @@ impl<S: Store> Networks<S> {
         };
         self.index.put(&network);
         network.status.not_after(Timestamp::now());
+        // What is under way is followed to its end, and what is to go goes.
+        if network.status.operation.is_none()
+            && !network.is_deleting()
+            && let Some(problem) = super::invalid(&network)
+        {
+            super::refuse(&*self.store, network, super::INVALID, problem).await?;
+            return Ok(Next::Sleep);
+        }
         let about = ObjectRef { kind: Network::KIND.to_owned(), key: key.clone() };
         let hosts: Vec<PveHost> = self.store.list::<Host>().await?.into_iter().filter(|h| !h.is_deleting()).collect();
         let mut seen = self.checked_lately(&network, &hosts);

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use self::{record::Record, scan::Scan};
-use super::{Event, Store, StoreError};
+use super::{Event, Store, StoreError, Tenancy};
 use crate::{
     epoch::Epoch,
     kind::{Kind, Manifest, Object, ObjectKey, ObjectRef},
@@ -322,6 +322,15 @@ impl Store for FolderStore {
             Ok(changed || record.metadata.deletion_timestamp.is_some())
         })
         .await
+    }
+
+    fn tenancy(&self, _: &str) -> Tenancy {
+        Tenancy::Unbound
+    }
+
+    /// The log has told it already, when the manifest was read.
+    async fn tell_unreadable(&self, _: &ObjectRef, _: &str) -> Result<(), StoreError> {
+        Ok(())
     }
 
     fn record_event(&self, about: &ObjectRef, event: Event) {

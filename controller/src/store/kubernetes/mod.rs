@@ -1,0 +1,284 @@
+//! Kubernetes as a store: the objects are custom resources, watched and kept in memory.
+//!
+//! Reads are answered from memory. A write says which version it was decided on, and the API server refuses it when that is not the present
+//! one; what is written is taken over at once, ahead of the event that tells the same. Nothing is written where nothing changed.
+
+mod cache;
+pub mod definitions;
+mod events;
+mod lease;
+mod object;
+mod watch;
+
+use std::{
+    any::Any,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Api, Client,
+    api::{DynamicObject, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tokio::{
+    sync::{Semaphore, mpsc, watch as signal},
+    task::AbortHandle,
+};
+
+use self::{
+    cache::{Cache, Known, Watchers},
+    events::Recorder,
+};
+use super::{Event, Store, StoreError, Tenancy};
+use crate::{
+    kind::{API_VERSION, Condition, ConditionStatus, Host, Kind, Machine, Network, Object, ObjectKey, ObjectRef, Tenant, set_condition},
+    kubernetes::{Failure, within},
+};
+
+pub use lease::{Leader, LeaseOptions, Term};
+
+/// Who writes, as the API server keeps it beside each field.
+const MANAGER: &str = "pvelet-controller";
+/// Writes at once: the API server has others to serve.
+const WRITES: usize = 32;
+
+/// The custom resources of one cluster.
+pub struct KubernetesStore {
+    client: Client,
+    hosts: Arc<Cache<Host>>,
+    machines: Arc<Cache<Machine>>,
+    networks: Arc<Cache<Network>>,
+    tenants: Arc<Cache<Tenant>>,
+    watchers: Watchers,
+    events: Recorder,
+    writes: Semaphore,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+impl KubernetesStore {
+    /// Watches the resources, in the name of this instance, and returns when all have been listed once. The resource definitions must be there.
+    pub async fn open(client: Client, instance: &str) -> Arc<Self> {
+        let watchers = Watchers::default();
+        let store = Arc::new(Self {
+            hosts: Arc::new(Cache::new(Arc::clone(&watchers))),
+            machines: Arc::new(Cache::new(Arc::clone(&watchers))),
+            networks: Arc::new(Cache::new(Arc::clone(&watchers))),
+            tenants: Arc::new(Cache::new(Arc::clone(&watchers))),
+            watchers,
+            events: Recorder::new(client.clone(), instance.to_owned()),
+            writes: Semaphore::new(WRITES),
+            tasks: Mutex::default(),
+            client,
+        });
+        let listed =
+            [store.follow(&store.hosts), store.follow(&store.machines), store.follow(&store.networks), store.follow(&store.tenants)];
+        for mut listed in listed {
+            // Fails only when the task has ended, which it does with the store.
+            let _ = listed.wait_for(|done| *done).await;
+        }
+        store
+    }
+
+    fn follow<K: Kind>(&self, cache: &Arc<Cache<K>>) -> signal::Receiver<bool> {
+        let (done, listed) = signal::channel(false);
+        let api = Api::all_with(self.client.clone(), &object::resource::<K>());
+        let task = tokio::spawn(watch::run(api, Arc::clone(cache), done)).abort_handle();
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+        listed
+    }
+
+    fn cache<K: Kind>(&self) -> &Cache<K> {
+        let all: [&dyn Any; 4] = [&*self.hosts, &*self.machines, &*self.networks, &*self.tenants];
+        let found = all.into_iter().find_map(|cache| cache.downcast_ref());
+        // Every kind stands above; a new one that does not is found by the first test that touches it.
+        #[expect(clippy::expect_used, reason = "a kind without a cache is a fault in the program, not in its input")]
+        found.expect("a cache for each kind")
+    }
+
+    fn api<K: Kind>(&self, key: &ObjectKey) -> Api<DynamicObject> {
+        let resource = object::resource::<K>();
+        if K::NAMESPACED {
+            Api::namespaced_with(self.client.clone(), &key.namespace, &resource)
+        } else {
+            Api::all_with(self.client.clone(), &resource)
+        }
+    }
+
+    /// Takes the answer to a write over. A conflict is answered with what the object is now, so that the next decision is made on that.
+    async fn written<K: Kind>(
+        &self,
+        object: &Object<K>,
+        what: &str,
+        result: Result<DynamicObject, Failure>,
+    ) -> Result<Object<K>, StoreError> {
+        let (key, about) = (object.key(), object::about::<K>(&object.key()));
+        let failed = |message: String| StoreError::Api { what: format!("write {what} of {about}"), message };
+        match result {
+            Ok(raw) => {
+                self.cache::<K>().put(raw.clone());
+                object::read(raw).map_err(|problem| StoreError::Unreadable { about, problem })
+            }
+            Err(e) if e.code() == Some(409) => {
+                match within(self.api::<K>(&key).get_opt(&key.name)).await {
+                    Ok(Some(raw)) => self.cache::<K>().put(raw),
+                    Ok(None) => self.cache::<K>().forget(&key, &object.metadata.resource_version),
+                    Err(e) => return Err(failed(e.text())),
+                }
+                Err(StoreError::Conflict(about))
+            }
+            Err(e) if e.code() == Some(404) => {
+                self.cache::<K>().forget(&key, &object.metadata.resource_version);
+                Err(StoreError::NotFound(about))
+            }
+            Err(e) => Err(failed(e.text())),
+        }
+    }
+
+    /// What is known of an object, if that is what a decision was made on.
+    fn same<K: Kind>(&self, object: &Object<K>) -> Result<Arc<Object<K>>, StoreError> {
+        let about = object::about::<K>(&object.key());
+        let known = self.cache::<K>().get(&object.key()).ok_or_else(|| StoreError::NotFound(about.clone()))?;
+        let known = understood(known, about.clone())?;
+        let (a, b) = (&known.metadata, &object.metadata);
+        if (&a.uid, &a.resource_version) == (&b.uid, &b.resource_version) { Ok(known) } else { Err(StoreError::Conflict(about)) }
+    }
+
+    async fn refuse<K: Kind>(&self, key: &ObjectKey, problem: &str) -> Result<(), StoreError> {
+        let about = object::about::<K>(key);
+        let failed = |e: Failure| StoreError::Api { what: format!("write a condition of {about}"), message: e.text() };
+        let api = self.api::<K>(key);
+        let Some(mut raw) = within(api.get_opt(&key.name)).await.map_err(failed)? else { return Ok(()) };
+        let text = StoreError::Unreadable { about: about.clone(), problem: problem.to_owned() }.to_string();
+        let mut conditions: Vec<Value> = raw.data["status"]["conditions"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        if conditions.iter().any(|c| c["type"] == "Ready" && c["reason"] == NOT_UNDERSTOOD && c["message"] == text.as_str()) {
+            return Ok(());
+        }
+        let generation = raw.metadata.generation.unwrap_or(0);
+        let mut ready: Vec<Condition> = Vec::new();
+        let now = jiff::Timestamp::now();
+        set_condition(&mut ready, "Ready", ConditionStatus::False, NOT_UNDERSTOOD, text, generation, now);
+        conditions.retain(|c| c["type"] != "Ready");
+        conditions.extend(ready.iter().map(|c| json!(c)));
+        // The rest of a status that cannot be understood is not touched.
+        let patch = json!({"metadata": {"resourceVersion": raw.metadata.resource_version}, "status": {"conditions": conditions}});
+        let patch = Patch::Merge(patch);
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let _turn = self.writes.acquire().await;
+        match within(api.patch_status(&key.name, &params, &patch)).await {
+            Ok(raw) => {
+                self.cache::<K>().put(raw);
+                Ok(())
+            }
+            Err(e) if e.code() == Some(409) => Err(StoreError::Conflict(about.clone())),
+            Err(e) => Err(failed(e)),
+        }
+    }
+}
+
+/// The reason of objects that cannot be understood.
+const NOT_UNDERSTOOD: &str = "NotUnderstood";
+
+fn understood<K: Kind>(known: Known<K>, about: ObjectRef) -> Result<Arc<Object<K>>, StoreError> {
+    known.object.map_err(|problem| StoreError::Unreadable { about, problem: problem.to_string() })
+}
+
+impl Drop for KubernetesStore {
+    fn drop(&mut self) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl std::fmt::Debug for KubernetesStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KubernetesStore").finish_non_exhaustive()
+    }
+}
+
+impl Store for KubernetesStore {
+    /// Objects that cannot be understood are left out; they say so themselves.
+    async fn list<K: Kind>(&self) -> Result<Vec<Object<K>>, StoreError> {
+        let all = self.cache::<K>().all();
+        Ok(all.into_iter().filter_map(|(_, known)| known.object.ok()).map(Arc::unwrap_or_clone).collect())
+    }
+
+    async fn get<K: Kind>(&self, key: &ObjectKey) -> Result<Option<Object<K>>, StoreError> {
+        let Some(known) = self.cache::<K>().get(key) else { return Ok(None) };
+        understood(known, object::about::<K>(key)).map(|object| Some(Arc::unwrap_or_clone(object)))
+    }
+
+    fn watch(&self) -> mpsc::UnboundedReceiver<ObjectRef> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        // First to the watchers, so that nothing is missed; what is told twice is worked on once.
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner).push(sender.clone());
+        let hosts = self.hosts.keys().into_iter().map(|key| object::about::<Host>(&key));
+        let machines = self.machines.keys().into_iter().map(|key| object::about::<Machine>(&key));
+        let networks = self.networks.keys().into_iter().map(|key| object::about::<Network>(&key));
+        let tenants = self.tenants.keys().into_iter().map(|key| object::about::<Tenant>(&key));
+        for about in tenants.chain(hosts).chain(machines).chain(networks) {
+            // Cannot fail: the receiver is still here.
+            let _ = sender.send(about);
+        }
+        receiver
+    }
+
+    async fn update_status<K: Kind>(&self, object: &Object<K>) -> Result<Object<K>, StoreError> {
+        if self.same(object)?.status == object.status {
+            return Ok(object.clone());
+        }
+        let (key, patch) = (object.key(), Patch::Apply(object::status_patch(object)?));
+        let params = PatchParams::apply(MANAGER).force();
+        let _turn = self.writes.acquire().await;
+        let result = within(self.api::<K>(&key).patch_status(&key.name, &params, &patch)).await;
+        self.written(object, "the status", result).await
+    }
+
+    async fn set_finalizers<K: Kind>(&self, object: &Object<K>, finalizers: Vec<String>) -> Result<Object<K>, StoreError> {
+        if self.same(object)?.metadata.finalizers == finalizers {
+            return Ok(object.clone());
+        }
+        let (key, patch) = (object.key(), Patch::Merge(object::finalizers_patch(&object.metadata, &finalizers)));
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let _turn = self.writes.acquire().await;
+        let result = within(self.api::<K>(&key).patch(&key.name, &params, &patch)).await;
+        self.written(object, "the finalizers", result).await
+    }
+
+    fn tenancy(&self, namespace: &str) -> Tenancy {
+        let claims = |known: &Known<Tenant>| known.object.as_ref().is_ok_and(|t| t.spec.namespaces.iter().any(|n| n == namespace));
+        let mut tenants: Vec<String> = self.tenants.all().into_iter().filter(|(_, known)| claims(known)).map(|(key, _)| key.name).collect();
+        match tenants.len() {
+            0 => Tenancy::Nobody,
+            1 => Tenancy::Of(tenants.remove(0)),
+            _ => Tenancy::Disputed(tenants),
+        }
+    }
+
+    async fn tell_unreadable(&self, about: &ObjectRef, problem: &str) -> Result<(), StoreError> {
+        match about.kind.as_str() {
+            Host::KIND => self.refuse::<Host>(&about.key, problem).await,
+            Machine::KIND => self.refuse::<Machine>(&about.key, problem).await,
+            Network::KIND => self.refuse::<Network>(&about.key, problem).await,
+            Tenant::KIND => self.refuse::<Tenant>(&about.key, problem).await,
+            _ => Ok(()),
+        }
+    }
+
+    fn record_event(&self, about: &ObjectRef, event: Event) {
+        let (namespaced, uid) = match about.kind.as_str() {
+            Host::KIND => (Host::NAMESPACED, self.hosts.get(&about.key).map(|k| k.uid)),
+            Machine::KIND => (Machine::NAMESPACED, self.machines.get(&about.key).map(|k| k.uid)),
+            Network::KIND => (Network::NAMESPACED, self.networks.get(&about.key).map(|k| k.uid)),
+            _ => (false, self.tenants.get(&about.key).map(|k| k.uid)),
+        };
+        let reference = ObjectReference {
+            api_version: Some(API_VERSION.to_owned()),
+            kind: Some(about.kind.clone()),
+            name: Some(about.key.name.clone()),
+            namespace: namespaced.then(|| about.key.namespace.clone()),
+            uid,
+            ..ObjectReference::default()
+        };
+        self.events.record(reference, event);
+    }
+}

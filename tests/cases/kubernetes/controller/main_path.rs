@@ -1,0 +1,107 @@
+//! What users do every day.
+
+use pve_sim::control::Request;
+use pvelet_tests::{
+    kubernetes::site::{LIMIT, MACHINES, Site},
+    status::{condition, condition_reason},
+};
+use serde_json::{Value, json};
+
+fn ready(machine: &Value) -> bool {
+    condition(machine, "Ready") == "True" && machine["status"]["observedGeneration"] == machine["metadata"]["generation"]
+}
+
+/// The events about an object, as `reason`.
+async fn events(site: &Site, name: &str) -> Vec<String> {
+    let all = site.admin().get("/apis/events.k8s.io/v1/namespaces/default/events").await.unwrap();
+    let all = all["items"].as_array().cloned().unwrap_or_default();
+    let about = |e: &&Value| e["regarding"]["name"] == name;
+    all.iter().filter(about).map(|e| e["reason"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_machine_is_made_changed_mended_and_removed() {
+    let site = Site::one().await;
+    let before = site.stack.sim.control().leftovers().unwrap();
+    let mut controller = site.controller("lab", "a").await;
+    controller.start();
+    site.machine("web-1", json!({"memory": "64Mi", "cores": 1})).await;
+    let machine = site.wait("web-1", ready).await;
+    assert_eq!(machine["status"]["tenant"], "default");
+    assert_eq!(machine["metadata"]["finalizers"], json!(["pvelet.dev/machine"]));
+    let owners: Vec<&str> = machine["metadata"]["managedFields"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|f| f["subresource"] == "status")
+        .map(|f| f["operation"].as_str().unwrap())
+        .collect();
+    assert_eq!(owners, ["Apply"], "the status is one manager's, by server-side apply");
+    let vmid = u32::try_from(machine["status"]["vmid"].as_u64().unwrap()).unwrap();
+    let told = events(&site, "web-1").await;
+    assert!(told.iter().any(|reason| reason == "Placed"), "{told:?}");
+
+    // A change.
+    let path = format!("{MACHINES}/web-1");
+    site.admin().merge(&path, &json!({"spec": {"memory": "128Mi"}})).await.unwrap();
+    site.wait("web-1", |m| ready(m) && m["status"]["verifiedGeneration"] == m["metadata"]["generation"]).await;
+    let config = std::fs::read_to_string(site.stack.sim.node("pve1").vm_config(vmid)).unwrap();
+    assert!(config.contains("memory: 128"), "{config}");
+
+    // Drift: the guest dies.
+    let start = machine["status"]["lastStart"].clone();
+    site.stack.sim.control().call(&Request::KillGuest { vmid }).unwrap();
+    site.wait("web-1", |m| ready(m) && m["status"]["lastStart"] != start).await;
+
+    // Nothing is written once all is as it should be.
+    let settled = site.admin().get(&path).await.unwrap()["metadata"]["resourceVersion"].clone();
+    site.machine("web-2", json!({})).await;
+    site.wait("web-2", ready).await;
+    assert_eq!(site.admin().get(&path).await.unwrap()["metadata"]["resourceVersion"], settled);
+
+    // Both deletion policies.
+    site.admin().merge(&format!("{MACHINES}/web-2"), &json!({"spec": {"deletionPolicy": "Retain"}})).await.unwrap();
+    let kept = site.wait("web-2", ready).await["status"]["vmid"].as_u64().unwrap();
+    for name in ["web-1", "web-2"] {
+        site.admin().delete(&format!("{MACHINES}/{name}")).await.unwrap();
+        site.admin().wait_gone(MACHINES, name, LIMIT).await;
+    }
+    assert_eq!(site.vms().await, ["web-2"]);
+    let vm = site.stack.operator("pve1").vm(u32::try_from(kept).unwrap()).await.unwrap();
+    let client = site.stack.operator("pve1");
+    client.stop("end", &pvelet_tests::client::vm_ref(&vm)).await.unwrap();
+    client.delete("gone", &pvelet_tests::client::vm_ref(&vm)).await.unwrap();
+    assert_eq!(site.stack.sim.control().leftovers().unwrap(), before);
+    assert!(controller.stop().success());
+}
+
+#[tokio::test]
+async fn a_paused_machine_is_left_alone_until_it_goes_on() {
+    let site = Site::one().await;
+    let mut controller = site.controller("lab", "a").await;
+    controller.start();
+    let paused = |value: Value| json!({"metadata": {"annotations": {"pvelet.dev/paused": value}}});
+    let object = json!({
+        "apiVersion": "pvelet.dev/v1alpha1", "kind": "PveMachine",
+        "metadata": {"name": "web-1", "annotations": {"pvelet.dev/paused": "true"}},
+        "spec": {"source": {"tags": ["debian-13"]}},
+    });
+    site.admin().create(MACHINES, &object).await.unwrap();
+    site.wait("web-1", |m| condition_reason(m, "Ready") == "Paused").await;
+    assert!(site.vms().await.is_empty());
+    site.admin().merge(&format!("{MACHINES}/web-1"), &paused(Value::Null)).await.unwrap();
+    site.wait("web-1", ready).await;
+}
+
+#[tokio::test]
+async fn an_object_that_is_deleted_while_its_clone_runs_leaves_nothing() {
+    let site = Site::one().await;
+    let before = site.stack.sim.control().leftovers().unwrap();
+    let mut controller = site.controller("lab", "a").await;
+    controller.start();
+    site.machine("web-1", json!({"cloneMode": "full"})).await;
+    site.wait("web-1", |m| m["status"]["operation"]["action"] == "Clone").await;
+    site.admin().delete(&format!("{MACHINES}/web-1")).await.unwrap();
+    site.admin().wait_gone(MACHINES, "web-1", LIMIT).await;
+    assert_eq!(site.stack.sim.control().leftovers().unwrap(), before);
+}

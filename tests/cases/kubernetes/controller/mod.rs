@@ -1,0 +1,6 @@
+//! The controller in a cluster: its own process, with the chart's ServiceAccount and rights, on a real API server, and agents on simulated hosts.
+
+mod bad_input;
+mod leadership;
+mod main_path;
+mod outages;

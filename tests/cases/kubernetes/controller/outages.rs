@@ -1,0 +1,80 @@
+//! Parts that go away.
+
+use pvelet_tests::{
+    kubernetes::site::{HOSTS, LIMIT, MACHINES, Site},
+    stack::StackOptions,
+    status::{condition, condition_reason},
+};
+use serde_json::{Value, json};
+
+fn ready(machine: &Value) -> bool {
+    condition(machine, "Ready") == "True"
+}
+
+#[tokio::test]
+async fn an_api_server_that_restarts_loses_and_doubles_nothing() {
+    let mut site = Site::one().await;
+    let mut controller = site.controller("lab", "a").await;
+    controller.start();
+    for i in 0..4 {
+        site.machine(&format!("web-{i}"), json!({"cloneMode": "full"})).await;
+    }
+    site.wait("web-0", |m| m["status"]["operation"]["action"] == "Clone").await;
+    site.server.kill();
+    site.server.start_again().await;
+    for i in 0..4 {
+        site.wait(&format!("web-{i}"), ready).await;
+    }
+    assert_eq!(site.vms().await, ["web-0", "web-1", "web-2", "web-3"]);
+}
+
+#[tokio::test]
+async fn a_controller_that_is_killed_again_and_again_makes_each_vm_once() {
+    let rounds: u32 = std::env::var("PVELET_CONTROLLER_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(12);
+    let machines = if rounds > 50 { 30 } else { 8 };
+    let site = Site::start(StackOptions { nodes: vec!["pve1", "pve2"], ..StackOptions::default() }).await;
+    let mut controller = site.controller("lab", "a").await;
+    for i in 0..machines {
+        site.machine(&format!("web-{i}"), json!({})).await;
+    }
+    // Each start dies at a point of its own: while it waits for the Lease, places, writes, calls, starts.
+    let points = ["machine.attempt.stored", "machine.finalizer.stored", "machine.call.answered", "machine.status.stored"];
+    for round in 0..rounds {
+        let (point, nth) = (points[round as usize % points.len()], 1 + (round * 7) % 5);
+        controller.start_with(&[("PVELET_CRASH_AT", &format!("{point}:{nth}"))]).unwrap();
+        let done = tokio::task::block_in_place(|| controller.ended_within(LIMIT_OF_A_ROUND));
+        if !done {
+            controller.kill();
+        }
+    }
+    controller.start();
+    for i in 0..machines {
+        site.wait(&format!("web-{i}"), ready).await;
+    }
+    let vms = site.vms().await;
+    println!("controller: {rounds} kills, {machines} machines, {} VMs", vms.len());
+    assert_eq!(vms.len(), machines, "{vms:?}");
+}
+
+/// A round in which there is nothing left to die of is ended after this long.
+const LIMIT_OF_A_ROUND: std::time::Duration = std::time::Duration::from_secs(20);
+
+#[tokio::test]
+async fn a_host_that_is_gone_for_good_holds_nobody_up_and_can_be_let_go_of() {
+    let mut site = Site::start(StackOptions { nodes: vec!["pve1", "pve2"], ..StackOptions::default() }).await;
+    let mut controller = site.controller("lab", "a").await;
+    controller.start();
+    site.machine("lost", json!({"host": "pve2"})).await;
+    site.wait("lost", ready).await;
+    site.stack.agent("pve2").kill();
+    site.admin().wait(HOSTS, "pve2", LIMIT, |h| condition(h, "Reachable") == "False").await;
+    site.machine("web-1", json!({"host": "pve1"})).await;
+    site.wait("web-1", ready).await;
+    site.admin().delete(&format!("{MACHINES}/lost")).await.unwrap();
+    let waiting = site.wait("lost", |m| !m["metadata"]["deletionTimestamp"].is_null() && condition(m, "Ready") == "False").await;
+    let text = pvelet_tests::status::condition_field(&waiting, "Ready", "message");
+    assert!(text.contains("pvelet.dev/abandon"), "it tells the way out: {text}");
+    site.admin().merge(&format!("{MACHINES}/lost"), &json!({"metadata": {"annotations": {"pvelet.dev/abandon": "true"}}})).await.unwrap();
+    site.admin().wait_gone(MACHINES, "lost", LIMIT).await;
+    assert_eq!(condition_reason(&site.admin().get(&format!("{MACHINES}/web-1")).await.unwrap(), "Ready"), "Ready");
+}
