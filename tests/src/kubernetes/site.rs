@@ -80,7 +80,8 @@ impl Site {
         let wanted = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
         let objects = Helm::alone().render(&values).unwrap_or_else(|e| panic!("{e}"));
         for object in objects.iter().filter(|o| wanted.contains(&o["kind"].as_str().unwrap_or_default())) {
-            self.admin().create(&helm::collection(object), object).await.unwrap();
+            let collection = helm::collection(self.admin(), object).await.unwrap();
+            self.admin().create(&collection, object).await.unwrap();
         }
     }
 

@@ -9,6 +9,7 @@ use pvelet_tests::{
     program,
 };
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// Every value that switches something on or names something.
 fn full() -> Value {
@@ -86,6 +87,14 @@ fn helm_finds_nothing_to_complain_of() {
         let said = Helm::alone().run(&["lint", "--strict", &chart()], &values).unwrap_or_else(|e| panic!("{e}"));
         assert!(said.contains("0 chart(s) failed") && !said.contains("[WARNING]"), "{said}");
     }
+}
+
+#[test]
+fn a_package_of_it_renders_the_same() {
+    let (helm, folder) = (Helm::alone(), TempDir::new().unwrap());
+    helm.run(&["package", &chart(), "--destination", &folder.path().display().to_string()], &json!({})).unwrap();
+    let package = folder.path().join(concat!("pvelet-", env!("CARGO_PKG_VERSION"), ".tgz")).display().to_string();
+    assert_eq!(helm.render_chart(&package, &full()).unwrap(), helm.render(&full()).unwrap());
 }
 
 /// Calls `f` for each object of a schema that names its properties, with the values at the same place.
