@@ -1,11 +1,11 @@
-//! The table of mistakes, for which an API server's rules are held to the same (`tests/cases/kubernetes/crds.rs`).
+//! The tables of mistakes and of what is sound. An API server's rules are held to the same ones (`tests/cases/kubernetes/crds/tables.rs`).
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::parse;
 
-/// A row of `mistakes.yaml`.
+/// A row of `mistakes.yaml` or `sound.yaml`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
@@ -16,6 +16,7 @@ struct Row {
     disks: Option<Value>,
     interfaces: Option<Value>,
     node: Option<Value>,
+    #[serde(default)]
     told: String,
     #[serde(default)]
     api: Vec<String>,
@@ -37,15 +38,28 @@ impl Row {
         let manifest = json!({"apiVersion": super::API_VERSION, "kind": self.kind, "metadata": {"name": self.name}, "spec": spec});
         manifest.to_string().replace("VOLUME", "0b951f20-53f9-4634-b1ce-5e6c3aa3a726")
     }
+
+    fn mistakes(&self) -> Vec<String> {
+        parse(&self.manifest()).1.iter().flat_map(|p| &p.mistakes).map(ToString::to_string).collect()
+    }
+}
+
+fn rows(text: &str) -> Vec<Row> {
+    serde_norway::from_str(text).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]
 fn each_mistake_is_told_with_field_value_and_remedy() {
-    let rows: Vec<Row> = serde_norway::from_str(include_str!("mistakes.yaml")).unwrap_or_else(|e| panic!("{e}"));
-    for row in rows {
-        let told: Vec<String> = parse(&row.manifest()).1.iter().flat_map(|p| &p.mistakes).map(ToString::to_string).collect();
-        assert!(told.iter().any(|t| t.contains(&row.told)), "{row:?}: {told:#?}");
-        let (told_by_api, reason) = (row.api.len() == 2, row.only.is_some());
-        assert!(told_by_api != reason, "either api: [field, remedy] or only: why, not both: {row:?}");
+    for row in rows(include_str!("mistakes.yaml")) {
+        let told = row.mistakes();
+        assert!(!row.told.is_empty() && told.iter().any(|t| t.contains(&row.told)), "{row:?}: {told:#?}");
+        assert!((row.api.len() == 2) != row.only.is_some(), "either api: [field, remedy] or only: why, not both: {row:?}");
+    }
+}
+
+#[test]
+fn what_is_sound_is_taken() {
+    for row in rows(include_str!("sound.yaml")) {
+        assert_eq!(row.mistakes(), Vec::<String>::new(), "{row:?}");
     }
 }

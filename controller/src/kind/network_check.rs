@@ -1,6 +1,9 @@
 //! What is wrong with a network's spec, told before any agent is asked. The rules are the API's (`proto/pvelet/v1/network.proto`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use pvelet_proto::id;
@@ -65,7 +68,7 @@ fn own_addresses(c: &mut Checker, spec: &NetworkSpec) {
     let (names, by_labels) = (&spec.hosts.names, !spec.hosts.match_labels.is_empty());
     let several = by_labels || names.len() > 1;
     // Who has an address: host and interface.
-    let mut holders: BTreeMap<std::net::IpAddr, String> = BTreeMap::new();
+    let mut holders: BTreeMap<IpAddr, String> = BTreeMap::new();
     for (i, interface) in spec.interfaces.iter().enumerate() {
         let at = format!("spec.interfaces[{i}]");
         let shared = several && interface.host_addresses.is_empty();
@@ -211,7 +214,9 @@ fn addresses(c: &mut Checker, path: &str, addresses: &[String]) {
     for (i, text) in addresses.iter().enumerate() {
         let at = format!("{path}[{i}]");
         let rule = "use an address with prefix length, such as 192.0.2.1/24 or 2001:db8::1/64";
-        let Ok(net) = text.parse::<IpNet>() else {
+        // ipnet alone takes 010.0.0.1, which others read as 8.0.0.1.
+        let plain = text.split('/').next().is_some_and(|ip| ip.parse::<IpAddr>().is_ok());
+        let Some(net) = text.parse::<IpNet>().ok().filter(|_| plain) else {
             c.require(false, &at, text, rule);
             continue;
         };

@@ -213,8 +213,8 @@ macro_rules! bytes {
                 "x-kubernetes-validations": [rule(
                     concat!(
                         "type(self) == int ? [self].all(n, ", $condition,
-                        ") : self.matches('^([0-9]+|[0-9]*[.][0-9]{1,9}|[0-9]+[.])(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$') && quantity(self).isInteger() \
-                         && [quantity(self).asInteger()].all(n, ", $condition, ")"
+                        ") : self.matches('^([0-9]+|[0-9]*[.][0-9]{1,9}|[0-9]+[.])(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$') \
+                         && [quantity(self).asApproximateFloat()].all(f, f < 9.0e18 && [int(f)].all(n, ", $condition, "))"
                     ),
                     $message
                 )]
