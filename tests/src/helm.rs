@@ -76,7 +76,15 @@ impl Helm {
     /// # Errors
     /// helm does not take the values.
     pub fn render(&self, values: &Value) -> Result<Vec<Value>, String> {
-        let text = self.run(&["template", RELEASE, &chart()], values)?;
+        self.render_chart(&chart(), values)
+    }
+
+    /// As [`Self::render`], of a chart that lies elsewhere.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn render_chart(&self, chart: &str, values: &Value) -> Result<Vec<Value>, String> {
+        let text = self.run(&["template", RELEASE, chart], values)?;
         let documents = serde_norway::Deserializer::from_str(&text).map(|d| Value::deserialize(d).expect("rendered YAML"));
         Ok(documents.filter(|o| !o.is_null()).collect())
     }
