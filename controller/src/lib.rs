@@ -1,8 +1,9 @@
 //! pvelet's controller: desired state in, agents' work out. And `pveletctl`, the command line for people.
 //!
-//! In reading order: what is wanted ([`kind`]), where it lives ([`store`]), how agents are reached ([`pki`], [`tls`], [`agents`]) and Kubernetes' Nodes ([`nodes`]), how one
+//! In reading order: what is wanted ([`kind`], and for Kubernetes [`crd`]), where it lives ([`store`]), how agents are reached ([`pki`], [`tls`], [`agents`]) and Kubernetes' Nodes ([`nodes`]), how one
 //! becomes the other ([`placement`], [`reconcile`]), and the two programs ([`run`], [`cli`]).
 
+pub mod crd;
 pub mod kind;
 
 pub mod epoch;

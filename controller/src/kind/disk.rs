@@ -8,19 +8,48 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{DeletionPolicy, MachineSpec, Metadata, Quantity};
+use super::{
+    DeletionPolicy, MachineSpec, Metadata, Quantity,
+    schema::{self, field_rule, rule},
+};
 
 /// A disk. It is made, unless `existing` names one, and attached to the VM before that starts for the first time; later it is attached hot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule(
+        "[has(self.image), has(self.snapshot), has(self.volume), has(self.existing)].filter(given, given).size() <= 1",
+        "use one of image, snapshot, volume and existing, or none for an empty disk",
+    ),
+    field_rule(
+        "size",
+        "has(self.size) || has(self.image) || has(self.snapshot) || has(self.volume) || has(self.existing)",
+        "an empty disk needs a size, such as 20Gi",
+    ),
+    field_rule("storage", "has(self.storage) || has(self.existing)", "name the storage that the disk is made on"),
+    field_rule("format", "!has(self.format) || !has(self.existing)", "an existing volume has its format; leave it out"),
+    field_rule(
+        "deletionPolicy",
+        "!has(self.existing) || !has(self.deletionPolicy) || self.deletionPolicy != 'Delete'",
+        "a volume that this machine did not make is not deleted with it; use Retain or leave it out",
+    ),
+    field_rule(
+        "aio",
+        "!has(self.aio) || self.aio != 'native' || !has(self.cache) || self.cache in ['none', 'directsync']",
+        "native needs cache none or directsync",
+    ),
+]))]
 pub struct DiskSpec {
     /// A DNS label, unique in the machine. The volume's id follows from it and the machine's uid.
+    #[schemars(with = "schema::Label")]
     pub name: String,
     /// Size in whole MiB; it can only grow. May be left out where there is a source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::VolumeSize>")]
     pub size: Option<Quantity>,
     /// The storage it is made on; with `existing`, the one to look for it on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::StorageId>")]
     pub storage: Option<String>,
     /// Format of a disk that is made; absent for the default of the storage (`format` in storage.cfg, else raw).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,9 +62,11 @@ pub struct DiskSpec {
     pub snapshot: Option<SnapshotSpec>,
     /// Made as a copy of the volume with this id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::VolumeUuid>")]
     pub volume: Option<String>,
     /// Not made: the volume with this id is attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::VolumeUuid>")]
     pub existing: Option<String>,
     /// What becomes of the volume when the machine goes, or the disk leaves its spec. Absent: a disk that was made is deleted, an existing one
     /// is kept; `Delete` is refused for an existing one.
@@ -43,9 +74,11 @@ pub struct DiskSpec {
     pub deletion_policy: Option<DeletionPolicy>,
     /// `none` (PVE's default), `directsync`, `writethrough`, `writeback`, `unsafe`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::Cache>")]
     pub cache: Option<String>,
     /// `io_uring` (PVE's default), `native`, `threads`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::Aio>")]
     pub aio: Option<String>,
     /// A thread of its own; the template needs `scsihw: virtio-scsi-single`.
     #[serde(default)]
@@ -83,18 +116,22 @@ pub enum DiskFormat {
 /// An image to fill a disk with: one of `file` and `volid`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [rule("has(self.file) != has(self.volid)", "name the image either by file: or by volid:")]))]
 pub struct ImageSpec {
     /// Path below one of the folders that the agent's configuration allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::ImageFile>")]
     pub file: Option<String>,
     /// PVE's volume id of an image of content type import.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::ImageVolid>")]
     pub volid: Option<String>,
     /// The image's format; absent: told by its content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<DiskFormat>,
     /// SHA-256 of the image, hexadecimal; absent: not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::Sha256>")]
     pub sha256: Option<String>,
 }
 
@@ -103,8 +140,10 @@ pub struct ImageSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SnapshotSpec {
     /// The volume's id.
+    #[schemars(with = "schema::VolumeUuid")]
     pub volume: String,
     /// The snapshot's name.
+    #[schemars(with = "schema::SnapshotName")]
     pub name: String,
 }
 
@@ -114,15 +153,19 @@ pub struct SnapshotSpec {
 pub struct DiskLimits {
     /// Reads a second.
     #[serde(default)]
+    #[schemars(range(min = 0, max = 10_000_000))]
     pub iops_read: u32,
     /// Writes a second.
     #[serde(default)]
+    #[schemars(range(min = 0, max = 10_000_000))]
     pub iops_write: u32,
     /// MiB read a second.
     #[serde(default)]
+    #[schemars(range(min = 0, max = 100_000))]
     pub mbps_read: u32,
     /// MiB written a second.
     #[serde(default)]
+    #[schemars(range(min = 0, max = 100_000))]
     pub mbps_write: u32,
 }
 

@@ -1,11 +1,13 @@
 //! `PveHost`: an agent and the host it runs on.
 
+use kube::CustomResource;
 use pvelet_proto::id;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Condition, FieldError, Kind, KubernetesNodeSpec, KubernetesNodeStatus, Metadata, Object, Quantity, check::Checker, kubernetes_node,
+    schema,
 };
 use crate::tls::Address;
 
@@ -22,14 +24,41 @@ pub struct Host;
 pub type PveHost = Object<Host>;
 
 /// Where the agent is and what may be placed there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[kube(
+    group = "pvelet.dev",
+    version = "v1alpha1",
+    kind = "PveHost",
+    root = "HostResource",
+    doc = "A PVE host and its agent.",
+    status = "HostStatus",
+    shortname = "pvh",
+    category = "pvelet",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".spec.node"),
+    printcolumn(name = "PVE", type_ = "string", json_path = ".status.pveVersion"),
+    printcolumn(name = "Agent", type_ = "string", json_path = ".status.agentVersion"),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".status.mode"),
+    printcolumn(name = "CPU", type_ = "integer", json_path = ".status.capacity.cpu"),
+    printcolumn(name = "Memory", type_ = "string", json_path = ".status.capacity.memory"),
+    printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.cluster", priority = 1),
+    printcolumn(name = "Address", type_ = "string", json_path = ".spec.address", priority = 1),
+    printcolumn(name = "CPU used", type_ = "integer", json_path = ".status.capacity.allocatedCpu", priority = 1),
+    printcolumn(name = "Memory used", type_ = "string", json_path = ".status.capacity.allocatedMemory", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
 pub struct HostSpec {
     /// Address of the agent, `host:port`.
+    #[schemars(with = "schema::AgentAddress")]
     pub address: String,
     /// Name of the PVE cluster; the node's name where it stands alone. The agent's certificate must say the same.
+    #[schemars(with = "schema::DnsName")]
     pub cluster: String,
     /// Name of the PVE node. The agent's certificate must say the same.
+    #[schemars(with = "schema::NodeName")]
     pub node: String,
     /// No new VM is placed here by itself; those that name this host still are.
     #[serde(default)]
@@ -39,9 +68,11 @@ pub struct HostSpec {
     pub maintenance: bool,
     /// Memory kept for the host itself.
     #[serde(default = "default_reserved")]
+    #[schemars(with = "schema::Bytes")]
     pub reserved_memory: Quantity,
     /// How many cores of VMs one processor carries, 1 to 100.
     #[serde(default = "default_cpu_overcommit")]
+    #[schemars(range(min = 1, max = 100))]
     pub cpu_overcommit: u32,
     /// Where the host is a Node of Kubernetes too: what is told there while it is not well. Nothing is told where this is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +105,7 @@ pub struct HostStatus {
     /// `KubeletHealthy`, `HostHealthy`, `NetworkHealthy`, `AgentHealthy`, `ClockInSync`, `RepairLatched`; of a Node of Kubernetes
     /// `NodeInSync`, `VersionSkew`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// The agent's version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -105,10 +137,12 @@ pub struct Capacity {
     /// Logical processors.
     pub cpu: u32,
     /// Memory installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Quantity>,
     /// Cores given to running VMs.
     pub allocated_cpu: u32,
     /// Memory given to running VMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocated_memory: Option<Quantity>,
 }
 

@@ -3,20 +3,29 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Seconds, check::Checker};
+use super::{
+    Seconds,
+    check::Checker,
+    schema::{self, field_rule, rule},
+};
 use crate::nodes::Effect;
 
 /// The groups of checks.
-const GROUPS: [&str; 5] = ["containerd", "kubelet", "host", "network", "agent"];
+pub(super) const GROUPS: [&str; 5] = ["containerd", "kubelet", "host", "network", "agent"];
 /// The longest that something must last before it is told.
 const LONGEST: u32 = 3600;
 
 /// What is told on the Node while the host is not well, and no longer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("self.condition || self.taint != 'none'", "it wants neither a condition nor a taint: set one of them, or leave kubernetesNode out"),
+    field_rule("groups", "self.groups.size() > 0", "name at least one group, or leave it out for containerd and kubelet"),
+]))]
 pub struct KubernetesNodeSpec {
     /// Name of the Node; absent where it is that of the PVE node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::DnsName>")]
     pub name: Option<String>,
     /// Whether the Node gets the condition `pvelet.dev/HostHealthy`.
     #[serde(default = "yes")]
@@ -26,12 +35,15 @@ pub struct KubernetesNodeSpec {
     pub taint: TaintWish,
     /// The groups of checks that count: `containerd`, `kubelet`, `host`, `network`, `agent`.
     #[serde(default = "default_groups")]
+    #[schemars(with = "Vec<schema::CheckGroup>", length(max = 5), extend("x-kubernetes-list-type" = "set"))]
     pub groups: Vec<String>,
     /// How long a check must have been failed, without all of them being well in between, before the host counts as not well.
     #[serde(default = "default_failed_after")]
+    #[schemars(with = "schema::NodeSpan")]
     pub failed_after: Seconds,
     /// How long all must have been well before the host counts as well again.
     #[serde(default = "default_well_after")]
+    #[schemars(with = "schema::NodeSpan")]
     pub well_after: Seconds,
 }
 

@@ -6,7 +6,7 @@ use pvelet_proto::id;
 
 use super::{CloneMode, CloudInitSpec, FieldError, IpConfigSpec, MachineSpec, Metadata, NicSpec, Quantity, check::Checker, disk_check};
 
-const MODELS: [&str; 5] = ["virtio", "e1000", "e1000e", "rtl8139", "vmxnet3"];
+pub(super) const MODELS: [&str; 5] = ["virtio", "e1000", "e1000e", "rtl8139", "vmxnet3"];
 const MIN_MEMORY: Quantity = Quantity(16 << 20);
 const MAX_MEMORY: Quantity = Quantity(16 << 40);
 /// PVE has net0 to net31.
@@ -19,7 +19,9 @@ pub(super) fn check(metadata: &Metadata, spec: &MachineSpec) -> Vec<FieldError> 
     } else {
         c.id("metadata.name", id::dns_name(&metadata.name));
     }
-    c.id("spec.tenant", id::tenant(&spec.tenant));
+    if let Some(tenant) = &spec.tenant {
+        c.id("spec.tenant", id::tenant(tenant));
+    }
     source(&mut c, spec);
     if let Some(pool) = &spec.pool {
         c.id("spec.pool", id::pool(pool));

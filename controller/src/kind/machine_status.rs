@@ -82,6 +82,7 @@ pub struct MachineStatus {
     pub disks: Vec<DiskStatus>,
     /// `Placed`, `Created`, `Configured`, `DisksReady`, `Running`, `Ready`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 

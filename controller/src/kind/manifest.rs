@@ -6,7 +6,7 @@ use pvelet_proto::id;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{API_VERSION, DEFAULT_NAMESPACE, FieldError, Host, Kind, Machine, Metadata, Network, ObjectKey, ObjectRef};
+use super::{API_VERSION, DEFAULT_NAMESPACE, FieldError, Host, Kind, Machine, Metadata, Network, ObjectKey, ObjectRef, Tenant};
 
 /// More mistakes than this in one document help nobody.
 const MAX_MISTAKES: usize = 50;
@@ -101,8 +101,10 @@ fn read(value: Value) -> Result<Manifest, Unsound> {
         Some(Host::KIND) => typed_spec::<Host>(spec, user.as_ref(), &mut mistakes),
         Some(Machine::KIND) => typed_spec::<Machine>(spec, user.as_ref(), &mut mistakes),
         Some(Network::KIND) => typed_spec::<Network>(spec, user.as_ref(), &mut mistakes),
+        Some(Tenant::KIND) => typed_spec::<Tenant>(spec, user.as_ref(), &mut mistakes),
         _ => {
-            mistakes.push(FieldError::new("kind", show(&kind), format!("use {}, {} or {}", Host::KIND, Machine::KIND, Network::KIND)));
+            let kinds = [Host::KIND, Machine::KIND, Network::KIND].join(", ");
+            mistakes.push(FieldError::new("kind", show(&kind), format!("use {kinds} or {}", Tenant::KIND)));
             None
         }
     };

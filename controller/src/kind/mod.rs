@@ -13,9 +13,12 @@ mod machine_status;
 mod manifest;
 mod network;
 mod network_check;
+mod network_rules;
 mod network_status;
 mod quantity;
+mod schema;
 mod seconds;
+mod tenant;
 
 use std::{collections::BTreeMap, fmt, fmt::Debug};
 
@@ -27,26 +30,29 @@ pub use check::FieldError;
 pub use condition::{Condition, ConditionStatus, set_condition};
 pub use disk::{DiskFormat, DiskLimits, DiskSpec, ImageSpec, SnapshotSpec, claim};
 pub use disk_status::{DiskPhase, DiskStatus};
-pub use host::{Capacity, Host, HostSpec, HostStatus, PveHost};
+pub use host::{Capacity, Host, HostResource, HostSpec, HostStatus, PveHost};
 pub use kubernetes_node::{KubernetesNodeSpec, KubernetesNodeStatus, TaintWish};
 pub use machine::{
-    CloneMode, CloudInitSpec, DeletionPolicy, IpConfigSpec, Machine, MachineSpec, NicSpec, PveMachine, RecreatePolicy, RunPolicy,
-    SourceSpec,
+    CloneMode, CloudInitSpec, DeletionPolicy, IpConfigSpec, Machine, MachineResource, MachineSpec, NicSpec, PveMachine, RecreatePolicy,
+    RunPolicy, SourceSpec,
 };
 pub use machine_status::{ActionKind, Attempt, Failure, MachineStatus, Phase, Success};
 pub use manifest::{Manifest, Problem, parse};
 pub use network::{
-    BridgeSpec, HostSelector, InterfaceSpec, Network, NetworkSpec, ProbeSpec, ProbeTarget, PveNetwork, VlanProtocol, VlanSpec,
-    check_network,
+    BridgeSpec, HostSelector, InterfaceSpec, Network, NetworkResource, NetworkSpec, ProbeSpec, ProbeTarget, PveNetwork, VlanProtocol,
+    VlanSpec, check_network,
 };
 pub use network_status::{NetworkAttempt, NetworkFailure, NetworkHost, NetworkHostState, NetworkStatus, NetworkVerb, ProbeStatus, Undo};
 pub use quantity::Quantity;
 pub use seconds::Seconds;
+pub use tenant::{PveTenant, Tenant, TenantResource, TenantSpec, TenantStatus};
 
 /// The value of `apiVersion` in every manifest.
 pub const API_VERSION: &str = "pvelet.dev/v1alpha1";
 /// The namespace of an object that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
+/// The tenant of an object that names none.
+pub const DEFAULT_TENANT: &str = "default";
 /// Annotation that, set to `"true"`, stops every action on the object.
 pub const PAUSED: &str = "pvelet.dev/paused";
 /// Annotation on an object being deleted that, set to `"true"`, lets go of a VM that can no longer be reached, or of a host's Node of
@@ -128,7 +134,7 @@ impl fmt::Display for ObjectKey {
 /// Kind and key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectRef {
-    /// `PveHost`, `PveMachine` or `PveNetwork`.
+    /// `PveHost`, `PveMachine`, `PveNetwork` or `PveTenant`.
     pub kind: String,
     /// Which one.
     pub key: ObjectKey,

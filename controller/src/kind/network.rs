@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use kube::CustomResource;
 use pvelet_proto::v1;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DeletionPolicy, FieldError, Kind, Metadata, NetworkStatus, Object, Seconds, network_check};
+use super::{
+    DeletionPolicy, FieldError, Kind, Metadata, NetworkStatus, Object, Seconds, network_check, network_rules,
+    schema::{self, field_rule, rule},
+};
 
 /// The kind `PveNetwork`.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,18 +42,46 @@ impl PveNetwork {
 }
 
 /// The network that is wanted. On each host it is called as the object is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[kube(
+    group = "pvelet.dev",
+    version = "v1alpha1",
+    kind = "PveNetwork",
+    root = "NetworkResource",
+    doc = "VLANs and bridges that are to be the same on a set of hosts.",
+    status = "NetworkStatus",
+    shortname = "pvn",
+    category = "pvelet",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Progressing", type_ = "string", json_path = ".status.conditions[?(@.type==\"Progressing\")].status"),
+    printcolumn(name = "Failed host", type_ = "string", json_path = ".status.failedHost"),
+    printcolumn(name = "Tenant", type_ = "string", json_path = ".spec.tenant", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[schemars(extend("x-kubernetes-validations" = network_rules::network()))]
 pub struct NetworkSpec {
     /// On which hosts. They are changed one after the other, in the order of their names.
     pub hosts: HostSelector,
     /// The tenant whose network it is.
     #[serde(default = "default_tenant")]
+    #[schemars(with = "schema::Label")]
     pub tenant: String,
     /// The interfaces, 1 to 64. One may stand on another, in any order.
+    #[schemars(
+        length(max = 64),
+        extend(
+            "x-kubernetes-list-type" = "map",
+            "x-kubernetes-list-map-keys" = ["name"],
+            "x-kubernetes-validations" = network_rules::interfaces()
+        )
+    )]
     pub interfaces: Vec<InterfaceSpec>,
     /// How long a host waits for the confirmation before it undoes the change, 10s to 10m, with a probe at least 30s; absent for the host's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::ConfirmSpan>")]
     pub confirm_timeout: Option<Seconds>,
     /// How a change is tried with real frames before it is confirmed.
     #[serde(default)]
@@ -66,9 +98,14 @@ fn default_tenant() -> String {
 /// Which `PveHost`s: those named, and those that carry all of the labels.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [rule(
+    "(has(self.names) && self.names.size() > 0) || (has(self.matchLabels) && self.matchLabels.size() > 0)",
+    "select hosts by names: [...], by matchLabels: {...}, or by both",
+)]))]
 pub struct HostSelector {
     /// By name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<schema::DnsName>", length(max = 256), extend("x-kubernetes-list-type" = "set"))]
     pub names: Vec<String>,
     /// By labels, all of which a host must carry.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -86,8 +123,10 @@ impl HostSelector {
 /// One interface: either a VLAN or a bridge.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = network_rules::interface()))]
 pub struct InterfaceSpec {
     /// Its name, 1 to 15 of `[A-Za-z0-9_.-]`, first a letter.
+    #[schemars(with = "schema::NewInterfaceName")]
     pub name: String,
     /// A VLAN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,15 +136,19 @@ pub struct InterfaceSpec {
     pub bridge: Option<BridgeSpec>,
     /// 576 to 65535 bytes; absent for that of what it stands on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 576, max = 65535))]
     pub mtu: Option<u32>,
     /// Addresses with prefix length, up to 16. Only where one host is selected by name: two hosts with one address break both.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<schema::HostAddress>", length(max = 16), extend("x-kubernetes-list-type" = "set"))]
     pub addresses: Vec<String>,
     /// Addresses of each host, by the `PveHost`'s name; `[]` for none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "BTreeMap<String, schema::HostAddresses>", length(max = 256))]
     pub host_addresses: BTreeMap<String, Vec<String>>,
     /// A word for people, up to 64 characters.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(with = "schema::Comment")]
     pub comment: String,
 }
 
@@ -114,8 +157,10 @@ pub struct InterfaceSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VlanSpec {
     /// The interface it stands on, by name or altname.
+    #[schemars(with = "schema::InterfaceName")]
     pub parent: String,
     /// 1 to 4094.
+    #[schemars(range(min = 1, max = 4094))]
     pub id: u32,
     /// The type of its tags.
     #[serde(default, skip_serializing_if = "VlanProtocol::is_usual")]
@@ -143,15 +188,22 @@ impl VlanProtocol {
 /// A bridge.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [field_rule(
+    "vids",
+    "self.vlanAware || !has(self.vids) || self.vids.size() == 0",
+    "only a bridge with vlanAware: true filters VLANs",
+)]))]
 pub struct BridgeSpec {
     /// Its ports, by name or altname, up to 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<schema::InterfaceName>", length(max = 16), extend("x-kubernetes-list-type" = "set"))]
     pub ports: Vec<String>,
     /// Whether it filters VLANs.
     #[serde(default)]
     pub vlan_aware: bool,
     /// The VLANs that pass, such as "100" and "200-299"; absent for 2-4094.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<schema::Vids>", length(max = 256))]
     pub vids: Vec<String>,
 }
 
@@ -164,6 +216,7 @@ pub struct ProbeSpec {
     pub enabled: bool,
     /// The MTU that must get through, 576 to 65535; absent for the interface's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 576, max = 65535))]
     pub mtu: Option<u32>,
 }
 

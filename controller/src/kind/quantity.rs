@@ -87,7 +87,7 @@ impl JsonSchema for Quantity {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "x-kubernetes-int-or-string": true, "pattern": "^[0-9]*\\.?[0-9]+(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$" })
+        json_schema!({ "x-kubernetes-int-or-string": true })
     }
 }
 

@@ -55,6 +55,8 @@ SIGTERM and SIGINT end it; what was begun goes on at the agents, and is picked u
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Print the CustomResourceDefinitions of the kinds as YAML, for kubectl apply --server-side -f -
+    Crds,
 }
 
 /// Where log lines go and how they look.

@@ -88,6 +88,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 .block_on(run(settings))
         }),
         Command::Validate { files } => validate::validate(&files, &mut anstream::stdout()),
+        Command::Crds => crds(&mut anstream::stdout()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -96,6 +97,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(if matches!(e, RunError::Settings(_)) { 2 } else { 1 })
         }
     }
+}
+
+/// Prints the CustomResourceDefinitions.
+fn crds(out: &mut impl Write) -> Result<(), RunError> {
+    let files = crate::crd::files().map_err(|e| RunError::io("cannot write the definitions")(std::io::Error::other(e)))?;
+    files.iter().try_for_each(|(_, text)| write!(out, "---\n{text}")).map_err(RunError::io("cannot write"))
 }
 
 /// Standard error is what a service manager collects; on a terminal it is coloured.

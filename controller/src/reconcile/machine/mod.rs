@@ -163,7 +163,7 @@ impl<S: Store> Machines<S> {
     async fn look_up(&self, machine: &PveMachine) -> Option<Knowledge> {
         let attempt = machine.status.operation.as_ref()?;
         let session = self.session(attempt)?;
-        let found = session.look_up(&tenant(machine), &attempt.request_id).await;
+        let found = session.look_up(machine.tenant(), &attempt.request_id).await;
         found.inspect_err(|e| info!(machine = %machine.key(), "cannot ask for the operation: {e}")).ok()
     }
 
@@ -233,7 +233,7 @@ impl<S: Store> Machines<S> {
         let Some(attempt) = &machine.status.operation else { return };
         let Some(session) = self.session(attempt) else { return };
         let meta = v1::RequestMeta {
-            tenant: tenant(machine),
+            tenant: machine.tenant().to_owned(),
             request_id: format!("{}:cancel", attempt.request_id),
             controller_epoch: Some(self.epoch.to_message(&self.controller)),
             wait: None,
@@ -276,8 +276,4 @@ impl<S: Store> Machines<S> {
             self.store.record_event(about, Event { warning: false, reason: "StateChanged", message });
         }
     }
-}
-
-fn tenant(machine: &PveMachine) -> String {
-    machine.status.tenant.clone().unwrap_or_else(|| machine.spec.tenant.clone())
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{super::StoreError, record::SUFFIX};
-use crate::kind::{FieldError, Manifest, ObjectRef, Problem, parse};
+use crate::kind::{FieldError, Kind, Manifest, ObjectRef, Problem, Tenant, parse};
 
 /// No sensible manifest is larger; a mistaken one would cost memory.
 const MAX_SIZE: u64 = 4 << 20;
@@ -58,7 +58,8 @@ impl Scan {
         };
         let parsed = match text {
             Ok(text) => {
-                let (manifests, mut problems) = parse(&text);
+                let (mut manifests, mut problems) = parse(&text);
+                problems.extend(manifests.extract_if(.., |m| m.id.kind == Tenant::KIND).map(no_tenants));
                 if manifests.is_empty() && problems.is_empty() {
                     // What an editor leaves behind on a full disk. To delete an object its file is removed.
                     problems.push(whole_file("holds no document; to delete what it held, remove the file".to_owned()));
@@ -139,10 +140,18 @@ impl Scan {
 /// Where in the file a problem is.
 fn at(problem: &Problem) -> String {
     match (&problem.id, problem.document) {
+        (Some(id), 0) => format!("{id}: "),
         (Some(id), document) => format!("document {document} ({id}): "),
         (None, 0) => String::new(),
         (None, document) => format!("document {document}: "),
     }
+}
+
+/// A folder is one administrator's: nobody's namespace is to be kept from naming another tenant.
+fn no_tenants(manifest: Manifest) -> Problem {
+    let text =
+        "a PveTenant counts in Kubernetes only; here each PveMachine names its tenant: set spec.tenant there, and remove this document";
+    Problem { document: 0, id: Some(manifest.id), mistakes: vec![FieldError::new("kind", Tenant::KIND, text)] }
 }
 
 fn whole_file(problem: String) -> Problem {

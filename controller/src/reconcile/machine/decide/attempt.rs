@@ -287,7 +287,7 @@ fn begin(inputs: &Inputs<'_>, draft: &mut Draft<'_>, action: ActionKind, host: &
         _ => Phase::Configuring,
     };
     if draft.status.tenant.is_none() {
-        draft.status.tenant = Some(inputs.machine.spec.tenant.clone());
+        draft.status.tenant = Some(inputs.machine.spec.tenant().to_owned());
     }
     attempt
 }

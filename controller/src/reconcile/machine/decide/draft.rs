@@ -171,7 +171,7 @@ impl<'a> Draft<'a> {
 
     /// Whose the machine is.
     pub(super) fn tenant(&self) -> String {
-        self.status.tenant.clone().unwrap_or_else(|| self.inputs.machine.spec.tenant.clone())
+        self.status.tenant.as_deref().unwrap_or_else(|| self.inputs.machine.spec.tenant()).to_owned()
     }
 
     pub(super) fn policy(&self) -> RunPolicy {
