@@ -39,9 +39,9 @@ impl Host {
         self.dir.path().join("state")
     }
 
-    fn open_with(&self, storage: &str) -> (Arc<Operations>, Vms) {
-        fs::create_dir_all(self.state()).unwrap();
-        let ops = Operations::open(operation::Settings::new(self.state()), Arc::new(SystemClock)).unwrap();
+    fn open_at(&self, state: &Path, storage: &str) -> (Arc<Operations>, Vms) {
+        fs::create_dir_all(state).unwrap();
+        let ops = Operations::open(operation::Settings::new(state), Arc::new(SystemClock)).unwrap();
         let settings = Settings {
             lock_pause: Duration::from_millis(20),
             lost_answer: Duration::from_secs(5),
@@ -54,7 +54,7 @@ impl Host {
     }
 
     fn open(&self) -> (Arc<Operations>, Vms) {
-        self.open_with("local")
+        self.open_at(&self.state(), "local")
     }
 
     fn folder(&self) -> PathBuf {
@@ -153,11 +153,11 @@ async fn what_cannot_be_kept_is_refused_before_anything_is_made() {
             before = Some(s.clone());
             edit(s);
         });
-        let error = reason_of(host.open_with("other").1.clone_vm(&caller(), with(what, Some(SECRET))).await);
+        let error = reason_of(host.open_at(&host.dir.path().join(what), "other").1.clone_vm(&caller(), with(what, Some(SECRET))).await);
         assert!(error.reason() == reason && error.to_string().contains(said), "{what}: {error}");
         host.pve.edit_storage("other", |s| *s = before.unwrap());
     }
-    let error = reason_of(host.open_with("nope").1.clone_vm(&caller(), with("nope", Some(SECRET))).await);
+    let error = reason_of(host.open_at(&host.dir.path().join("nope"), "nope").1.clone_vm(&caller(), with("nope", Some(SECRET))).await);
     assert!(error.reason() == reasons::USER_DATA_STORAGE && error.to_string().contains("vm.snippets_storage"), "{error}");
     let (_ops, vms) = host.open();
     let large = "x".repeat(LARGEST + 1);
@@ -230,7 +230,7 @@ async fn a_change_that_somebody_else_was_faster_than_leaves_the_former_user_data
     let host = Host::new();
     let (ops, vms) = host.open();
     let vm = end(&ops, vms.clone_vm(&caller(), with("r", Some(SECRET))).await).await.target.unwrap();
-    host.pve.fault(Fault::AnswerLost { call: "set_config_now", done: false });
+    host.pve.fault(Fault::LockTimeout { what: format!("VM {}", vm.vmid) });
     let begun = vms.configure_vm(&caller(), configure("c", &vm, given(OTHER))).await;
     host.pve.edit(vm.vmid, |vm| drop(vm.keys.insert("cores".into(), "3".into())));
     assert_eq!(reason(&end(&ops, begun).await), reasons::CONFIG_CHANGED);
