@@ -24,7 +24,7 @@ const POD_NAME: &str = "POD_NAME";
 ///
 /// A former leader needs no restart: everything that its term knew (connections to agents, what they told, attempts under way) goes with the
 /// term, and the agents refuse what still comes of it once the next leader has announced itself.
-pub(super) async fn run(common: Common, client: kube::Client, lease_namespace: Option<String>, lease_name: String) -> Result<(), RunError> {
+pub(super) async fn run(common: Common, client: kube::Client, lease: LeaseSettings) -> Result<(), RunError> {
     let identity = format!("{}_{}", instance(), Uuid::new_v4());
     let namespace = lease.namespace.unwrap_or_else(|| client.default_namespace().to_owned());
     info!(controller = common.name, identity, %namespace, lease = lease.name, "started");

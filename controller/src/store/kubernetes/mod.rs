@@ -33,7 +33,10 @@ use self::{
 };
 use super::{Event, Store, StoreError, Tenancy, UserDataError};
 use crate::{
-    kind::{API_VERSION, Condition, ConditionStatus, Host, Kind, Machine, Network, Object, ObjectKey, ObjectRef, Tenant, set_condition},
+    kind::{
+        API_VERSION, Condition, ConditionStatus, Host, Kind, Machine, Network, Object, ObjectKey, ObjectRef, Tenant, UserDataRef,
+        set_condition,
+    },
     kubernetes::{Failure, within},
 };
 
