@@ -171,10 +171,16 @@ pub fn uuid(value: &str) -> Result<String, InvalidId> {
     }
 }
 
+/// Two hexadecimal digits. The parser alone would take a sign for the first.
+fn hex_byte(text: &str) -> Option<u8> {
+    let digits = text.len() == 2 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    u8::from_str_radix(text, 16).ok().filter(|_| digits)
+}
+
 /// A MAC address that is unicast; returned in upper case with colons.
 pub fn mac(value: &str) -> Result<String, InvalidId> {
     let parts: Vec<&str> = value.split(':').collect();
-    let bytes: Option<Vec<u8>> = parts.iter().map(|p| if p.len() == 2 { u8::from_str_radix(p, 16).ok() } else { None }).collect();
+    let bytes: Option<Vec<u8>> = parts.iter().map(|p| hex_byte(p)).collect();
     match bytes {
         Some(b) if b.len() == 6 && b[0] & 1 == 0 => Ok(value.to_ascii_uppercase()),
         _ => Err(InvalidId {
@@ -241,7 +247,7 @@ mod tests {
     fn ids_are_normalised() {
         assert_eq!(uuid("3CE39E16-A6D8-4C28-AB96-A142978C9CD2").unwrap(), "3ce39e16-a6d8-4c28-ab96-a142978c9cd2");
         assert_eq!(mac("bc:24:11:00:00:0a").unwrap(), "BC:24:11:00:00:0A");
-        for bad in ["", "01:24:11:00:00:0a", "bc:24:11:00:00", "bc:24:11:00:00:0g"] {
+        for bad in ["", "01:24:11:00:00:0a", "bc:24:11:00:00", "bc:24:11:00:00:0g", "bc:24:11:00:00:+a"] {
             assert!(mac(bad).is_err(), "{bad}");
         }
         assert!(uuid("3CE39E16A6D84C28AB96A142978C9CD2").is_err());

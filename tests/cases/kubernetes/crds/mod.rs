@@ -11,7 +11,10 @@ use std::{
 };
 
 use pvelet_controller::crd;
-use pvelet_tests::kubernetes::{ApiServer, PATIENCE, programs};
+use pvelet_tests::{
+    kubernetes::{ApiServer, PATIENCE, programs},
+    program,
+};
 use serde_json::Value;
 
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
@@ -53,10 +56,12 @@ fn printed(server: &ApiServer, args: &[&str], input: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// An API server with the definitions as they stand in `packaging/crds`.
+/// An API server with the definitions as `pvelet-controller crds` prints them.
 async fn server() -> ApiServer {
     let server = ApiServer::start().await;
-    let text: String = crd::files().unwrap().into_iter().map(|(_, text)| format!("---\n{text}")).collect();
+    let text = Command::new(program("pvelet-controller")).arg("crds").output().unwrap();
+    assert!(text.status.success());
+    let text = String::from_utf8(text.stdout).unwrap();
     let out = kubectl(&server, &["apply", "--server-side", "--warnings-as-errors", "-f", "-"], &text);
     assert!(out.status.success() && out.stderr.is_empty(), "{}", String::from_utf8_lossy(&out.stderr));
     for definition in crd::all() {
