@@ -42,6 +42,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     std::fs::write(out.join("pvelet.v1.binpb"), served.encode_to_vec())?;
 
-    tonic_prost_build::configure().extern_path(".google.rpc", "::tonic_types::pb").compile_fds(set)?;
+    let config = tonic_prost_build::configure().extern_path(".google.rpc", "::tonic_types::pb");
+    // Holds secrets: see src/secret.rs.
+    config.skip_debug(["pvelet.v1.CloudInit"]).compile_fds(set)?;
     Ok(())
 }

@@ -111,6 +111,8 @@ pub enum Error {
     AgentDraining,
     #[error("the agent was restarted before anything was done; try again")]
     AgentRestarted,
+    #[error("the agent was restarted before the user data was on the disk, and does not have it any more; send it again")]
+    UserDataLost,
 
     #[error("storage '{storage}' is full: {detail}")]
     StorageFull { storage: String, detail: String },
@@ -155,6 +157,8 @@ pub enum Error {
     UnknownLease { controller: String, known: String, given: String },
     #[error("VM {vmid} has no cloud-init drive; add one to the template")]
     NoCloudInitDrive { vmid: u32 },
+    #[error("storage '{storage}' cannot keep user data: {why}; or name another one as vm.snippets_storage in the agent's configuration")]
+    UserDataStorage { storage: String, why: String },
     #[error("VM {vmid} is gone, yet these volumes could not be removed: {}; remove them when their storage works again", .volumes.join(", "))]
     DiskLeft { vmid: u32, volumes: Vec<String> },
     #[error("{name} cannot be cancelled: {why}")]
@@ -315,6 +319,7 @@ impl Error {
             Self::PveFsHung { .. } => (C::Unavailable, reason::PVE_FS_HUNG),
             Self::StorageOffline { .. } => (C::Unavailable, reason::STORAGE_OFFLINE),
             Self::AgentRestarted => (C::Unavailable, reason::AGENT_RESTARTED),
+            Self::UserDataLost => (C::Unavailable, reason::USER_DATA_LOST),
             Self::AgentDraining => (C::Unavailable, reason::AGENT_DRAINING),
             Self::StorageFull { .. } => (C::ResourceExhausted, reason::STORAGE_FULL),
             Self::VmidRangeExhausted { .. } => (C::ResourceExhausted, reason::VMID_RANGE_EXHAUSTED),
@@ -336,6 +341,7 @@ impl Error {
             Self::StaleEpoch { .. } => (C::FailedPrecondition, reason::STALE_EPOCH),
             Self::UnknownLease { .. } => (C::FailedPrecondition, reason::UNKNOWN_LEASE),
             Self::NoCloudInitDrive { .. } => (C::FailedPrecondition, reason::NO_CLOUD_INIT_DRIVE),
+            Self::UserDataStorage { .. } => (C::FailedPrecondition, reason::USER_DATA_STORAGE),
             Self::DiskLeft { .. } => (C::FailedPrecondition, reason::DISK_LEFT),
             Self::NotCancellable { .. } => (C::FailedPrecondition, reason::NOT_CANCELLABLE),
             Self::HostShuttingDown { .. } => (C::FailedPrecondition, reason::HOST_SHUTTING_DOWN),

@@ -160,6 +160,7 @@ impl Agent {
             max_slots: config.volumes.max_slots,
             import_folders: config.volumes.import_folders.clone(),
         };
+        settings.snippets_storage.clone_from(&config.vm.snippets_storage);
         let vms = Vms::new(world.pve.clone(), world.store, world.links.clone(), operations.clone(), settings);
         let settings = inventory::Settings {
             node: config.pve.node.clone(),

@@ -89,13 +89,13 @@ pub fn place<'a>(spec: &MachineSpec, candidates: &'a [Candidate], avoid: Option<
 }
 
 /// The host that the manifest names, if it can be used at all. Capacity and cordon are the author's business there.
-pub fn named<'a>(name: &str, candidates: &'a [Candidate]) -> Result<&'a HostView, String> {
+pub fn named<'a>(name: &str, spec: &MachineSpec, candidates: &'a [Candidate]) -> Result<&'a HostView, String> {
     let Some(candidate) = candidates.iter().find(|c| c.host.name == name) else {
         return Err(format!("spec.host = {name}: there is no such PveHost; add it, or leave spec.host out to have one chosen"));
     };
     match candidate.host.obstacle().or_else(|| candidate.host.out_of_service()) {
         Some((_, why)) => Err(why),
-        None => Ok(&candidate.host),
+        None => candidate.host.lacks(spec).map_or(Ok(&candidate.host), Err),
     }
 }
 
@@ -110,6 +110,9 @@ fn free_memory_after(spec: &MachineSpec, candidate: &Candidate) -> Result<u64, S
     }
     if let Some((reason, _)) = host.obstacle().or_else(|| host.out_of_service()) {
         return Err(reason.to_owned());
+    }
+    if let Some(why) = host.lacks(spec) {
+        return Err(why);
     }
     let (Link::Up, Some(facts)) = (&host.link, &host.facts) else { return Err("AgentUnreachable".to_owned()) };
     let Some(template) = candidate.template else { return Err("has no such template".to_owned()) };
@@ -211,9 +214,9 @@ mod tests {
         let mut full = candidate("pve1", 8);
         full.used_memory_mib = 1 << 20;
         full.host.cordon = true;
-        assert_eq!(named("pve1", std::slice::from_ref(&full)).unwrap().name, "pve1");
+        assert_eq!(named("pve1", &spec(|_| {}), std::slice::from_ref(&full)).unwrap().name, "pve1");
         full.host.maintenance = true;
-        assert!(named("pve1", &[full]).unwrap_err().contains("maintenance"));
-        assert!(named("pve9", &[]).unwrap_err().contains("no such PveHost"));
+        assert!(named("pve1", &spec(|_| {}), &[full]).unwrap_err().contains("maintenance"));
+        assert!(named("pve9", &spec(|_| {}), &[]).unwrap_err().contains("no such PveHost"));
     }
 }

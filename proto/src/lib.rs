@@ -3,6 +3,7 @@
 pub mod id;
 pub mod identity;
 pub mod reason;
+mod secret;
 pub mod volume;
 
 /// The generated types of `pvelet.v1`.

@@ -126,6 +126,8 @@ reasons! {
     AGENT_DRAINING;
     /// The agent was restarted before PVE was asked for anything: nothing was done.
     AGENT_RESTARTED;
+    /// The agent was restarted before the user data was on the disk, and does not have it any more.
+    USER_DATA_LOST;
 
     // RESOURCE_EXHAUSTED
     /// The storage is full.
@@ -170,6 +172,8 @@ reasons! {
     UNKNOWN_LEASE;
     /// The VM has no cloud-init drive.
     NO_CLOUD_INIT_DRIVE;
+    /// The storage for user data is not there, or cannot keep it; metadata `storage`.
+    USER_DATA_STORAGE;
     /// A disk of a deleted VM could not be removed; metadata `volumes`.
     DISK_LEFT;
     /// The operation has ended, or is past the point where it can be undone.

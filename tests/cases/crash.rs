@@ -199,6 +199,72 @@ async fn a_delete_survives_a_kill_between_any_two_steps() {
     }
 }
 
+const SECRET: &str = "#cloud-config\npassword: correct-horse-battery\n";
+
+/// Names of the snippets of a node, and whether one of its own files, its log or the journal holds what it must not.
+fn snippets(stack: &Stack) -> Vec<String> {
+    let agent = &stack.agents["pve1"];
+    for file in std::fs::read_dir(agent.state_dir()).unwrap().flatten().map(|f| f.path()).filter(|p| p.is_file()) {
+        let bytes = std::fs::read(&file).unwrap();
+        assert!(!bytes.windows(13).any(|part| part == b"correct-horse"), "{}", file.display());
+    }
+    assert!(!agent.log().contains("correct-horse"));
+    let names = std::fs::read_dir(agent.layout.host_path("/var/lib/vz/snippets")).unwrap();
+    names.map(|f| f.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn user_data_is_whole_or_gone_after_a_kill_between_any_two_steps() {
+    let mut stack = stack();
+    stack.agents.get_mut("pve1").unwrap().extra.insert("log".into(), "level = \"trace\"".into());
+    stack.agent("pve1").start();
+    let control = stack.sim.control();
+    let before = control.leftovers().unwrap();
+    let with_data = |client: &Client, id: &str| {
+        let mut request = client.clone_request(id, 9000, "phoenix");
+        let cloud_init = v1::CloudInit { user_data: Some(SECRET.into()), ..Default::default() };
+        request.config.as_mut().unwrap().cloud_init = Some(cloud_init);
+        request
+    };
+    let whole = |stack: &Stack, vm: &v1::Vm| {
+        let sha256 = vm.cloud_init.as_ref().unwrap().user_data_sha256.clone();
+        let name = format!("pvelet-{}-{sha256}.yaml", vm.uuid);
+        assert_eq!(snippets(stack), [name.clone()]);
+        let path = stack.agents["pve1"].layout.host_path("/var/lib/vz/snippets").join(name);
+        assert_eq!(std::fs::read_to_string(path).unwrap(), SECRET);
+    };
+    for point in ["clone.task_ended", "clone.checked", "user_data.noted", "user_data.written", "clone.bound", "clone.end_written"] {
+        let mut client = dies_and_comes_back(&mut stack, point, |client| async move {
+            let _ = client.clone_vm(with_data(&client, point)).await;
+        })
+        .await;
+        let first = settled(&client, point).await.unwrap();
+        if first.state() == v1::OperationState::Failed {
+            // What the agent had of it died with it; whoever asked has it still.
+            assert_eq!(operation_reason(&first), "USER_DATA_LOST", "{point}: {first:?}");
+            assert_eq!((control.leftovers().unwrap(), snippets(&stack).len()), (before.clone(), 0), "{point}");
+            let again = client.clone_vm(with_data(&client, &format!("again-{point}"))).await.unwrap();
+            assert_eq!(again.state(), v1::OperationState::Succeeded, "{point}: {again:?}");
+        }
+        let vm = client.vms().await.into_iter().find(|vm| vm.name == "phoenix").unwrap();
+        whole(&stack, &vm);
+        // PVE reads it at the start.
+        let started = client.start(&format!("start-{point}"), &vm_ref(&vm)).await.unwrap();
+        assert_eq!(started.state(), v1::OperationState::Succeeded, "{point}: {started:?}");
+        let (id, target) = (format!("delete-{point}"), vm_ref(&vm));
+        let request = |client: &Client| v1::DeleteVmRequest { meta: client.meta(&id), vm: Some(target.clone()), stop: true };
+        // At its removal it dies as well, before that is on the disk and after.
+        let dies_at = if point.starts_with("user_data.") { "user_data.removed" } else { "delete.volumes_checked" };
+        client = dies_and_comes_back(&mut stack, dies_at, |client| async move {
+            let _ = client.agent.vm().delete_vm(request(&client)).await;
+        })
+        .await;
+        let gone = settled(&client, &id).await.unwrap();
+        assert_eq!(gone.state(), v1::OperationState::Succeeded, "{point}: {gone:?}");
+        assert_eq!((control.leftovers().unwrap(), snippets(&stack).len()), (before.clone(), 0), "{point}: {gone:?}");
+    }
+}
+
 /// Where the controller can be made to die, and at which pass: between every two steps of placement, attempt, call and status.
 const CONTROLLER: &[(&str, u32)] = &[
     ("machine.finalizer.stored", 1),

@@ -125,6 +125,17 @@ impl Controller {
         self.process.take().expect("it runs").wait_exit(SOON).expect("it ends")
     }
 
+    /// Lets it run until it ends by itself (a crash point), and kills it after this time.
+    pub fn run_for(&mut self, limit: std::time::Duration) {
+        let _ = self.process.take().expect("it runs").wait_exit(limit);
+    }
+
+    /// Waits until its log holds a text.
+    pub fn wait_log(&self, text: &str, limit: std::time::Duration) {
+        let found = |log: &str| log.contains(text).then_some(());
+        crate::pve::wait_file(self.dir.join("controller.log"), limit, found).unwrap_or_else(|e| panic!("'{text}': {e}\n{}", self.log()));
+    }
+
     /// Sends it a signal, such as SIGSTOP.
     pub fn signal(&self, signal: Signal) {
         self.process.as_ref().expect("it runs").signal(signal).expect("a signal");

@@ -53,6 +53,8 @@ pub const CONFIGURE_DEADLINE: Duration = Duration::from_secs(10 * 60);
 pub const POWER_DEADLINE: Duration = Duration::from_secs(5 * 60);
 /// Removing large disks from a slow storage takes minutes.
 pub const DELETE_DEADLINE: Duration = Duration::from_secs(1800);
+/// The storage that PVE has on every node, in `/var/lib/vz`. It holds snippets once that content type is added.
+pub const SNIPPETS_STORAGE: &str = "local";
 
 /// The largest VMID there is: PVE's `next-id` never comes near it, and nobody types it by mistake.
 pub const VOLUME_OWNER_VMID: u32 = 999_999_999;

@@ -59,6 +59,10 @@ full_clone_deadline = "6h"
 configure_deadline = "10m"
 power_deadline = "5m"
 delete_deadline = "30m"
+# The storage that keeps the user data of VMs, as snippets that root alone may read: one that keeps files, with content type snippets
+# (`pvesm set local --content iso,vztmpl,backup,snippets`). PVE reads them at every start of the VM, on the node where it starts: for VMs
+# that move between nodes, by HA too, name a shared storage here, the same on all nodes.
+snippets_storage = "local"
 
 [volumes]
 # The VMID in the names of volumes that belong to no VM (vm-<this>-pvc-<uuid>). No VM may ever have it. The same on all hosts of a cluster;

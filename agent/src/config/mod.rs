@@ -129,6 +129,8 @@ pub struct Vm {
     pub power_deadline: Duration,
     /// How long a delete may.
     pub delete_deadline: Duration,
+    /// The storage that keeps user data, as snippets.
+    pub snippets_storage: String,
 }
 
 /// `[volumes]`: how volumes are named, and what they may be filled with.

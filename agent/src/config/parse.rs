@@ -170,6 +170,10 @@ fn vm(mut s: Section<'_, '_>, mode: Mode) -> Vm {
         let remedy = "give each host a range of its own, outside PVE's next-id range, such as \"100000-100999\"";
         s.refuse("vmid_range", "", "is missing though mode is \"manage\"", remedy);
     }
+    let snippets_storage = s.text("snippets_storage", |t| match id::storage(t) {
+        Ok(()) => Ok(t.to_owned()),
+        Err(e) => Err(("is no storage's name".into(), e.rule.to_owned())),
+    });
     let vm = Vm {
         vmid_range,
         vmid_quarantine: s.duration("vmid_quarantine", seconds(60, 365 * 86400)).unwrap_or(d::VMID_QUARANTINE),
@@ -180,6 +184,7 @@ fn vm(mut s: Section<'_, '_>, mode: Mode) -> Vm {
         configure_deadline: s.duration("configure_deadline", seconds(10, 86400)).unwrap_or(d::CONFIGURE_DEADLINE),
         power_deadline: s.duration("power_deadline", seconds(10, 86400)).unwrap_or(d::POWER_DEADLINE),
         delete_deadline: s.duration("delete_deadline", seconds(10, 86400)).unwrap_or(d::DELETE_DEADLINE),
+        snippets_storage: snippets_storage.unwrap_or_else(|| d::SNIPPETS_STORAGE.to_owned()),
     };
     s.finish();
     vm

@@ -50,6 +50,7 @@ pub const FEATURES: &[&str] = &[
     "vm.configure",
     "vm.delete",
     "vm.power",
+    "vm.user_data",
     "volume.attach",
     "volume.copy",
     "volume.create",

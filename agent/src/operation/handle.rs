@@ -46,6 +46,11 @@ impl Handle {
         self.operations.lock().entries.values().any(|e| e.state.tasks.iter().any(|t| t.upid == upid))
     }
 
+    /// The VM that it works on, as far as it is known.
+    pub fn target(&self) -> v1::VmRef {
+        self.operations.get(&self.name).ok().and_then(|op| op.target).unwrap_or_default()
+    }
+
     /// When it was accepted, seconds since the Unix epoch.
     pub fn accepted_at(&self) -> u64 {
         self.operations.get(&self.name).ok().and_then(|op| op.create_time).map_or(0, |t| u64::try_from(t.seconds).unwrap_or(0))

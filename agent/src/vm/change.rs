@@ -1,18 +1,19 @@
 //! From wanted settings to lines of a config.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pvelet_proto::v1;
 
 use super::{
     mark::{self, Mark},
+    user_data::UserPart,
     view,
 };
 use crate::host::pve::{ConfigCall, config_file::ConfigFile};
 
 /// What has to be written so that `current` becomes what is wanted; empty where it is so already. `mark`: what the description ends in.
-/// Cloud-init settings are replaced as a whole: what the message leaves empty is removed.
-pub(super) fn plan(wanted: &v1::VmConfig, current: &ConfigFile, mark: Option<&Mark>) -> ConfigCall {
+/// Cloud-init settings are replaced as a whole: what the message leaves empty is removed. `user`: where the user data is.
+pub(super) fn plan(wanted: &v1::VmConfig, current: &ConfigFile, mark: Option<&Mark>, user: &UserPart) -> ConfigCall {
     let mut set: BTreeMap<String, String> = BTreeMap::new();
     let mut delete = Vec::new();
     let mut put = |key: &str, value: Option<String>| match value {
@@ -61,6 +62,10 @@ pub(super) fn plan(wanted: &v1::VmConfig, current: &ConfigFile, mark: Option<&Ma
             put(&format!("ipconfig{index}"), line);
         }
     }
+    if *user != UserPart::Stays {
+        let cicustom = current.pending.get("cicustom").or_else(|| current.keys.get("cicustom"));
+        put("cicustom", user.apply(cicustom.map(String::as_str).unwrap_or_default()));
+    }
     let text = wanted.description.clone().unwrap_or_else(|| mark::strip(&current.description));
     let description = mark.map_or_else(|| mark::strip(&text), |mark| mark.append_to(&text));
     // Nobody asked for another one: what stands there stays, somebody else's mark included.
@@ -102,6 +107,10 @@ fn holds(config: &ConfigFile, key: &str, value: &str) -> bool {
         "tags" => {
             let sorted = |text: &str| ConfigFile { keys: [("tags".to_owned(), text.to_owned())].into(), ..ConfigFile::default() }.tags();
             sorted(found) == sorted(value)
+        }
+        "cicustom" => {
+            let parts = |text: &str| text.split(',').map(str::to_owned).collect::<BTreeSet<_>>();
+            parts(found) == parts(value)
         }
         key if key.starts_with("net") => {
             let (wanted, found) = (parts(value), parts(found));
@@ -159,7 +168,7 @@ mod tests {
     #[test]
     fn what_is_unset_or_the_same_is_not_written() {
         let wanted = v1::VmConfig { name: Some("a".into()), cores: Some(4), ..v1::VmConfig::default() };
-        let call = plan(&wanted, &current(), None);
+        let call = plan(&wanted, &current(), None, &UserPart::Stays);
         assert_eq!(call.set, [("cores".to_owned(), "4".to_owned())].into());
         assert!(call.delete.is_empty() && call.digest.is_some());
         assert_eq!(unmet(&call, &current()), ["cores"]);
@@ -169,17 +178,17 @@ mod tests {
     fn a_description_that_nobody_asked_for_stays() {
         let copied = ConfigFile::parse("#note\n#pvelet%3Av1 op=00000000-0000-0000-0000-000000000001 tenant=a uuid=x\ncores: 2\n");
         let wanted = v1::VmConfig { cores: Some(4), ..v1::VmConfig::default() };
-        let call = plan(&wanted, &copied, None);
+        let call = plan(&wanted, &copied, None, &UserPart::Stays);
         assert_eq!(call.set.keys().collect::<Vec<_>>(), ["cores"]);
         let wanted = v1::VmConfig { description: Some("new".into()), ..v1::VmConfig::default() };
-        assert_eq!(plan(&wanted, &copied, None).set["description"], "new");
+        assert_eq!(plan(&wanted, &copied, None, &UserPart::Stays).set["description"], "new");
     }
 
     #[test]
     fn nics_keep_their_mac_and_missing_ones_go() {
         let nic = v1::Nic { index: 0, bridge: "vmbr1".into(), vlan: 7, ..v1::Nic::default() };
         let wanted = v1::VmConfig { nics: Some(v1::NicList { nics: vec![nic] }), ..v1::VmConfig::default() };
-        let call = plan(&wanted, &current(), None);
+        let call = plan(&wanted, &current(), None, &UserPart::Stays);
         assert_eq!(call.set["net0"], "virtio=BC:24:11:00:00:01,bridge=vmbr1,tag=7");
         assert_eq!(call.delete, ["net1"]);
     }
@@ -190,7 +199,7 @@ mod tests {
             cloud_init: Some(v1::CloudInit { ssh_keys: vec!["ssh-rsa A x".into()], ..v1::CloudInit::default() }),
             ..v1::VmConfig::default()
         };
-        let call = plan(&wanted, &current(), None);
+        let call = plan(&wanted, &current(), None, &UserPart::Stays);
         assert_eq!(call.set, [("sshkeys".to_owned(), "ssh-rsa A x".to_owned())].into());
         assert_eq!(call.delete, ["ciuser", "ipconfig0"]);
         let after = ConfigFile::parse("#note\nsshkeys: ssh-rsa%20A%20x\n");

@@ -22,6 +22,7 @@ use super::{
     mark::{self, Mark},
     select,
     task::Backoff,
+    user_data::{Sweep, UserData},
     validate,
     verdict::{Found, Verdict, judge, verdict},
     view,
@@ -44,15 +45,23 @@ pub(super) struct Fresh {
     clean: Option<Instant>,
     /// When the request was checked.
     checked: Instant,
+    /// The user data, which the request has only the digest of.
+    data: Option<UserData>,
 }
 
 impl Inner {
     /// Checks a clone request and begins the operation; returns its name.
-    pub(super) async fn accept_clone(this: &Arc<Self>, call: &Call, request: v1::CloneVmRequest) -> Result<String, Error> {
+    pub(super) async fn accept_clone(
+        this: &Arc<Self>,
+        call: &Call,
+        request: v1::CloneVmRequest,
+        data: Option<UserData>,
+    ) -> Result<String, Error> {
         let checked = Instant::now();
         let config = request.config.clone().unwrap_or_default();
         let mut violations = validate::clone_request(&request, this.settings.vmid_range);
         violations.extend(validate::config(&config));
+        violations.extend(UserData::check(data.as_ref()));
         validate::done(violations)?;
         let mut inventory = this.writable()?;
         let node = &this.settings.node;
@@ -70,6 +79,9 @@ impl Inner {
         let full = request.mode() == v1::CloneMode::Full;
         if config.cloud_init.is_some() && view::cloud_init_drive(&template.config).is_none() {
             return Err(Error::NoCloudInitDrive { vmid: template.vmid });
+        }
+        if data.is_some() {
+            this.user_data_storage().await?;
         }
         let disk = view::boot_disk(&template.config);
         if let Some(bytes) = config.boot_disk_bytes {
@@ -123,7 +135,7 @@ impl Inner {
                             return h.finish(Err(error), Some(Duration::ZERO)).await;
                         }
                         let clean = left.is_none().then(Instant::now);
-                        inner.run_clone(&h, &request, Some(Fresh { template, lease, clean, checked })).await;
+                        inner.run_clone(&h, &request, Some(Fresh { template, lease, clean, checked, data })).await;
                     }
                 });
                 Ok(name)
@@ -170,6 +182,7 @@ impl Inner {
             if h.state().undoing { Err(Error::AgentRestarted) } else { Box::pin(self.make_clone(h, request, fresh, limit, &lost)).await };
         if let Err(error) = &result {
             self.undo_clone(h, error, lost.load(Ordering::Relaxed)).await;
+            self.user_data_goes(h, Sweep::Gone(&h.target().uuid)).await;
         }
         crash_point!("clone.before_end");
         h.finish(result, Some(self.settings.lease_quarantine)).await;
@@ -191,13 +204,13 @@ impl Inner {
             machine_uid: request.owner.as_ref().map(|o| o.machine_uid.clone()).unwrap_or_default(),
             uuid: None,
         };
-        let vm = match fresh {
-            Some(fresh) => self.clone_fresh(h, request, &fresh, &mark, limit, lost).await?,
-            None => self.clone_found(h, request, limit).await?,
+        let (vm, data) = match fresh {
+            Some(fresh) => (self.clone_fresh(h, request, &fresh, &mark, limit, lost).await?, fresh.data),
+            None => (self.clone_found(h, request, limit).await?, None),
         };
         crash_point!("clone.checked");
         h.check_cancelled()?;
-        let vm = self.bind(h, request, vm, &mark, limit).await?;
+        let vm = self.bind(h, request, vm, &mark, limit, data.as_ref()).await?;
         crash_point!("clone.bound");
         if let Some(bytes) = request.config.as_ref().and_then(|c| c.boot_disk_bytes) {
             self.grow(h, vm.vmid, super::configure::Growing::BootDisk, bytes, limit, true).await?;
@@ -387,6 +400,7 @@ impl Inner {
         mut vm: Arc<VmRecord>,
         mark: &Mark,
         limit: Limit,
+        data: Option<&UserData>,
     ) -> Result<Arc<VmRecord>, Error> {
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
@@ -400,9 +414,10 @@ impl Inner {
             if view::bound_mark(&vm).is_some_and(|m| m.operation == mark.operation) {
                 return Ok(vm);
             }
-            h.step("configuring");
             let wanted = v1::VmConfig { description: None, ..request.config.clone().unwrap_or_default() };
-            let call = change::plan(&wanted, &vm.config, Some(&mark.bind(&uuid)));
+            let user = self.user_part(h, &wanted, &vm.config, data, true).await?;
+            h.step("configuring");
+            let call = change::plan(&wanted, &vm.config, Some(&mark.bind(&uuid)), &user);
             match self.pve.set_config_now(vmid, &call).await {
                 Ok(()) | Err(Error::ConfigChanged { .. }) => {}
                 Err(Error::PveAnswerLost { .. }) => tokio::time::sleep(backoff.next()).await,

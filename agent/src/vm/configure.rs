@@ -10,6 +10,7 @@ use super::{
     Call, Inner, Limit, change,
     failure::{Failed, lock_timeout},
     task::Backoff,
+    user_data::{Sweep, UserData},
     validate, view,
 };
 use crate::{
@@ -64,15 +65,25 @@ impl Inner {
     }
 
     /// Checks the request and begins the operation; returns its name.
-    pub(super) async fn accept_configure(this: &Arc<Self>, call: &Call, request: v1::ConfigureVmRequest) -> Result<String, Error> {
+    pub(super) async fn accept_configure(
+        this: &Arc<Self>,
+        call: &Call,
+        request: v1::ConfigureVmRequest,
+        data: Option<UserData>,
+    ) -> Result<String, Error> {
         let config = request.config.clone().unwrap_or_default();
-        validate::done(validate::config(&config))?;
+        let mut violations = validate::config(&config);
+        violations.extend(UserData::check(data.as_ref()));
+        validate::done(violations)?;
         let vm = this.target(call).await?;
         if let Some(lock) = vm.config.lock() {
             return Err(Error::VmLocked { vmid: vm.vmid, lock: lock.to_owned() });
         }
         if config.cloud_init.is_some() && view::cloud_init_drive(&vm.config).is_none() {
             return Err(Error::NoCloudInitDrive { vmid: vm.vmid });
+        }
+        if data.is_some() {
+            this.user_data_storage().await?;
         }
         if let Some(bytes) = config.boot_disk_bytes {
             Self::may_grow(view::boot_disk(&vm.config).as_ref(), bytes)?;
@@ -100,7 +111,7 @@ impl Inner {
                 Self::spawn(this, h.clone(), async move {
                     if h.written().await.is_ok() {
                         crash_point!("configure.intent_written");
-                        inner.run_configure(&h, &config).await;
+                        inner.run_configure(&h, &config, data).await;
                     }
                 });
                 Ok(name)
@@ -108,25 +119,29 @@ impl Inner {
         }
     }
 
-    /// Carries the change out, or goes on with it: what is so already is not written again.
-    pub(super) async fn run_configure(&self, h: &Handle, config: &v1::VmConfig) {
+    /// Carries the change out, or goes on with it: what is so already is not written again. After a restart there is no `data` any more.
+    pub(super) async fn run_configure(&self, h: &Handle, config: &v1::VmConfig, data: Option<UserData>) {
         let limit = Self::deadline(self.ops.settings().deadlines.configure);
         let result = match h.commit("settings are being written") {
-            Ok(()) => Box::pin(self.configure(h, config, limit)).await,
+            Ok(()) => Box::pin(self.configure(h, config, limit, data.as_ref())).await,
             Err(cancelled) => Err(cancelled),
         };
+        if config.cloud_init.as_ref().is_some_and(|c| c.user_data.is_some()) {
+            self.user_data_goes(h, Sweep::Replaced(&h.state().uuid)).await;
+        }
         crash_point!("configure.before_end");
         h.finish(result, None).await;
         crash_point!("configure.end_written");
     }
 
-    async fn configure(&self, h: &Handle, config: &v1::VmConfig, limit: Limit) -> Result<(), Error> {
+    async fn configure(&self, h: &Handle, config: &v1::VmConfig, limit: Limit, data: Option<&UserData>) -> Result<(), Error> {
         let state = h.state();
         let vmid = state.vmid;
         let mut backoff = Backoff::new(self.settings.lock_pause);
         loop {
             let vm = self.same_vm(h, vmid, &state.uuid, limit).await?;
-            let mut call = change::plan(config, &vm.config, view::bound_mark(&vm).as_ref());
+            let user = self.user_part(h, config, &vm.config, data, false).await?;
+            let mut call = change::plan(config, &vm.config, view::bound_mark(&vm).as_ref(), &user);
             if call.set.is_empty() && call.delete.is_empty() {
                 break;
             }

@@ -12,6 +12,7 @@ use super::{
     power::Wish,
     select,
     task::{Backoff, transient},
+    user_data::Sweep,
     verdict::{Found, judge},
     view,
 };
@@ -124,6 +125,9 @@ impl Inner {
         };
         // Also after a failure: the VM may be gone all the same, and its VMID must rest.
         let gone = !matches!(self.pve.read_vm(h.state().vmid).await, Ok(Some(_)));
+        if gone {
+            self.user_data_goes(h, Sweep::Gone(&h.state().uuid)).await;
+        }
         h.finish(result, gone.then_some(self.settings.lease_quarantine)).await;
         crash_point!("delete.end_written");
     }
@@ -160,6 +164,9 @@ impl Inner {
                         vm = self.same_vm(h, vmid, &state.uuid, limit).await?;
                     }
                     self.no_volume_retained(&vm).await?;
+                    if let Err(error) = self.note_user_data(&vm).await {
+                        h.warn(format!("its user data will be left: {error}"));
+                    }
                     let storage = state.volumes.first().and_then(|v| v.split(':').next()).unwrap_or_default().to_owned();
                     place = Some(h.enter(&storage, Lane::Short, limit.at, limit.after).await?);
                     h.step("deleting");

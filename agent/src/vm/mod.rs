@@ -18,6 +18,7 @@ mod settle;
 pub(crate) mod task;
 #[cfg(test)]
 mod tests;
+mod user_data;
 pub(crate) mod validate;
 mod verdict;
 pub mod view;
@@ -34,11 +35,13 @@ use std::{
 use pvelet_proto::{reason, v1};
 use tokio::time::Instant;
 
+use self::user_data::UserData;
 use crate::{
     error::Error,
     host::{
         links::Links,
         pve::{Inventory, Pve, StorageInfo, VmRecord},
+        record::FileRecord,
         storage::{StorageConfig, VolumeStore},
     },
     operation::{Body, Caller, Handle, Operations, canonical_meta},
@@ -73,6 +76,8 @@ pub struct Settings {
     pub lost_answer: Duration,
     /// What is configured about volumes.
     pub volumes: VolumeSettings,
+    /// The storage that keeps user data.
+    pub snippets_storage: String,
 }
 
 /// What is configured about volumes.
@@ -104,6 +109,7 @@ impl Settings {
             lock_pause: Duration::from_millis(200),
             lost_answer: Duration::from_secs(60),
             volumes: VolumeSettings::default(),
+            snippets_storage: crate::config::defaults::SNIPPETS_STORAGE.to_owned(),
         }
     }
 }
@@ -126,6 +132,10 @@ pub(crate) struct Inner {
     storages: Mutex<Option<(Instant, Arc<Vec<StorageInfo>>)>>,
     /// `storage.cfg`, storage by storage, as far as it was asked for.
     configs: Mutex<HashMap<String, (Instant, StorageConfig)>>,
+    /// Which user data was written.
+    snippet_record: FileRecord,
+    /// Held while that, or what it says, is changed.
+    snippets: tokio::sync::Mutex<()>,
 }
 
 impl Vms {
@@ -133,8 +143,10 @@ impl Vms {
     pub fn new(pve: Arc<dyn Pve>, store: Arc<dyn VolumeStore>, links: Arc<dyn Links>, ops: Arc<Operations>, settings: Settings) -> Self {
         let manage = AtomicBool::new(settings.mode == Mode::Manage);
         let repairs = AtomicBool::new(settings.mode == Mode::Manage);
-        let (storages, configs) = (Mutex::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { pve, store, links, ops, settings, manage, repairs, storages, configs }) }
+        let snippet_record = FileRecord::new(ops.settings().state_dir.join(user_data::RECORD));
+        let (storages, configs, snippets) = Default::default();
+        let inner = Inner { pve, store, links, ops, settings, manage, repairs, storages, configs, snippet_record, snippets };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Changes the mode. Operations that run go on.
@@ -156,17 +168,19 @@ impl Vms {
     /// Begins to make a VM. Returns the operation once its intent is on the disk. Errors: those of `VmService.CloneVm`.
     pub async fn clone_vm(&self, caller: &Caller, request: v1::CloneVmRequest) -> Result<v1::Operation, Error> {
         let target = v1::VmRef { vmid: request.vmid, uuid: String::new() };
-        let canonical = v1::CloneVmRequest { meta: request.meta.as_ref().map(canonical_meta), ..request };
+        let mut canonical = v1::CloneVmRequest { meta: request.meta.as_ref().map(canonical_meta), ..request };
+        let data = UserData::take(canonical.config.as_mut());
         let call = self.call(caller, v1::OperationKind::CloneVm, canonical.meta.as_ref(), request.meta.as_ref(), target, &canonical)?;
-        Inner::answer(&self.inner, &call, Inner::accept_clone(&self.inner, &call, canonical)).await
+        Inner::answer(&self.inner, &call, Inner::accept_clone(&self.inner, &call, canonical, data)).await
     }
 
     /// Begins to change settings. Errors: those of `VmService.ConfigureVm`.
     pub async fn configure_vm(&self, caller: &Caller, request: v1::ConfigureVmRequest) -> Result<v1::Operation, Error> {
         let target = request.vm.clone().unwrap_or_default();
-        let canonical = v1::ConfigureVmRequest { meta: request.meta.as_ref().map(canonical_meta), ..request };
+        let mut canonical = v1::ConfigureVmRequest { meta: request.meta.as_ref().map(canonical_meta), ..request };
+        let data = UserData::take(canonical.config.as_mut());
         let call = self.call(caller, v1::OperationKind::ConfigureVm, canonical.meta.as_ref(), request.meta.as_ref(), target, &canonical)?;
-        Inner::answer(&self.inner, &call, Inner::accept_configure(&self.inner, &call, canonical)).await
+        Inner::answer(&self.inner, &call, Inner::accept_configure(&self.inner, &call, canonical, data)).await
     }
 
     /// Begins to start a VM. Errors: those of `VmService.StartVm`.

@@ -33,6 +33,8 @@ impl Inner {
         }
         let inner = Arc::clone(this);
         tokio::spawn(async move { Box::pin(inner.remove_strays()).await });
+        let inner = Arc::clone(this);
+        tokio::spawn(async move { Box::pin(inner.sweep_gone_user_data()).await });
     }
 
     pub(super) async fn settle_one(&self, unfinished: Unfinished) {
@@ -44,7 +46,7 @@ impl Inner {
                 Err(error) => h.finish(Err(error), Some(self.settings.lease_quarantine)).await,
             },
             v1::OperationKind::ConfigureVm => match configure::decode(&request) {
-                Ok(config) => self.run_configure(&h, &config).await,
+                Ok(config) => self.run_configure(&h, &config, None).await,
                 Err(error) => h.finish(Err(error), None).await,
             },
             v1::OperationKind::DeleteVm => match delete::decode(&request) {

@@ -226,6 +226,15 @@ fn cloud_init_settings(c: &v1::CloudInit, v: &mut Violations) {
     if !user_ok {
         add(v, "config.cloud_init.user", reason::INVALID_FIELD, format!("'{}' is not 1 to 32 characters of [a-z_][a-z0-9_-]*", c.user));
     }
+    if c.user_data.as_ref().is_some_and(|data| !data.is_empty()) {
+        let text = "it does not count beside user_data; leave it empty, and say it there";
+        if !c.user.is_empty() {
+            add(v, "config.cloud_init.user", reason::INVALID_FIELD, text);
+        }
+        if !c.ssh_keys.is_empty() {
+            add(v, "config.cloud_init.ssh_keys", reason::INVALID_FIELD, text);
+        }
+    }
     for (i, key) in c.ssh_keys.iter().enumerate() {
         if let Err(why) = ssh_key(key) {
             add(v, format!("config.cloud_init.ssh_keys[{i}]"), reason::INVALID_SSH_KEY, why);

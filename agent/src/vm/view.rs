@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use pvelet_proto::{v1, volume::VolumeId};
 
-use super::mark::{self, Mark};
+use super::{
+    mark::{self, Mark},
+    user_data,
+};
 use crate::host::pve::{
     Inventory, RunState, VmRecord,
     config_file::{ConfigFile, properties},
@@ -205,6 +208,7 @@ fn cloud_init(config: &ConfigFile) -> Option<v1::CloudInitStatus> {
         ip_configs,
         nameservers: words("nameserver"),
         search_domain: config.get("searchdomain").unwrap_or_default().to_owned(),
+        user_data_sha256: user_data::own(config).map(|snippet| snippet.sha256).unwrap_or_default(),
     };
     (status != v1::CloudInitStatus::default() || cloud_init_drive(config).is_some()).then_some(status)
 }

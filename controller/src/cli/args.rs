@@ -318,6 +318,9 @@ pub(super) struct CloneVm {
     /// File with SSH public keys for it, one a line; may be repeated
     #[arg(long = "ssh-key-file", value_name = "FILE")]
     pub(super) ssh_key_files: Vec<PathBuf>,
+    /// File with the guest's whole user data (cloud-config, Talos machine configuration ...); --user and --ssh-key-file do not count beside it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["user", "ssh_key_files"])]
+    pub(super) user_data: Option<PathBuf>,
     /// The guest's address (cloud-init): nic=N,ip=dhcp|ADDRESS/BITS[,gw=ADDRESS][,ip6=auto|dhcp|ADDRESS/BITS][,gw6=ADDRESS]; may be repeated
     #[arg(long = "ip", value_name = "IP", value_parser = parse::ip)]
     pub(super) ips: Vec<IpArg>,

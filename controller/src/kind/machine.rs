@@ -240,9 +240,17 @@ pub struct NicSpec {
     pub firewall: bool,
 }
 
-/// First-boot configuration. Nothing of it is secret; passwords are not offered.
+/// First-boot configuration. Nothing that stands here is secret; passwords are not offered. What is secret stands in a Secret.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    field_rule("user", "!has(self.userData) || !has(self.user)", "it does not count beside userData: leave it out, and say it there"),
+    field_rule(
+        "sshKeys",
+        "!has(self.userData) || !has(self.sshKeys) || self.sshKeys.size() == 0",
+        "they do not count beside userData: leave them out, and put them there",
+    ),
+]))]
 pub struct CloudInitSpec {
     /// Login user; absent for the image's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -271,6 +279,37 @@ pub struct CloudInitSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<schema::DnsName>")]
     pub search_domain: Option<String>,
+    /// The guest's whole user data, such as a cloud-config or a Talos machine configuration: at most 512 KiB, passed on as it is. It counts when
+    /// the VM is made; what becomes of it later, here or in the object that it names, does not touch a VM that exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<UserDataRef>,
+}
+
+/// Where user data is: one of the two, in the machine's namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("has(self.secretRef) != has(self.configMapRef)", "name the user data either by secretRef or by configMapRef, not both"),
+]))]
+pub struct UserDataRef {
+    /// In a Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<DataKeyRef>,
+    /// In a ConfigMap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_ref: Option<DataKeyRef>,
+}
+
+/// A key of an object that holds data.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DataKeyRef {
+    /// The object's name.
+    #[schemars(with = "schema::ObjectName")]
+    pub name: String,
+    /// The key.
+    #[schemars(with = "schema::DataKey")]
+    pub key: String,
 }
 
 /// How the guest configures one NIC.

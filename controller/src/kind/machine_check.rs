@@ -4,7 +4,9 @@ use std::{collections::HashMap, net::IpAddr};
 
 use pvelet_proto::id;
 
-use super::{CloneMode, CloudInitSpec, FieldError, IpConfigSpec, MachineSpec, Metadata, NicSpec, Quantity, check::Checker, disk_check};
+use super::{
+    CloneMode, CloudInitSpec, FieldError, IpConfigSpec, MachineSpec, Metadata, NicSpec, Quantity, UserDataRef, check::Checker, disk_check,
+};
 
 pub(super) const MODELS: [&str; 5] = ["virtio", "e1000", "e1000e", "rtl8139", "vmxnet3"];
 const MIN_MEMORY: Quantity = Quantity(16 << 20);
@@ -147,6 +149,30 @@ fn cloud_init(c: &mut Checker, spec: &CloudInitSpec) {
     if let Some(domain) = &spec.search_domain {
         c.id("spec.cloudInit.searchDomain", id::dns_name(domain));
     }
+    if let Some(user_data) = &spec.user_data {
+        let beside = "it does not count beside userData: leave it out, and say it there";
+        let user = spec.user.as_deref().unwrap_or_default();
+        c.require(spec.user.is_none(), "spec.cloudInit.user", user, beside);
+        c.require(spec.ssh_keys.is_empty(), "spec.cloudInit.sshKeys", "", beside);
+        user_data_ref(c, user_data);
+    }
+}
+
+fn user_data_ref(c: &mut Checker, user_data: &UserDataRef) {
+    let (secret, map) = (&user_data.secret_ref, &user_data.config_map_ref);
+    let remedy = "name the user data either by secretRef: {name, key} or by configMapRef: {name, key}, not both";
+    c.require(secret.is_some() != map.is_some(), "spec.cloudInit.userData", "", remedy);
+    for (field, named) in [("secretRef", secret), ("configMapRef", map)] {
+        let Some(named) = named else { continue };
+        let at = |part: &str| format!("spec.cloudInit.userData.{field}.{part}");
+        let lower = !named.name.bytes().any(|b| b.is_ascii_uppercase());
+        let remedy = "use the name of an object: lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit";
+        c.require(lower && id::dns_name(&named.name).is_ok(), &at("name"), &named.name, remedy);
+        let known = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        let key = named.key.as_str();
+        let ok = (1..=253).contains(&key.len()) && key.bytes().all(known) && !key.starts_with("..") && key != ".";
+        c.require(ok, &at("key"), key, "use 1 to 253 letters, digits, '-', '_' and '.', not beginning with '..'");
+    }
 }
 
 /// An address with prefix length.
@@ -185,4 +211,58 @@ fn ip_config(c: &mut Checker, index: usize, ip: &IpConfigSpec) {
         }
     }
     c.require(ip.nic < 32, &format!("spec.cloudInit.ipConfigs[{index}].nic"), ip.nic, "use 0 to 31");
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kind::parse;
+
+    fn mistakes(cloud_init: &str) -> Vec<String> {
+        let text = format!(
+            "apiVersion: pvelet.dev/v1alpha1\nkind: PveMachine\nmetadata: {{name: web-1}}\nspec: {{source: {{template: 9000}}, cloudInit: {cloud_init}}}\n"
+        );
+        parse(&text).1.into_iter().flat_map(|p| p.mistakes).map(|m| m.to_string()).collect()
+    }
+
+    #[test]
+    fn the_example_with_user_data_is_sound() {
+        let (manifests, problems) = parse(include_str!("../../../docs/examples/talos-1.yaml"));
+        assert_eq!((manifests.len(), problems), (1, vec![]));
+    }
+
+    #[test]
+    fn user_data_has_one_source_and_rules_out_what_would_not_count() {
+        const SECRET: &str = "userData: {secretRef: {name: a.b-c, key: user_data.yaml}}";
+        for (cloud_init, want) in [
+            (format!("{{{SECRET}, nameservers: [10.0.0.1]}}"), None),
+            ("{userData: {configMapRef: {name: a, key: .k}}}".to_owned(), None),
+            ("{userData: {}}".to_owned(), Some("spec.cloudInit.userData: name the user data either by secretRef")),
+            (
+                "{userData: {secretRef: {name: a, key: k}, configMapRef: {name: a, key: k}}}".to_owned(),
+                Some("spec.cloudInit.userData: name the user data either by secretRef"),
+            ),
+            (format!("{{{SECRET}, user: ann}}"), Some("spec.cloudInit.user = ann: it does not count beside userData")),
+            (format!("{{{SECRET}, sshKeys: [ssh-ed25519 AAAAC3Nz]}}"), Some("spec.cloudInit.sshKeys: it does not count beside userData")),
+            (
+                "{userData: {secretRef: {name: ../a, key: k}}}".to_owned(),
+                Some("spec.cloudInit.userData.secretRef.name = ../a: use the name"),
+            ),
+            ("{userData: {secretRef: {name: A, key: k}}}".to_owned(), Some("spec.cloudInit.userData.secretRef.name = A: use the name")),
+            (
+                "{userData: {configMapRef: {name: a, key: ..}}}".to_owned(),
+                Some("spec.cloudInit.userData.configMapRef.key = ..: use 1 to 253"),
+            ),
+            (
+                "{userData: {configMapRef: {name: a, key: a/b}}}".to_owned(),
+                Some("spec.cloudInit.userData.configMapRef.key = a/b: use 1 to 253"),
+            ),
+            ("{userData: {secretRef: {name: a, key: k, value: x}}}".to_owned(), Some("unknown field `value`")),
+        ] {
+            let told = mistakes(&cloud_init);
+            match want {
+                None => assert_eq!(told, Vec::<String>::new(), "{cloud_init}"),
+                Some(want) => assert!(told.len() == 1 && told[0].contains(want), "{cloud_init}: {told:?}"),
+            }
+        }
+    }
 }

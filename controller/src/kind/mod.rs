@@ -35,8 +35,8 @@ pub use disk_status::{DiskPhase, DiskStatus};
 pub use host::{Capacity, Host, HostResource, HostSpec, HostStatus, PveHost};
 pub use kubernetes_node::{KubernetesNodeSpec, KubernetesNodeStatus, TaintWish};
 pub use machine::{
-    CloneMode, CloudInitSpec, DeletionPolicy, IpConfigSpec, Machine, MachineResource, MachineSpec, NicSpec, PveMachine, RecreatePolicy,
-    RunPolicy, SourceSpec,
+    CloneMode, CloudInitSpec, DataKeyRef, DeletionPolicy, IpConfigSpec, Machine, MachineResource, MachineSpec, NicSpec, PveMachine,
+    RecreatePolicy, RunPolicy, SourceSpec, UserDataRef,
 };
 pub use machine_status::{ActionKind, Attempt, Failure, MachineStatus, Phase, Success};
 pub use manifest::{Manifest, Problem, parse};

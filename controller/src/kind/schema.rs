@@ -84,6 +84,16 @@ texts! {
         "self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')"
             => "use 1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit",
     }
+    /// The name of an object of Kubernetes.
+    ObjectName(253) {
+        "self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*$')"
+            => "use lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit",
+    }
+    /// A key of a Secret or a ConfigMap.
+    DataKey(253) {
+        "self.matches('^[A-Za-z0-9_.-]+$') && !self.startsWith('..') && self != '.'"
+            => "use letters, digits, '-', '_' and '.', not beginning with '..'",
+    }
     /// `id::node`.
     NodeName(63) {
         "self.matches('^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$')"

@@ -6,6 +6,7 @@ mod cluster;
 mod disks;
 mod health;
 mod network;
+mod user_data;
 mod volumes;
 
 use std::{fs, path::Path, sync::Arc, time::Duration};

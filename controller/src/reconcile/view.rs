@@ -8,10 +8,13 @@ use std::{
 use jiff::Timestamp;
 use pvelet_proto::{v1, volume::VolumeId};
 
-use crate::kind::Quantity;
+use crate::kind::{MachineSpec, Quantity};
 
 /// Slots in which PVE's templates have their boot disk, in the order of likelihood.
 const BOOT_SLOTS: [&str; 4] = ["scsi0", "virtio0", "sata0", "ide0"];
+
+/// The feature of agents that take user data.
+const USER_DATA: &str = "vm.user_data";
 
 /// What the slots of disks begin with that PVE has put aside.
 pub(super) const ASIDE: &str = "unused";
@@ -225,6 +228,8 @@ pub struct Facts {
     pub memory_bytes: u64,
     /// Logical processors.
     pub threads: u32,
+    /// Whether the agent takes user data: an older one would make a VM without.
+    pub user_data: bool,
 }
 
 impl From<&v1::Host> for Facts {
@@ -240,11 +245,19 @@ impl From<&v1::Host> for Facts {
             shutting_down: host.state() == v1::HostState::ShuttingDown,
             memory_bytes: host.memory.as_ref().map_or(0, |m| m.total_bytes),
             threads: host.cpu.as_ref().map_or(0, |c| c.threads),
+            user_data: host.features.iter().any(|f| f == USER_DATA),
         }
     }
 }
 
 impl HostView {
+    /// Why this host's agent cannot make a VM as this spec says, with the remedy.
+    pub fn lacks(&self, spec: &MachineSpec) -> Option<String> {
+        let wanted = spec.cloud_init.as_ref().is_some_and(|c| c.user_data.is_some());
+        let known = self.facts.as_ref().is_none_or(|facts| facts.user_data);
+        (wanted && !known).then(|| format!("the agent of {} does not know user data; upgrade it", self.name))
+    }
+
     /// Why nothing can be ordered here now: a stable word and a text with the remedy.
     pub fn obstacle(&self) -> Option<(&'static str, String)> {
         let name = &self.name;

@@ -1,6 +1,6 @@
 //! The command line and the configuration file.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pvelet_proto::id;
@@ -13,6 +13,8 @@ use crate::tls::CredentialFiles;
 const DEFAULT_NAME: &str = "pvelet";
 /// Name of the Lease where nothing else is said.
 const DEFAULT_LEASE: &str = "pvelet-controller";
+/// What Kubernetes' own controllers have.
+const DEFAULT_DURATION: Duration = Duration::from_secs(15);
 
 /// Keeps VMs on Proxmox VE hosts as manifests describe them
 #[derive(Debug, Parser)]
@@ -121,6 +123,9 @@ pub(super) struct Flags {
     /// Name of that Lease [default: pvelet-controller]
     #[arg(long, value_name = "NAME")]
     lease_name: Option<String>,
+    /// How long an instance that does not renew the Lease still counts as the leader, 2 to 300 [default: 15]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(2..=300))]
+    lease_duration: Option<u16>,
     /// Address for /metrics, /healthz and /readyz, such as 127.0.0.1:9180; without it there is none
     #[arg(long, value_name = "IP:PORT")]
     metrics_address: Option<SocketAddr>,
@@ -135,11 +140,16 @@ pub(super) enum StoreSettings {
     /// This folder.
     Folder(PathBuf),
     /// Kubernetes.
-    Kubernetes {
-        /// Nothing: the pod's own.
-        lease_namespace: Option<String>,
-        lease_name: String,
-    },
+    Kubernetes(LeaseSettings),
+}
+
+/// By which Lease one of several instances leads.
+#[derive(Debug)]
+pub(super) struct LeaseSettings {
+    /// Nothing: the pod's own.
+    pub(super) namespace: Option<String>,
+    pub(super) name: String,
+    pub(super) duration: Duration,
 }
 
 /// What flags and file come to.
@@ -167,16 +177,21 @@ impl Settings {
         let store = flags.store.or(file.store).unwrap_or_default();
         let lease_namespace = flags.lease_namespace.or(file.lease_namespace);
         let lease_name = flags.lease_name.or(file.lease_name);
+        let lease_duration = flags.lease_duration.or(file.lease_duration);
         let mut mistakes = Vec::new();
         match store {
             StoreKind::Kubernetes if flags.manifests.is_some() => {
                 mistakes
                     .push("--manifests: a folder of manifests is not read with --store kubernetes; leave one of the two out".to_owned());
             }
-            StoreKind::Folder if lease_namespace.is_some() || lease_name.is_some() => {
-                mistakes.push("--lease-namespace, --lease-name: there is no Lease without --store kubernetes; leave them out".to_owned());
+            StoreKind::Folder if lease_namespace.is_some() || lease_name.is_some() || lease_duration.is_some() => {
+                mistakes.push("--lease-...: there is no Lease without --store kubernetes; leave these flags out".to_owned());
             }
             _ => {}
+        }
+        // A file's values have not been through the command line's parser.
+        if let Some(seconds) = lease_duration.filter(|s| !(2..=300).contains(s)) {
+            mistakes.push(format!("--lease-duration: {seconds} is not in 2 to 300 (seconds)"));
         }
         for (flag, value) in [("--lease-namespace", &lease_namespace), ("--lease-name", &lease_name)] {
             if let Some(Err(e)) = value.as_deref().map(id::dns_name) {
@@ -185,9 +200,11 @@ impl Settings {
         }
         let store = match store {
             StoreKind::Folder => StoreSettings::Folder(path(flags.manifests, file.manifests, "manifests")),
-            StoreKind::Kubernetes => {
-                StoreSettings::Kubernetes { lease_namespace, lease_name: lease_name.unwrap_or_else(|| DEFAULT_LEASE.to_owned()) }
-            }
+            StoreKind::Kubernetes => StoreSettings::Kubernetes(LeaseSettings {
+                namespace: lease_namespace,
+                name: lease_name.unwrap_or_else(|| DEFAULT_LEASE.to_owned()),
+                duration: lease_duration.map_or(DEFAULT_DURATION, |s| Duration::from_secs(s.into())),
+            }),
         };
         let settings = Self {
             store,

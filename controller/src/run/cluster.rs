@@ -9,7 +9,7 @@ use nix::unistd::gethostname;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{Common, RunError};
+use super::{Common, RunError, args::LeaseSettings};
 use crate::{
     nodes::{KubernetesNodes, Nodes},
     store::kubernetes::{KubernetesStore, Leader, LeaseOptions, definitions},
@@ -26,12 +26,12 @@ const POD_NAME: &str = "POD_NAME";
 /// term, and the agents refuse what still comes of it once the next leader has announced itself.
 pub(super) async fn run(common: Common, client: kube::Client, lease_namespace: Option<String>, lease_name: String) -> Result<(), RunError> {
     let identity = format!("{}_{}", instance(), Uuid::new_v4());
-    let namespace = lease_namespace.unwrap_or_else(|| client.default_namespace().to_owned());
-    info!(controller = common.name, identity, %namespace, lease = lease_name, "started");
+    let namespace = lease.namespace.unwrap_or_else(|| client.default_namespace().to_owned());
+    info!(controller = common.name, identity, %namespace, lease = lease.name, "started");
     let Some(()) = common.stop.run_until_cancelled(await_definitions(&client)).await else { return Ok(()) };
     let Some(store) = common.stop.run_until_cancelled(KubernetesStore::open(client.clone(), &identity)).await else { return Ok(()) };
     common.ready.store(true, Ordering::Relaxed);
-    let leader = Leader::new(client.clone(), LeaseOptions { namespace, name: lease_name, identity });
+    let leader = Leader::new(client.clone(), LeaseOptions { namespace, name: lease.name, identity, duration: lease.duration });
     while let Some(term) = leader.lead(&common.stop).await {
         let nodes: Arc<dyn Nodes> = Arc::new(KubernetesNodes::new(client.clone()));
         let controller = common.controller(Arc::clone(&store), term.epoch.clone(), Some(nodes));

@@ -141,11 +141,11 @@ async fn run(settings: Settings) -> Result<(), RunError> {
     let common = Common { credentials, name: settings.name, metrics, ready, stop };
     match settings.store {
         StoreSettings::Folder(folder) => common.run_folder(&folder, kubernetes).await?,
-        StoreSettings::Kubernetes { lease_namespace, lease_name } => {
+        StoreSettings::Kubernetes(lease) => {
             let client = kubernetes.ok_or_else(|| {
                 RunError::Settings(vec!["--store kubernetes: this is no pod of a cluster; name one with --kubeconfig".to_owned()])
             })?;
-            cluster::run(common, client, lease_namespace, lease_name).await?;
+            cluster::run(common, client, lease).await?;
         }
     }
     info!("stopped");

@@ -8,7 +8,7 @@ use std::{future::Future, io, path::PathBuf};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::kind::{Kind, Object, ObjectKey, ObjectRef};
+use crate::kind::{Kind, Object, ObjectKey, ObjectRef, UserDataRef};
 
 /// What can go wrong with the store.
 #[derive(Debug, Error)]
@@ -76,6 +76,103 @@ pub enum Tenancy {
     Disputed(Vec<String>),
 }
 
+/// The largest user data that agents take.
+pub const USER_DATA_LARGEST: usize = 512 << 10;
+
+/// Why user data cannot be had. `what` names the object, such as `Secret default/worker-1`. No text holds anything of the data.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum UserDataError {
+    /// There is no such object.
+    #[error("{what} does not exist{place}; create it, or correct spec.cloudInit.userData")]
+    NotFound {
+        /// The object.
+        what: String,
+        /// Where it was looked for, with a leading blank; may be empty.
+        place: String,
+    },
+    /// The object does not have the key.
+    #[error("{what} has no key '{key}'; add it, or correct spec.cloudInit.userData")]
+    NoKey {
+        /// The object.
+        what: String,
+        /// The key.
+        key: String,
+    },
+    /// The controller may not read it, or it is kept where everybody may.
+    #[error("{what} {why}; {remedy}")]
+    Forbidden {
+        /// The object.
+        what: String,
+        /// Why not.
+        why: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// It is larger than [`USER_DATA_LARGEST`].
+    #[error("key '{key}' of {what} has {size} bytes; at most {USER_DATA_LARGEST} are possible: have the guest fetch what is large")]
+    TooLarge {
+        /// The object.
+        what: String,
+        /// The key.
+        key: String,
+        /// How large it is, in bytes.
+        size: u64,
+    },
+    /// There is nothing in it.
+    #[error("key '{key}' of {what} is empty; a guest without user data has no spec.cloudInit.userData")]
+    Empty {
+        /// The object.
+        what: String,
+        /// The key.
+        key: String,
+    },
+    /// Whoever keeps it does not answer.
+    #[error("{what} cannot be read: {why}")]
+    Unavailable {
+        /// The object.
+        what: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+impl UserDataError {
+    /// All reasons.
+    pub const REASONS: [&str; 6] = [
+        "USER_DATA_NOT_FOUND",
+        "USER_DATA_KEY_NOT_FOUND",
+        "USER_DATA_FORBIDDEN",
+        "USER_DATA_TOO_LARGE",
+        "USER_DATA_EMPTY",
+        "USER_DATA_UNAVAILABLE",
+    ];
+
+    /// A stable word, in the form of an agent's reasons.
+    pub fn reason(&self) -> &'static str {
+        Self::REASONS[match self {
+            Self::NotFound { .. } => 0,
+            Self::NoKey { .. } => 1,
+            Self::Forbidden { .. } => 2,
+            Self::TooLarge { .. } => 3,
+            Self::Empty { .. } => 4,
+            Self::Unavailable { .. } => 5,
+        }]
+    }
+}
+
+/// User data of the right size. `what` and `key` say whose it is.
+///
+/// # Errors
+/// `Empty`, `TooLarge`.
+pub fn user_data_of_size(what: &str, key: &str, data: Vec<u8>) -> Result<Vec<u8>, UserDataError> {
+    let (what, key) = (what.to_owned(), key.to_owned());
+    match data.len() {
+        0 => Err(UserDataError::Empty { what, key }),
+        size if size > USER_DATA_LARGEST => Err(UserDataError::TooLarge { what, key, size: size as u64 }),
+        _ => Ok(data),
+    }
+}
+
 /// Objects, watched. Implementations are shared by reference between all reconcilers.
 pub trait Store: Send + Sync + 'static {
     /// All objects of a kind, by name.
@@ -103,6 +200,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Tells at an object that it cannot be understood ([`StoreError::Unreadable`]), where that is possible. Telling it again writes nothing.
     fn tell_unreadable(&self, about: &ObjectRef, problem: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Reads user data, each time anew. It is asked for only right before the call that needs it, and kept nowhere.
+    fn user_data(&self, namespace: &str, from: &UserDataRef) -> impl Future<Output = Result<Vec<u8>, UserDataError>> + Send;
 
     /// Tells people that something happened to an object.
     fn record_event(&self, about: &ObjectRef, event: Event);

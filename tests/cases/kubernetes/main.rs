@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod chart;
+mod controller;
 mod crds;
 mod harness;
 mod host;

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use pvelet_controller::nodes::{CONDITION, Effect, KubernetesNodes, Minor, NodeCondition, NodeView, Nodes, NodesError, Sight, Skew, TAINT};
+use pvelet_controller::{
+    kubernetes,
+    nodes::{CONDITION, Effect, KubernetesNodes, Minor, NodeCondition, NodeView, Nodes, NodesError, Sight, Skew, TAINT},
+};
 use pvelet_tests::kubernetes::{ApiServer, Kube, PATIENCE, programs};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -22,7 +25,7 @@ impl World {
     async fn start() -> Self {
         let server = ApiServer::start().await;
         let kubeconfig = service_account(&server).await;
-        let nodes = KubernetesNodes::of_kubeconfig(&kubeconfig).await.unwrap();
+        let nodes = KubernetesNodes::new(kubernetes::of_kubeconfig(&kubeconfig).await.unwrap());
         let changes = nodes.changes().unwrap();
         Self { server, nodes, changes }
     }
@@ -247,7 +250,7 @@ async fn the_skew_between_kubelet_and_api_server_is_found() {
 async fn who_may_not_do_it_is_told_what_is_missing() {
     let server = ApiServer::start().await;
     let stranger = server.kubeconfig(&server.user("stranger", None));
-    let nodes = KubernetesNodes::of_kubeconfig(&stranger).await.unwrap();
+    let nodes = KubernetesNodes::new(kubernetes::of_kubeconfig(&stranger).await.unwrap());
     let mut changes = nodes.changes().unwrap();
     let told = timeout(PATIENCE, async {
         loop {
@@ -261,6 +264,6 @@ async fn who_may_not_do_it_is_told_what_is_missing() {
     let error = nodes.set_taint("pve1", Some(Effect::NoSchedule)).await.unwrap_err();
     assert!(matches!(&error, NodesError::Forbidden(_)), "{error}");
     assert!(error.to_string().contains("docs/examples/kubernetes-rbac.yaml"), "{error}");
-    let missing = KubernetesNodes::of_kubeconfig(&server.folder().join("nothing")).await.err().unwrap();
+    let missing = kubernetes::of_kubeconfig(&server.folder().join("nothing")).await.err().unwrap();
     assert!(missing.contains("nothing"), "{missing}");
 }

@@ -18,6 +18,8 @@ pub struct ConfigFile {
     pub snapshots: Vec<String>,
     /// Drives of the snapshots: snapshot, slot, property string.
     pub snapshot_drives: Vec<(String, String, String)>,
+    /// `cicustom` of the snapshots.
+    pub snapshot_cicustom: Vec<String>,
     /// SHA-1 of the text, hexadecimal: what PVE calls the digest.
     pub digest: String,
 }
@@ -70,6 +72,7 @@ impl ConfigFile {
                     Section::Main => drop(file.keys.insert(key, value)),
                     Section::Pending => drop(file.pending.insert(key, value)),
                     Section::Snapshot(name) if is_drive_slot(&key) => file.snapshot_drives.push((name.clone(), key, value)),
+                    Section::Snapshot(name) if key == "cicustom" && !name.contains(':') => file.snapshot_cicustom.push(value),
                     Section::Snapshot(_) => {}
                 }
             }
@@ -135,6 +138,13 @@ impl ConfigFile {
         found
     }
 
+    /// Whether the VM, or one of its snapshots, is made from this snippet, now or from its next start on.
+    pub fn has_snippet(&self, volid: &str) -> bool {
+        let own = self.keys.get("cicustom").into_iter().chain(self.pending.get("cicustom"));
+        let mut parts = own.chain(&self.snapshot_cicustom).flat_map(|value| value.split(','));
+        parts.any(|part| part.split_once('=').map_or(part, |(_, volume)| volume) == volid)
+    }
+
     /// Drives of the main section: slot and property string.
     pub fn drives(&self) -> impl Iterator<Item = (&str, &str)> {
         self.keys.iter().filter(|(k, _)| is_drive_slot(k)).map(|(k, v)| (k.as_str(), v.as_str()))
@@ -167,6 +177,16 @@ mod tests {
         assert_eq!(file.uuid(), Some("57c0d1db-257b-4aa1-b83d-bfd147865654"));
         assert_eq!(file.tags(), ["a", "k8s"]);
         assert_eq!(file.drives().map(|(s, _)| s).collect::<Vec<_>>(), ["scsi0", "unused0"]);
+    }
+
+    #[test]
+    fn a_snippet_is_found_wherever_a_config_names_it() {
+        let file = ConfigFile::parse(
+            "cicustom: user=local:snippets/a,vendor=local:snippets/b\n\n[PENDING]\ncicustom: user=local:snippets/c\n\n[snap]\ncicustom: \
+             user=local:snippets/d\n\n[special:cloudinit]\ncicustom: user=local:snippets/e\n",
+        );
+        let found = |name: &str| file.has_snippet(&format!("local:snippets/{name}"));
+        assert_eq!(["a", "b", "c", "d", "e", ""].map(found), [true, true, true, true, false, false]);
     }
 
     #[test]

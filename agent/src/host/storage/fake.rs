@@ -1,6 +1,6 @@
 //! Storages in memory that hold no volume, for tests of what is not about volumes. Volumes are tested on real files, with real tools.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use tokio::sync::mpsc;
 
@@ -61,6 +61,15 @@ impl VolumeStore for EmptyStore {
     }
     async fn inspect(&self, image: &Image, _: Option<&str>) -> Result<ImageInfo, Error> {
         Err(Error::ImageNotFound { image: image.path.clone(), place: "anywhere".to_owned() })
+    }
+    async fn write_snippet(&self, storage: &StorageConfig, _: &str, _: Arc<[u8]>) -> Result<(), Error> {
+        nothing(storage)
+    }
+    async fn snippet_sha256(&self, _: &StorageConfig, _: &str) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+    async fn remove_snippet(&self, _: &StorageConfig, _: &str) -> Result<(), Error> {
+        Ok(())
     }
     async fn sha256(&self, image: &Image, _: mpsc::UnboundedSender<Copied>) -> Result<String, Error> {
         Err(Error::ImageNotFound { image: image.path.clone(), place: "anywhere".to_owned() })

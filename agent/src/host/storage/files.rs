@@ -34,13 +34,19 @@ pub(super) struct Files {
     mountinfo: PathBuf,
     /// `<path>/images`, or what the option content-dirs says.
     pub(super) images: PathBuf,
+    /// `<path>/snippets`, or what the option content-dirs says.
+    pub(super) snippets: PathBuf,
 }
 
 impl Files {
     pub(super) fn new(root: &Path, proc: &Path, storage: &StorageConfig) -> Self {
         let option = |name: &str| storage.options.get(name).map(String::as_str).filter(|v| !v.is_empty());
         let base = option("path").map_or_else(|| root.join(MOUNTS).join(&storage.id), |path| below(root, path));
-        let images = option("content-dirs").unwrap_or_default().split(',').find_map(|entry| entry.trim().strip_prefix("images="));
+        let own = |content: &str| {
+            let mut entries = option("content-dirs").unwrap_or_default().split(',').filter_map(|entry| entry.trim().split_once('='));
+            let own = entries.find(|(name, _)| *name == content).map(|(_, folder)| folder);
+            base.join(own.unwrap_or(content).trim_start_matches('/'))
+        };
         let mount = match option("is_mountpoint") {
             Some("1" | "yes" | "true" | "on") => Some(base.clone()),
             Some(path) if path.starts_with('/') => Some(below(root, path)),
@@ -49,7 +55,8 @@ impl Files {
         Self {
             id: storage.id.clone(),
             default_qcow2: option("format") == Some("qcow2"),
-            images: base.join(images.unwrap_or("images").trim_start_matches('/')),
+            images: own("images"),
+            snippets: own("snippets"),
             base,
             mount,
             mountinfo: proc.join("self/mountinfo"),

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use tokio::sync::mpsc;
@@ -19,7 +20,7 @@ use super::{
     lvm::Lvm,
     names,
     rbd::Rbd,
-    writers,
+    snippets, writers,
     zfs::Zfs,
 };
 use crate::{error::Error, host::process::ProcessRef};
@@ -46,6 +47,16 @@ impl LocalStore {
             "rbd" => Box::new(Rbd::new(&self.root, storage)?),
             other => return Err(unsupported(&storage.id, format!("storages of kind '{other}' are not known to this agent"))),
         })
+    }
+
+    /// Where files of other content than images lie. Errors: `UserDataStorage` where there are none.
+    fn files(&self, storage: &StorageConfig) -> Result<Files, Error> {
+        match storage.kind.as_str() {
+            "dir" | "nfs" | "cifs" | "cephfs" | "glusterfs" | "btrfs" => Ok(Files::new(&self.root, &self.proc, storage)),
+            other => {
+                Err(Error::UserDataStorage { storage: storage.id.clone(), why: format!("a storage of kind '{other}' keeps no files") })
+            }
+        }
     }
 
     fn of(&self, volume: &At) -> Result<Box<dyn Kind>, Error> {
@@ -149,6 +160,18 @@ impl VolumeStore for LocalStore {
 
     async fn inspect(&self, image: &Image, format: Option<&str>) -> Result<ImageInfo, Error> {
         image::inspect(image, format).await
+    }
+
+    async fn write_snippet(&self, storage: &StorageConfig, name: &str, content: Arc<[u8]>) -> Result<(), Error> {
+        snippets::write(&self.files(storage)?, name, content).await
+    }
+
+    async fn snippet_sha256(&self, storage: &StorageConfig, name: &str) -> Result<Option<String>, Error> {
+        snippets::sha256(&self.files(storage)?, name).await
+    }
+
+    async fn remove_snippet(&self, storage: &StorageConfig, name: &str) -> Result<(), Error> {
+        snippets::remove(&self.files(storage)?, name).await
     }
 
     async fn sha256(&self, image: &Image, progress: mpsc::UnboundedSender<Copied>) -> Result<String, Error> {

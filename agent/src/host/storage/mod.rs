@@ -17,6 +17,7 @@ mod lvm_report;
 mod names;
 mod qemu_img;
 mod rbd;
+mod snippets;
 mod writers;
 mod zfs;
 
@@ -155,6 +156,17 @@ pub trait VolumeStore: Send + Sync + 'static {
     /// Errors: `Invalid` with `IMAGE_REFUSED` (backing file, data file, unknown format or feature, another format than said) or
     /// `IMAGE_CORRUPT`.
     async fn inspect(&self, image: &Image, format: Option<&str>) -> Result<ImageInfo, Error>;
+
+    /// Writes a snippet: whole under its name, or not at all, readable by root only, and on the disk when this returns. `name` is a file's name
+    /// of `[A-Za-z0-9._-]`. One that is there is replaced. Errors: `StorageFull`; `UserDataStorage` where the storage keeps no files, or does
+    /// not keep them to root.
+    async fn write_snippet(&self, storage: &StorageConfig, name: &str, content: std::sync::Arc<[u8]>) -> Result<(), Error>;
+
+    /// SHA-256 of a snippet, hexadecimal; `None` when there is none. What is no plain file, or larger than a snippet may be, has an empty one.
+    async fn snippet_sha256(&self, storage: &StorageConfig, name: &str) -> Result<Option<String>, Error>;
+
+    /// Removes a snippet, and what writing it left half done. Gone already: a success.
+    async fn remove_snippet(&self, storage: &StorageConfig, name: &str) -> Result<(), Error>;
 
     /// SHA-256 of an image, hexadecimal; the file must not have changed meanwhile (`Invalid` with `IMAGE_CORRUPT`).
     async fn sha256(&self, image: &Image, progress: mpsc::UnboundedSender<Copied>) -> Result<String, Error>;

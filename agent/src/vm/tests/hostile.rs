@@ -3,7 +3,7 @@
 
 use pvelet_proto::v1;
 
-use crate::vm::{change, mark::Mark, validate};
+use crate::vm::{change, mark::Mark, user_data::UserPart, validate};
 
 const MORE: [&str; 8] = [",x=y", "\nargs: -x", "\r\nargs: -x", ";x", "\0", "\u{85}x", " \u{2028}x", "=x"];
 
@@ -94,7 +94,7 @@ fn nobody_writes_a_mark_but_the_agent() {
             uuid: None,
         };
         let current = crate::host::pve::config_file::ConfigFile::default();
-        let call = change::plan(&settings(|c| c.description = Some(text.clone())), &current, Some(&own));
+        let call = change::plan(&settings(|c| c.description = Some(text.clone())), &current, Some(&own), &UserPart::Stays);
         assert_eq!(Mark::of(&call.set["description"]), Some(own), "{text:?}");
         assert_eq!(Mark::of(&text), None, "{text:?}");
     }

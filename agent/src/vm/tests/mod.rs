@@ -7,6 +7,7 @@ mod faults;
 mod hostile;
 mod lifecycle;
 mod settling;
+mod user_data;
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -13,6 +13,7 @@ use crate::{
         CliError, Exit, Session,
         args::{CloneVm, DESCRIPTION_MAX},
     },
+    store::USER_DATA_LARGEST,
 };
 
 /// What is added to the clone's request id for the start that follows.
@@ -28,6 +29,10 @@ pub(in crate::cli) async fn clone(session: &Session, args: &CloneVm) -> Result<E
     }
     let config = config(args)?;
     let agent = session.one_agent("clone")?;
+    // An older agent would make the VM without it, and not say so.
+    if args.user_data.is_some() && !agent.get_host().await?.features.iter().any(|f| f == "vm.user_data") {
+        return Err(CliError::Usage("--user-data: the agent there does not know user data; upgrade it".to_owned()));
+    }
     let source = match args.template {
         Some(vmid) => Source::Vmid(vmid),
         None => Source::Tags(TagList { tags: args.tags.clone() }),
@@ -165,8 +170,20 @@ fn cloud_init(args: &CloneVm) -> Result<Option<CloudInit>, CliError> {
         ip_configs: ip_configs.collect(),
         nameservers: args.nameservers.iter().map(ToString::to_string).collect(),
         search_domain: args.search_domain.clone().unwrap_or_default(),
+        user_data: args.user_data.as_deref().map(user_data).transpose()?,
     };
     Ok((all != CloudInit::default()).then_some(all))
+}
+
+/// Larger user data is refused by agents.
+fn user_data(path: &Path) -> Result<Vec<u8>, CliError> {
+    let fail = |why: String| CliError::File { path: path.to_owned(), why };
+    let size = fs::metadata(path).map_err(|e| fail(format!("cannot be read ({e}); name a file with user data for --user-data")))?.len();
+    if size > USER_DATA_LARGEST as u64 {
+        return Err(fail(format!("it has {size} bytes; at most {USER_DATA_LARGEST} are possible")));
+    }
+    let data = fs::read(path).map_err(|e| fail(format!("cannot be read ({e})")))?;
+    if data.is_empty() { Err(fail("it is empty".to_owned())) } else { Ok(data) }
 }
 
 fn keys(path: &Path) -> Result<Vec<String>, CliError> {

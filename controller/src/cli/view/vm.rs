@@ -74,6 +74,8 @@ struct CloudInitView {
     ip_configs: Vec<IpView>,
     nameservers: Vec<String>,
     search_domain: String,
+    /// Null where none was given through pvelet.
+    user_data_sha256: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -150,6 +152,7 @@ impl VmView {
                     .collect(),
                 nameservers: c.nameservers.clone(),
                 search_domain: c.search_domain.clone(),
+                user_data_sha256: some(&c.user_data_sha256),
             }),
             start_on_boot: vm.start_on_boot,
             protection: vm.protection,

@@ -23,7 +23,7 @@ use crate::{
     crash::crash_point,
     epoch::Epoch,
     kind::{Attempt, MACHINE_FINALIZER, Machine, ObjectKey, ObjectRef, PveMachine},
-    store::{Event, Store, StoreError},
+    store::{Event, Store, StoreError, UserDataError},
 };
 
 /// A machine takes a handful of steps between two waits; more means that two decisions undo each other.
@@ -188,6 +188,19 @@ impl<S: Store> Machines<S> {
     async fn call(&self, machine: &PveMachine, request: Request, unsent: bool) -> Option<Knowledge> {
         let attempt = machine.status.operation.as_ref()?;
         let session = self.session(attempt)?;
+        let request = match self.complete(machine, request).await {
+            Ok(request) => request,
+            Err(error) => {
+                info!(machine = %machine.key(), action = attempt.action.as_str(), "{error}");
+                let (reason, message) = (error.reason().to_owned(), error.to_string());
+                let refused = Knowledge::Refused(Ending::Failed { reason, message, retryable: true, remains: false });
+                if unsent {
+                    return Some(refused);
+                }
+                // It may have been sent while there still was what is missing now.
+                return Some(self.look_up(machine).await?).map(|known| if known == Knowledge::Absent { refused } else { known });
+            }
+        };
         let error = match self.send(&session, request).await {
             Ok(operation) => {
                 session.operation(&operation);
@@ -211,6 +224,16 @@ impl<S: Store> Machines<S> {
         }
         let retryable = error.retryable() || error.code == Code::FailedPrecondition;
         Some(Knowledge::Refused(Ending::Failed { reason: why, message: error.text(), retryable, remains: false }))
+    }
+
+    /// The request with what is not decided by: the user data of a VM that is made.
+    async fn complete(&self, machine: &PveMachine, mut request: Request) -> Result<Request, UserDataError> {
+        let from = machine.spec.cloud_init.as_ref().and_then(|c| c.user_data.as_ref());
+        if let (Request::Clone(clone), Some(from)) = (&mut request, from) {
+            let data = self.store.user_data(&machine.key().namespace, from).await?;
+            clone.config.get_or_insert_default().cloud_init.get_or_insert_default().user_data = Some(data);
+        }
+        Ok(request)
     }
 
     async fn send(&self, session: &Session, request: Request) -> Result<v1::Operation, AgentError> {

@@ -96,7 +96,7 @@ impl Service {
             state: v1::HostState::Active.into(),
             pve_version: "9.0.10".into(),
             quorate: true,
-            features: if self.health.lock().old { vec![] } else { vec!["health".into()] },
+            features: if self.health.lock().old { vec![] } else { vec!["health".into(), "vm.user_data".into()] },
             cpu: Some(v1::Cpu { threads: 16, ..v1::Cpu::default() }),
             memory: Some(v1::Memory { total_bytes: 64 << 30, ..v1::Memory::default() }),
             ..v1::Host::default()

@@ -23,6 +23,7 @@ pub(super) struct State {
     pub(super) attach_later: bool,
     pub(super) operations: HashMap<String, Vec<v1::Operation>>,
     pub(super) asked: Vec<Asked>,
+    pub(super) cloned: Vec<v1::CloneVmRequest>,
     pub(super) configured: Vec<v1::VmConfig>,
     pub(super) epochs: Vec<v1::ControllerEpoch>,
     /// Operations stay under way until [`Cluster::let_go`].
@@ -198,6 +199,7 @@ impl Cluster {
     fn apply(&self, state: &mut State, node: &str, effect: Effect) -> Option<v1::VmRef> {
         match effect {
             Effect::Clone(request, vmid) => {
+                state.cloned.push((*request).clone());
                 let config = request.config.unwrap_or_default();
                 let uuid = format!("aaaaaaaa-0000-4000-8000-{vmid:012}");
                 let vm = v1::Vm {

@@ -6,6 +6,7 @@
 //! What is *missing* is taken seriously but never hastily. A manifest that cannot be read holds the object it held before; an object that is
 //! in no manifest any more goes after a grace time, so that an editor's "remove, then write again" or a move between files deletes nothing.
 
+mod data;
 mod disk;
 mod record;
 mod scan;
@@ -26,10 +27,10 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use self::{record::Record, scan::Scan};
-use super::{Event, Store, StoreError, Tenancy};
+use super::{Event, Store, StoreError, Tenancy, UserDataError};
 use crate::{
     epoch::Epoch,
-    kind::{Kind, Manifest, Object, ObjectKey, ObjectRef},
+    kind::{Kind, Manifest, Object, ObjectKey, ObjectRef, UserDataRef},
 };
 
 pub use self::scan::is_manifest;
@@ -331,6 +332,12 @@ impl Store for FolderStore {
     /// The log has told it already, when the manifest was read.
     async fn tell_unreadable(&self, _: &ObjectRef, _: &str) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    async fn user_data(&self, namespace: &str, from: &UserDataRef) -> Result<Vec<u8>, UserDataError> {
+        let (dir, namespace, from) = (self.dir.clone(), namespace.to_owned(), from.clone());
+        let read = tokio::task::spawn_blocking(move || data::read(&dir, &namespace, &from)).await;
+        read.unwrap_or_else(|e| Err(UserDataError::Unavailable { what: "user data".to_owned(), why: e.to_string() }))
     }
 
     fn record_event(&self, about: &ObjectRef, event: Event) {

@@ -23,12 +23,8 @@ use crate::{
     kubernetes::{chain, within},
 };
 
-/// How long a Lease that is not renewed is left to its holder: the values that Kubernetes' own controllers have.
-const DURATION: Duration = Duration::from_secs(15);
-/// A leader that could not renew the Lease for this long takes itself for a former one.
-const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-/// How often the Lease is renewed, and tried again after a failure.
-const RENEW: Duration = Duration::from_secs(2);
+/// The longest that a Lease may be left to a holder that does not renew it.
+pub const LONGEST: Duration = Duration::from_secs(300);
 
 /// Which Lease, and in whose name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +35,20 @@ pub struct LeaseOptions {
     pub name: String,
     /// Name of this instance; unlike that of any other, of a former start of this program too.
     pub identity: String,
+    /// How long a Lease that is not renewed is left to its holder, in whole seconds, up to [`LONGEST`]. Kubernetes' own controllers have 15 s.
+    pub duration: Duration,
+}
+
+impl LeaseOptions {
+    /// A leader that could not renew the Lease for this long takes itself for a former one: earlier than others do.
+    fn renew_deadline(&self) -> Duration {
+        self.duration * 2 / 3
+    }
+
+    /// How often the Lease is renewed, and tried again after a failure.
+    fn renew_every(&self) -> Duration {
+        self.duration * 2 / 15
+    }
 }
 
 /// Somebody who wants to lead.
@@ -91,7 +101,7 @@ impl Leader {
                 None => None,
                 Some((None, _)) => Some(again),
                 Some((Some(lease), _)) if is_free(lease) => Some(again),
-                Some((Some(lease), since)) => Some((*since + held_for(lease)).max(again)),
+                Some((Some(lease), since)) => Some((*since + held_for(lease, self.options.duration)).max(again)),
             };
             let time = async {
                 match due {
@@ -112,11 +122,11 @@ impl Leader {
                     }
                     Some(Err(e)) => {
                         debug!("the Lease cannot be watched: {}", chain(&e));
-                        tokio::time::sleep(RENEW.mul_f64(rand::random_range(0.75..1.25))).await;
+                        tokio::time::sleep(self.options.renew_every().mul_f64(rand::random_range(0.75..1.25))).await;
                     }
                     None => {
                         events.set(watch_object(self.api.clone(), &self.options.name));
-                        tokio::time::sleep(RENEW).await;
+                        tokio::time::sleep(self.options.renew_every()).await;
                     }
                 },
                 () = time => {
@@ -130,7 +140,7 @@ impl Leader {
                         Try::Lost => {}
                         Try::Failed(text) => warn!("cannot take the Lease {}/{}: {text}", self.options.namespace, self.options.name),
                     }
-                    again = Instant::now() + RENEW.mul_f64(rand::random_range(0.75..1.25));
+                    again = Instant::now() + self.options.renew_every().mul_f64(rand::random_range(0.75..1.25));
                 }
             }
         }
@@ -140,7 +150,7 @@ impl Leader {
         let now = MicroTime(Timestamp::now());
         let spec = LeaseSpec {
             holder_identity: Some(self.options.identity.clone()),
-            lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+            lease_duration_seconds: i32::try_from(self.options.duration.as_secs()).ok(),
             acquire_time: Some(now.clone()),
             renew_time: Some(now),
             lease_transitions: Some(transitions(seen).saturating_add(1)),
@@ -176,18 +186,19 @@ impl Leader {
     /// Renews until the Lease is lost, or the term is ended by its holder; then returns the Lease as it was renewed last.
     async fn renew(self, mut lease: Lease, mut since: Instant, over: CancellationToken, done: CancellationToken) -> Option<Lease> {
         let _over = over.drop_guard();
+        let deadline = self.options.renew_deadline();
         loop {
             tokio::select! {
                 () = done.cancelled() => return Some(lease),
-                () = tokio::time::sleep(RENEW) => {}
+                () = tokio::time::sleep(self.options.renew_every()) => {}
             }
             let before = Instant::now();
-            if before > since + RENEW_DEADLINE {
+            if before > since + deadline {
                 // The process stood still, or the API server is away.
-                warn!("the Lease could not be renewed for {} s: not leading any more", RENEW_DEADLINE.as_secs());
+                warn!("the Lease could not be renewed for {} s: not leading any more", deadline.as_secs());
                 return None;
             }
-            match tokio::time::timeout_at(since + RENEW_DEADLINE, self.renew_once(&lease)).await {
+            match tokio::time::timeout_at(since + deadline, self.renew_once(&lease)).await {
                 Ok(Renewal::Done(new)) => (lease, since) = (new, before),
                 Ok(Renewal::Written(new)) => lease = new,
                 Ok(Renewal::Failed(text)) => debug!("the Lease cannot be renewed: {text}"),
@@ -196,7 +207,7 @@ impl Leader {
                     return None;
                 }
                 Err(_) => {
-                    warn!("the Lease could not be renewed for {} s: not leading any more", RENEW_DEADLINE.as_secs());
+                    warn!("the Lease could not be renewed for {} s: not leading any more", deadline.as_secs());
                     return None;
                 }
             }
@@ -258,9 +269,9 @@ fn is_free(lease: &Lease) -> bool {
 }
 
 /// How long its holder may leave it unchanged. What stands there may be another program's, or nonsense.
-fn held_for(lease: &Lease) -> Duration {
+fn held_for(lease: &Lease, usual: Duration) -> Duration {
     let seconds = lease.spec.as_ref().and_then(|s| s.lease_duration_seconds).and_then(|s| u64::try_from(s).ok());
-    seconds.map_or(DURATION, Duration::from_secs).min(4 * DURATION)
+    seconds.map_or(usual, Duration::from_secs).min(LONGEST)
 }
 
 fn transitions(lease: Option<&Lease>) -> i32 {
@@ -293,8 +304,8 @@ mod tests {
 
     #[test]
     fn a_lease_is_left_to_its_holder_for_as_long_as_it_says_within_reason() {
-        for (seconds, want) in [(Some(30), 30), (None, 15), (Some(-1), 15), (Some(i32::MAX), 60)] {
-            assert_eq!(held_for(&lease("pod-1", seconds)), Duration::from_secs(want), "{seconds:?}");
+        for (seconds, want) in [(Some(30), 30), (None, 15), (Some(-1), 15), (Some(i32::MAX), 300)] {
+            assert_eq!(held_for(&lease("pod-1", seconds), Duration::from_secs(15)), Duration::from_secs(want), "{seconds:?}");
         }
     }
 }

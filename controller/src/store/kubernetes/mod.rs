@@ -4,6 +4,7 @@
 //! one; what is written is taken over at once, ahead of the event that tells the same. Nothing is written where nothing changed.
 
 mod cache;
+mod data;
 pub mod definitions;
 mod events;
 mod lease;
@@ -30,13 +31,13 @@ use self::{
     cache::{Cache, Known, Watchers},
     events::Recorder,
 };
-use super::{Event, Store, StoreError, Tenancy};
+use super::{Event, Store, StoreError, Tenancy, UserDataError};
 use crate::{
     kind::{API_VERSION, Condition, ConditionStatus, Host, Kind, Machine, Network, Object, ObjectKey, ObjectRef, Tenant, set_condition},
     kubernetes::{Failure, within},
 };
 
-pub use lease::{Leader, LeaseOptions, Term};
+pub use lease::{LONGEST, Leader, LeaseOptions, Term};
 
 /// Who writes, as the API server keeps it beside each field.
 const MANAGER: &str = "pvelet-controller";
@@ -262,6 +263,10 @@ impl Store for KubernetesStore {
             Tenant::KIND => self.refuse::<Tenant>(&about.key, problem).await,
             _ => Ok(()),
         }
+    }
+
+    async fn user_data(&self, namespace: &str, from: &UserDataRef) -> Result<Vec<u8>, UserDataError> {
+        data::read(&self.client, namespace, from).await
     }
 
     fn record_event(&self, about: &ObjectRef, event: Event) {

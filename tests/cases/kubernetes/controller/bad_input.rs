@@ -51,10 +51,10 @@ async fn what_a_machine_names_and_is_not_there_is_told() {
     let mut controller = site.controller("lab", "a").await;
     controller.start();
     let rows: [(&str, Value, &str, &str); 4] = [
-        ("no-host", json!({"host": "pve9"}), "HostNotFound", "pve9"),
-        ("no-template", json!({"source": {"tags": ["nothing"]}}), "TemplateNotFound", "nothing"),
+        ("no-host", json!({"host": "pve9"}), "HostNotUsable", "pve9"),
+        ("no-template", json!({"source": {"tags": ["nothing"]}}), "", "nothing"),
         ("no-bridge", json!({"nics": [{"bridge": "vmbr99"}]}), "", "vmbr99"),
-        ("pinned", json!({"host": "pve1", "vmid": 100_500}), "Ready", ""),
+        ("pinned", json!({"host": "pve1", "vmid": 100_500}), "Running", ""),
     ];
     for (name, more, _, _) in &rows {
         site.machine(name, more.clone()).await;

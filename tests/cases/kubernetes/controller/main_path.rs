@@ -43,10 +43,10 @@ async fn a_machine_is_made_changed_mended_and_removed() {
 
     // A change.
     let path = format!("{MACHINES}/web-1");
-    site.admin().merge(&path, &json!({"spec": {"memory": "128Mi"}})).await.unwrap();
+    site.admin().merge(&path, &json!({"spec": {"startOnBoot": true}})).await.unwrap();
     site.wait("web-1", |m| ready(m) && m["status"]["verifiedGeneration"] == m["metadata"]["generation"]).await;
     let config = std::fs::read_to_string(site.stack.sim.node("pve1").vm_config(vmid)).unwrap();
-    assert!(config.contains("memory: 128"), "{config}");
+    assert!(config.contains("onboot: 1"), "{config}");
 
     // Drift: the guest dies.
     let start = machine["status"]["lastStart"].clone();

@@ -146,7 +146,7 @@ impl FakePve {
             let info = StorageInfo {
                 id: id.to_owned(),
                 kind: "dir".to_owned(),
-                content: vec!["images".to_owned(), "iso".to_owned()],
+                content: ["images", "iso", "snippets"].map(str::to_owned).into(),
                 active: true,
                 enabled: true,
                 shared: false,
@@ -248,7 +248,11 @@ impl FakePve {
 
     /// Removes a VM and its volumes at once, as somebody else may.
     pub fn remove_vm(&self, vmid: u32) {
+        let was = self.lock().record(vmid);
         self.change(|w| w.remove(vmid, true));
+        if let Some(vm) = was {
+            let _ = self.changes.send(Change::VmRemoved(vm));
+        }
     }
 
     /// Lets something go wrong.

@@ -236,6 +236,10 @@ fn failed(inputs: &Inputs<'_>, draft: &mut Draft<'_>, attempt: &Attempt, what: (
 
 /// `STORAGE_FULL` becomes `CloneFailed.StorageFull`'s CamelCase brother `CloneFailedStorageFull`.
 pub(super) fn condition_reason(action: ActionKind, reason: &str) -> String {
+    // What is wrong with user data is said by its own word, whether the controller or the agent found it.
+    if reason.starts_with("USER_DATA_") {
+        return camel_reason(reason);
+    }
     format!("{}Failed{}", camel_reason(action.as_str()), camel_reason(reason))
 }
 
@@ -322,6 +326,10 @@ pub(super) fn clone(inputs: &Inputs<'_>, draft: &mut Draft<'_>, host: &HostView)
     draft.condition("Placed", true, "Placed", format!("on {}", host.name));
     if let Some((reason, text)) = host.obstacle().or_else(|| host.out_of_service()) {
         draft.not_ready(reason, text);
+        return Action::Wait(None);
+    }
+    if let Some(text) = host.lacks(&inputs.machine.spec) {
+        draft.not_ready("AgentTooOld", text);
         return Action::Wait(None);
     }
     draft.condition("Created", false, "Creating", "");

@@ -140,6 +140,8 @@ fn wanted_cloud_init(spec: &CloudInitSpec) -> v1::CloudInit {
             .collect(),
         nameservers: spec.nameservers.clone(),
         search_domain: text(&spec.search_domain),
+        // Given once, when the VM is made, by whoever sends the call: it is not decided by, and what a VM has of it stays.
+        user_data: None,
     }
 }
 
@@ -158,9 +160,10 @@ fn same_cloud_init(wanted: &v1::CloudInit, seen: &v1::CloudInitStatus) -> bool {
         && (wanted.search_domain.is_empty() || wanted.search_domain == seen.search_domain)
 }
 
-/// Identifies the cloud-init settings of a spec, whose keys cannot be read back from the VM.
+/// Identifies the cloud-init settings of a spec, whose keys cannot be read back from the VM. Where its user data is from is none of them.
 pub(super) fn cloud_init_hash(spec: &MachineSpec) -> Option<String> {
-    let text = serde_json::to_string(spec.cloud_init.as_ref()?).ok()?;
+    let settings = CloudInitSpec { user_data: None, ..spec.cloud_init.clone()? };
+    let text = serde_json::to_string(&settings).ok()?;
     Some(hex::encode(Sha256::digest(text)))
 }
 

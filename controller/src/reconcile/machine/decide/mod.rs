@@ -25,6 +25,7 @@ use crate::{
     kind::{ABANDON, ADOPT, ActionKind, DeletionPolicy, MACHINE_FINALIZER, MachineStatus, PAUSED, Phase, PveMachine, RecreatePolicy},
     placement::{self, Candidate},
     reconcile::{HostView, Link, Sighting, machine_uid},
+    store::UserDataError,
 };
 
 pub(in crate::reconcile) use attempt::camel_reason;
@@ -189,11 +190,13 @@ fn missing(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
             return Action::Wait(None);
         }
     }
-    let avoid = inputs.machine.status.failure_of(ActionKind::Clone).map(|f| f.host.as_str());
+    // What the controller itself did not find is no fault of a host.
+    let failed_there = inputs.machine.status.failure_of(ActionKind::Clone).filter(|f| !UserDataError::REASONS.contains(&f.reason.as_str()));
+    let avoid = failed_there.map(|f| f.host.as_str());
     let host = match (&inputs.machine.status.host, &inputs.machine.spec.host) {
         (Some(placed), _) => locate::host_of(inputs, draft.status.cluster.as_deref(), draft.status.node.as_deref())
             .ok_or_else(|| ("HostNotFound", format!("PveHost {placed}, on which the VM is to be made, is gone; add it again"))),
-        (None, Some(name)) => placement::named(name, inputs.candidates).map_err(|why| ("HostNotUsable", why)),
+        (None, Some(name)) => placement::named(name, &inputs.machine.spec, inputs.candidates).map_err(|why| ("HostNotUsable", why)),
         (None, None) => placement::place(&inputs.machine.spec, inputs.candidates, avoid).map_err(|why| ("NoHostFits", why)),
     };
     match host {

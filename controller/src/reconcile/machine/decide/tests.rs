@@ -68,6 +68,7 @@ fn a_clone_carries_everything_the_spec_says() {
                 }],
                 nameservers: vec!["10.0.0.2".into()],
                 search_domain: "example.com".into(),
+                user_data: None,
             }),
             tags: Some(v1::TagList { tags: vec!["web".into()] }),
             start_on_boot: Some(true),
