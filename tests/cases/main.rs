@@ -17,3 +17,4 @@ mod moves;
 mod pveletctl;
 mod security;
 mod truth;
+mod user_data;
