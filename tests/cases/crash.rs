@@ -201,16 +201,15 @@ async fn a_delete_survives_a_kill_between_any_two_steps() {
 
 const SECRET: &str = "#cloud-config\npassword: correct-horse-battery\n";
 
-/// Names of the snippets of a node, and whether one of its own files, its log or the journal holds what it must not.
-fn snippets(stack: &Stack) -> Vec<String> {
+/// The snippets, once it is sure that neither the agent's state nor its log holds what must be there alone.
+fn snippets(stack: &Stack) -> std::collections::BTreeMap<String, String> {
     let agent = &stack.agents["pve1"];
     for file in std::fs::read_dir(agent.state_dir()).unwrap().flatten().map(|f| f.path()).filter(|p| p.is_file()) {
         let bytes = std::fs::read(&file).unwrap();
         assert!(!bytes.windows(13).any(|part| part == b"correct-horse"), "{}", file.display());
     }
     assert!(!agent.log().contains("correct-horse"));
-    let names = std::fs::read_dir(agent.layout.host_path("/var/lib/vz/snippets")).unwrap();
-    names.map(|f| f.unwrap().file_name().into_string().unwrap()).collect()
+    stack.snippets("pve1")
 }
 
 #[tokio::test]
@@ -228,10 +227,7 @@ async fn user_data_is_whole_or_gone_after_a_kill_between_any_two_steps() {
     };
     let whole = |stack: &Stack, vm: &v1::Vm| {
         let sha256 = vm.cloud_init.as_ref().unwrap().user_data_sha256.clone();
-        let name = format!("pvelet-{}-{sha256}.yaml", vm.uuid);
-        assert_eq!(snippets(stack), [name.clone()]);
-        let path = stack.agents["pve1"].layout.host_path("/var/lib/vz/snippets").join(name);
-        assert_eq!(std::fs::read_to_string(path).unwrap(), SECRET);
+        assert_eq!(snippets(stack), [(format!("pvelet-{}-{sha256}.yaml", vm.uuid), SECRET.to_owned())].into());
     };
     for point in ["clone.task_ended", "clone.checked", "user_data.noted", "user_data.written", "clone.bound", "clone.end_written"] {
         let mut client = dies_and_comes_back(&mut stack, point, |client| async move {

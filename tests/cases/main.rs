@@ -18,3 +18,4 @@ mod moves;
 mod pveletctl;
 mod security;
 mod truth;
+mod user_data;

@@ -109,6 +109,13 @@ impl Stack {
         client
     }
 
+    /// Names and contents of the snippets on a node's `local`.
+    pub fn snippets(&self, node: &str) -> BTreeMap<String, String> {
+        let files = fs::read_dir(self.sim.node(node).host_path("/var/lib/vz/snippets")).expect("snippets").flatten();
+        let text = |f: &fs::DirEntry| fs::read_to_string(f.path()).expect("snippet");
+        files.map(|f| (f.file_name().to_string_lossy().into_owned(), text(&f))).collect()
+    }
+
     /// A controller that knows all hosts; not started yet.
     pub fn controller(&self) -> Controller {
         let controller = Controller::prepare(self.dir.path(), &self.pki, "controller");

@@ -165,9 +165,12 @@ fn user_data_ref(c: &mut Checker, user_data: &UserDataRef) {
     for (field, named) in [("secretRef", secret), ("configMapRef", map)] {
         let Some(named) = named else { continue };
         let at = |part: &str| format!("spec.cloudInit.userData.{field}.{part}");
-        let lower = !named.name.bytes().any(|b| b.is_ascii_uppercase());
+        // As Kubernetes has it: its labels may be longer than those of DNS.
+        let part = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let label = |l: &str| !l.is_empty() && l.bytes().all(part) && !l.starts_with('-') && !l.ends_with('-');
+        let sound = named.name.len() <= 253 && named.name.split('.').all(label);
         let remedy = "use the name of an object: lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit";
-        c.require(lower && id::dns_name(&named.name).is_ok(), &at("name"), &named.name, remedy);
+        c.require(sound, &at("name"), &named.name, remedy);
         let known = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         let key = named.key.as_str();
         let ok = (1..=253).contains(&key.len()) && key.bytes().all(known) && !key.starts_with("..") && key != ".";

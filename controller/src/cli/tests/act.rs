@@ -73,6 +73,28 @@ async fn clone_sends_what_was_asked_for_and_starts_it() {
 }
 
 #[tokio::test]
+async fn clone_sends_user_data_only_to_an_agent_that_knows_it() {
+    let world = World::new(two_hosts()).await;
+    let file = world.dir.path().join("controlplane.yaml");
+    fs::write(&file, "token: s3cret").unwrap();
+    let path = file.display().to_string();
+    let args = ["clone", "--host", "pve1", "--template", "9000", "--name", "web-9", "--user-data", &path];
+    let ran = world.run(&args).await.expect(Exit::Usage);
+    assert!(ran.err.contains("--user-data: the agent there does not know user data; upgrade it"), "{}", ran.err);
+    assert!(world.hosts[0].lock().clones.is_empty());
+    world.hosts[0].lock().host.features.push("vm.user_data".into());
+    let ran = world.run(&args).await.expect(Exit::Ok);
+    assert!(!ran.out.contains("s3cret") && !ran.err.contains("s3cret"));
+    let sent = world.hosts[0].lock().clones[0].clone();
+    assert_eq!(sent.config.unwrap().cloud_init.unwrap().user_data, Some(b"token: s3cret".to_vec()));
+    let beside = world.run(&[&args[..], &["--user", "ann"]].concat()).await.expect(Exit::Usage);
+    assert!(beside.err.contains("--user"), "{}", beside.err);
+    fs::write(&file, "").unwrap();
+    let empty = world.run(&args).await.expect(Exit::Usage);
+    assert!(empty.err.contains("it is empty"), "{}", empty.err);
+}
+
+#[tokio::test]
 async fn clone_needs_to_know_where() {
     let world = World::new(two_hosts()).await;
     let ran = world.run(&["clone", "--template", "9000", "--name", "x"]).await.expect(Exit::Usage);
