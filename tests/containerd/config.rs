@@ -287,7 +287,8 @@ pub(crate) async fn missed(containerd: &Containerd, faults: Vec<Fault>) -> Strin
 
 #[tokio::test]
 async fn every_fault_of_the_configuration_is_found_with_the_daemon_that_has_it() {
-    assert_eq!(missed(&worker().await, faults()).await, "");
+    let wrong = missed(&worker().await, faults()).await;
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
 #[tokio::test]

@@ -9,9 +9,9 @@ use pvelet_tests::{
 };
 
 use super::{
-    config::{CRI, Fault, fault, missed, worker_of},
+    config::{CRI, Fault, fault, missed, start, worker_of},
     config_healthy::{Healthy, disturbed},
-    config_mend::{Case, unmended},
+    config_mend::{Case, sandbox, unmended},
     files::in_its_place,
     host::Host,
     repair::{Rig, mended, undone, without_program},
@@ -157,9 +157,9 @@ fn faults() -> Vec<Fault> {
             "a version that it does not know",
             |p| healthy(p).replace("version = 3", "version = 9"),
             false,
-            "containerd.config-syntax",
+            "containerd.config-version",
             State::Failed,
-            &["9"],
+            &["version = 9"],
         ),
         one("no syntax", |p| format!("{}[plugins\n", healthy(p)), false, "containerd.config-syntax", State::Failed, &["config.toml:"]),
         one(
@@ -175,7 +175,17 @@ fn faults() -> Vec<Fault> {
 
 #[tokio::test]
 async fn every_fault_is_found_with_the_daemon_that_has_it() {
-    assert_eq!(missed(&worker().await, faults()).await, "");
+    let wrong = missed(&worker().await, faults()).await;
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[tokio::test]
+async fn no_pod_starts_with_a_driver_that_is_no_boolean() {
+    let containerd = worker().await;
+    assert!(start(&containerd, &healthy(containerd.place()).replace("SystemdCgroup = false", "SystemdCgroup = \"false\"")).await);
+    containerd.wait_image(PAUSE, true).await;
+    let said = sandbox(&containerd).await;
+    assert!(said.contains("SystemdCgroup") || said.contains("decode"), "{said}");
 }
 
 #[tokio::test]
@@ -211,7 +221,8 @@ async fn healthy_configurations_of_every_version_give_no_alarm() {
             Cgroupfs,
         ),
     ];
-    assert_eq!(disturbed(&worker().await, table).await, "");
+    let wrong = disturbed(&worker().await, table).await;
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
 #[tokio::test]
@@ -237,7 +248,8 @@ async fn what_can_be_mended_is_gone_after_the_edit_and_a_restart() {
             &["containerd.config-version"],
         ),
     ];
-    assert_eq!(unmended(&containerd, cases, |_, _| None).await, "");
+    let wrong = unmended(&containerd, cases, |_, _| None).await;
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
 /// Of a test that is no part of the table of faults.

@@ -61,20 +61,23 @@ fn remove(files: impl IntoIterator<Item = PathBuf>) -> Result<(), Error> {
     result
 }
 
+/// What orders the backups of a file: whether it was just made, else when.
+type Order<'n> = (bool, (&'n str, u32));
+
 /// Removes backups in a folder beyond the newest of each file. `kept`, which was just made, is the newest, whatever the clock says.
 pub(super) fn prune(folder: &Path, kept: Option<&Path>) -> Result<(), Error> {
     let names = names(folder)?;
-    let mut backups: BTreeMap<&str, Vec<(bool, (&str, u32), &String)>> = BTreeMap::new();
+    let mut backups: BTreeMap<&str, Vec<(Order<'_>, &String)>> = BTreeMap::new();
     for name in &names {
         if let Some((file, order)) = backup(name) {
             let just_made = kept.is_some_and(|k| k == folder.join(name));
-            backups.entry(file).or_default().push((just_made, order, name));
+            backups.entry(file).or_default().push(((just_made, order), name));
         }
     }
     let mut old = Vec::new();
     for mut of_file in backups.into_values() {
         of_file.sort_unstable_by(|a, b| b.cmp(a));
-        old.extend(of_file.into_iter().skip(BACKUPS).map(|(_, _, name)| folder.join(name)));
+        old.extend(of_file.into_iter().skip(BACKUPS).map(|(_, name)| folder.join(name)));
     }
     remove(old)
 }
