@@ -32,8 +32,9 @@ test: build ## All tests
 	@$(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-guests
 
-test-kubernetes: build kubernetes-programs ## What needs real programs of Kubernetes (kube-apiserver, etcd, kubelet)
+test-kubernetes: build kubernetes-programs ## What needs programs in Go: kube-apiserver, etcd, kubelet; containerd 2.x
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test kubernetes --test kubelet -- $(KUBERNETES_TESTS)
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test containerd -- $(or $(KUBERNETES_TESTS),v2::)
 
 test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrfs and the network, in Debian 13 guests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test guests -- $(GUEST_TESTS)
@@ -43,8 +44,10 @@ test-network: build guest-image ## Network changes in three guests at once: kill
 	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(REAL_FEATURES) --test network -- $(NETWORK_TESTS)
 
 test-health: build ## A real containerd with every fault: found, repaired, and no false alarm
-	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(TEST_FEATURES) --test containerd
-	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(TEST_FEATURES) --test health
+	@PVELET_FAULTS=$$(mktemp) && export PVELET_FAULTS && trap 'rm -f "$$PVELET_FAULTS"' EXIT; bad=0; \
+	tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(TEST_FEATURES) --test containerd || bad=1; \
+	tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(TEST_FEATURES) --test health || bad=1; \
+	exit $$bad
 
 test-volumes: build ## All tests of volumes, 200 random sequences and the guests included
 	@PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES) --test volumes -- --nocapture
@@ -54,11 +57,12 @@ guest-image: ## Build the Debian 13 image of the test guests, where it is missin
 	@tests/setup.sh guests
 	@tests/guest/build-image.sh >/dev/null
 
-kubernetes-programs: ## Build the programs of Kubernetes that tests run, where they are missing
+kubernetes-programs: ## Build the programs of Kubernetes and the containerd 2.x that tests run, where they are missing
 	@tests/setup.sh kubernetes
 	@tests/kubernetes/build.sh >/dev/null
 	@tests/helm/build.sh >/dev/null
 	@tests/monitoring/fetch.sh >/dev/null
+	@tests/containerd/v2/build.sh >/dev/null
 
 image: setup ## The controller's container image, as an OCI archive
 	@tests/with-rust.sh $(CARGO) build --release --package pvelet-controller --bins
@@ -100,5 +104,5 @@ clean: ## Remove what was built
 clean-guests: ## Remove the images and kept states of the test guests
 	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/guests"
 
-clean-kubernetes: ## Remove the programs of Kubernetes that were built (the go command's own caches stay)
-	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/"{kubernetes,helm,promtool}
+clean-kubernetes: ## Remove the programs of Kubernetes, helm and containerd that were built (the go command's own caches stay)
+	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/"{kubernetes,helm,promtool,containerd-v2}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian machine lacks for building and testing. Does nothing, and says nothing, where all is there.
 # `setup.sh guests`: also what the test guests need. `setup.sh containerd`: also Debian's containerd and runc, unpacked in the cache.
-# `setup.sh kubernetes`: also what builds the programs of Kubernetes.
+# `setup.sh kubernetes`: also what builds the programs of Kubernetes, and containerd 2.x.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -70,7 +70,7 @@ if [ "${1:-}" = kubernetes ]; then
       echo "setup: installing golang-go"
       as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends golang-go >/dev/null
     else
-      echo "setup: this Debian has no new enough Go; install Go $(sed -n 's/^go //p' tests/kubernetes/go.mod) or newer (into /usr/local/go, say), then run again" >&2
+      echo "setup: this Debian has no new enough Go; install Go $(sed -n 's/^go //p' tests/kubernetes/go.mod tests/containerd/v2/go.mod | sort -V | tail -n1) or newer (into /usr/local/go, say), then run again" >&2
       exit 1
     fi
   fi

@@ -142,7 +142,7 @@ fn a_vm_from_the_cradle_to_the_grave_beside_a_dead_host() {
     assert_eq!(stopped["operations"][0]["state"], "succeeded");
     // Nobody is there to be asked, so it must be told to be sure.
     let unsure = terminal.run(&["delete", "web-1"]);
-    assert_eq!(unsure.status.code(), Some(2), "{}", err(&unsure));
+    assert_eq!(unsure.status.code(), Some(64), "{}", err(&unsure));
     assert!(err(&unsure).contains("--yes"), "{}", err(&unsure));
     terminal.good(&["delete", "web-1", "--yes"]);
     assert_eq!(stack.sim.control().leftovers().unwrap(), before);
@@ -157,8 +157,8 @@ fn exit_statuses_tell_what_kind_of_failure_it_was() {
     let host = ["--host", "pve1"];
     for (what, args, status, word) in [
         ("no such template", vec!["clone", "--template", "9999", "--name", "x"], 4, "9999"),
-        ("a name that is none", vec!["clone", "--template", "9001", "--name", "a_b"], 2, "a_b"),
-        ("no such option", vec!["hosts", "--colour"], 2, "--colour"),
+        ("a name that is none", vec!["clone", "--template", "9001", "--name", "a_b"], 64, "a_b"),
+        ("no such option", vec!["hosts", "--colour"], 64, "--colour"),
         ("a template cannot be started", vec!["start", "9001"], 1, "template"),
         ("no such operation", vec!["get", "op", "00000000-0000-4000-8000-000000000000"], 4, "00000000-0000-4000-8000-000000000000"),
     ] {
@@ -167,9 +167,9 @@ fn exit_statuses_tell_what_kind_of_failure_it_was() {
         assert!(err(&output).contains(word), "{what}: '{word}' is missing in: {}", err(&output));
     }
     let unknown = terminal.run(&["--host", "pve9", "vms"]);
-    assert!(matches!(unknown.status.code(), Some(2 | 4)) && err(&unknown).contains("pve9"), "{}", err(&unknown));
+    assert!(matches!(unknown.status.code(), Some(4 | 64)) && err(&unknown).contains("pve9"), "{}", err(&unknown));
     let clone = terminal.run(&["clone", "--template", "9001", "--name", "x"]);
-    assert_eq!(clone.status.code(), Some(2), "which host? {}", err(&clone));
+    assert_eq!(clone.status.code(), Some(64), "which host? {}", err(&clone));
     // The same request id again is the same request.
     let args = ["--host", "pve1", "clone", "--template", "9001", "--name", "once", "--request-id", "r1"];
     let (first, again) = (terminal.good(&args), terminal.good(&args));
@@ -180,7 +180,7 @@ fn exit_statuses_tell_what_kind_of_failure_it_was() {
     // A VM that cannot be told from another by its name is not guessed.
     terminal.good(&["--host", "pve2", "clone", "--template", "9002", "--name", "once"]);
     let twice = terminal.run(&["start", "once"]);
-    assert_eq!(twice.status.code(), Some(2), "{}", err(&twice));
+    assert_eq!(twice.status.code(), Some(64), "{}", err(&twice));
     assert!(err(&twice).contains("ambiguous"), "{}", err(&twice));
 }
 

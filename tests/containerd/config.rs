@@ -11,7 +11,10 @@ use pvelet_agent::{
     },
     host::runtime::ContainerdFiles,
 };
-use pvelet_tests::containerd::{Containerd, PAUSE, Place, program};
+use pvelet_tests::{
+    containerd::{Containerd, PAUSE, Place, Release},
+    faults::{self, Repaired},
+};
 
 pub(crate) const CRI: &str = "plugins.\"io.containerd.grpc.v1.cri\"";
 
@@ -23,7 +26,7 @@ pub(crate) fn settings(place: &Place) -> Health {
         containerd_socket: place.socket(),
         containerd_config: place.config(),
         containerd_unit: defaults::CONTAINERD_UNIT.into(),
-        containerd_program: program("containerd"),
+        containerd_program: place.program("containerd"),
         probe_period: None,
         kubelet_unit: defaults::KUBELET_UNIT.into(),
         kubelet_config: place.folder().join("kubelet.yaml"),
@@ -38,7 +41,7 @@ pub(crate) fn settings(place: &Place) -> Health {
 }
 
 pub(crate) fn files(place: &Place) -> Arc<ContainerdFiles> {
-    Arc::new(ContainerdFiles::new(place.config(), program("containerd")))
+    Arc::new(ContainerdFiles::new(place.config(), place.program("containerd")))
 }
 
 /// The source, with a kubelet that asks this containerd.
@@ -53,11 +56,15 @@ pub(crate) fn source(containerd: &Containerd, driver: CgroupDriver) -> ConfigSou
 
 /// One that runs, is healthy, and has a network and the pause image.
 pub(crate) async fn worker() -> Containerd {
-    let containerd = Containerd::start_with(|place| {
-        place.give_network();
-        place.healthy()
-    });
-    let containerd = containerd.await;
+    worker_of(Release::Debian).await
+}
+
+pub(crate) async fn worker_of(release: Release) -> Containerd {
+    let place = Place::of(release);
+    place.give_network();
+    let containerd = Containerd::at(place, Place::healthy);
+    containerd.launch().await.unwrap();
+    containerd.import_pause(PAUSE);
     containerd.wait_image(PAUSE, true).await;
     containerd
 }
@@ -85,7 +92,7 @@ pub(crate) struct Fault {
     pub(crate) says: &'static [&'static str],
 }
 
-fn fault(
+pub(crate) fn fault(
     name: &'static str,
     text: impl Fn(&Place) -> String + 'static,
     starts: bool,
@@ -258,17 +265,16 @@ fn follows(fault: &Fault, text: &str, finding: &Finding) -> bool {
     finding.state == State::Unknown || finding.id == fault.id || refused || built_in
 }
 
-#[tokio::test]
-async fn every_fault_of_the_configuration_is_found_with_the_daemon_that_has_it() {
-    let containerd = worker().await;
+/// Makes each fault; what is not found as it should be, and what else is told.
+pub(crate) async fn missed(containerd: &Containerd, faults: Vec<Fault>) -> String {
     let mut wrong = Vec::new();
-    for fault in faults() {
+    for fault in faults {
         let text = (fault.text)(containerd.place());
-        let started = start(&containerd, &text).await;
+        let started = start(containerd, &text).await;
         if started != fault.starts {
             wrong.push(format!("{}: started: {started}", fault.name));
         }
-        let findings = source(&containerd, fault.driver).look().await;
+        let findings = source(containerd, fault.driver).look().await;
         let found = findings.iter().find(|f| f.id == fault.id).unwrap();
         if found.state != fault.state || !fault.says.iter().all(|s| found.seen.contains(s)) || found.remedy.is_empty() {
             wrong.push(format!("{}: {found:#?}", fault.name));
@@ -276,7 +282,13 @@ async fn every_fault_of_the_configuration_is_found_with_the_daemon_that_has_it()
         let others = findings.iter().filter(|f| !matches!(f.state, State::Ok | State::NotApplicable) && !follows(&fault, &text, f));
         wrong.extend(others.map(|f| format!("{}: another: {f:#?}", fault.name)));
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    wrong.join("\n")
+}
+
+#[tokio::test]
+async fn every_fault_of_the_configuration_is_found_with_the_daemon_that_has_it() {
+    let wrong = missed(&worker().await, faults()).await;
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
 #[tokio::test]
@@ -302,12 +314,14 @@ async fn without_a_version_full_names_are_ignored_and_that_is_told() {
 
 #[tokio::test]
 async fn a_missing_network_is_told_and_its_coming_stirs_the_source() {
+    let mut fault = faults::Fault::new("a pod network that is not there yet", "containerd.cni");
     let containerd = Containerd::start().await;
     let source = source(&containerd, CgroupDriver::Cgroupfs);
     let found = |findings: Vec<Finding>| findings.into_iter().find(|f| f.id == "containerd.cni").unwrap();
     let missing = found(source.look().await);
     assert_eq!(missing.state, State::Failed, "{missing:#?}");
     assert!(missing.seen.contains("is empty") && missing.seen.contains("cni plugin not initialized"), "{missing:#?}");
+    fault.found();
     let (stirred, ()) = tokio::join!(tokio::time::timeout(Duration::from_secs(30), source.stirred()), async {
         tokio::task::yield_now().await;
         containerd.place().give_network();
@@ -318,12 +332,16 @@ async fn a_missing_network_is_told_and_its_coming_stirs_the_source() {
     while found(source.look().await).state != State::Ok {
         assert!(std::time::Instant::now() < end);
     }
+    fault.repaired(Repaired::ByHand);
+    let gone = faults::Fault::new("no program of the pod network", "containerd.cni");
     fs::remove_file(containerd.place().cni_bin().join("bridge")).unwrap();
     assert_eq!(found(source.look().await).state, State::Failed);
+    gone.only_found(Repaired::ByHand);
 }
 
 #[tokio::test]
 async fn a_kubelet_that_asks_elsewhere_is_told() {
+    let fault = faults::Fault::new("a kubelet that asks another socket", "containerd.socket-path");
     let containerd = worker().await;
     let facts =
         KubeletFacts { cgroup_driver: Some(CgroupDriver::Cgroupfs), runtime_endpoint: Some("/run/containerd/containerd.sock".into()) };
@@ -339,6 +357,7 @@ async fn a_kubelet_that_asks_elsewhere_is_told() {
         alarms[0].seen.contains("config.toml:") && alarms[0].seen.contains(&containerd.place().socket().display().to_string()),
         "{alarms:#?}"
     );
+    fault.only_found(Repaired::ByHand);
 }
 
 #[tokio::test]
@@ -361,6 +380,7 @@ async fn a_frozen_daemon_leaves_unknown_what_only_it_can_tell() {
 
 #[tokio::test]
 async fn what_is_written_after_the_start_is_not_yet_in_force() {
+    let fault = faults::Fault::new("a fault that comes into force with the next start", "containerd.runtime-type");
     let containerd = worker().await;
     let source = source(&containerd, CgroupDriver::Cgroupfs);
     containerd.write_config(&containerd.config().replace("runtime_type = \"io.containerd.runc.v2\"", "runtime_type = \"\""));
@@ -368,4 +388,5 @@ async fn what_is_written_after_the_start_is_not_yet_in_force() {
     assert_eq!(alarms.len(), 1, "{alarms:#?}");
     assert_eq!((alarms[0].id, alarms[0].state), ("containerd.runtime-type", State::Degraded));
     assert!(alarms[0].seen.contains("not yet in force"), "{alarms:#?}");
+    fault.only_found(Repaired::NotTried);
 }

@@ -4,9 +4,12 @@ use std::{fs, time::Duration};
 
 use pvelet_agent::{
     health::kubelet::facts::CgroupDriver,
-    host::runtime::{Runtime, RuntimeFiles},
+    host::runtime::{ConfigText, Runtime, RuntimeFiles},
 };
-use pvelet_tests::containerd::{Containerd, PAUSE, Place};
+use pvelet_tests::{
+    containerd::{Containerd, PAUSE, Place},
+    faults::{Fault, Repaired},
+};
 
 use super::config::{CRI, alarms, files, source, start, worker};
 
@@ -29,14 +32,15 @@ pub(crate) async fn mend_for(containerd: &Containerd, driver: CgroupDriver) -> V
     let (source, files) = (source(containerd, driver), files(containerd.place()));
     let mut mends = Vec::new();
     for mended in source.mend().await.unwrap() {
-        files.dump(&mended.text, LONG).await.unwrap();
-        files.replace(&mended.path, mended.was.as_deref(), &mended.text).await.unwrap();
+        let edit = ConfigText { path: mended.path.clone(), text: mended.text.clone() };
+        files.try_edits(&[edit], LONG).await.unwrap();
+        files.replace(&mended.path, &mended.was, &mended.text).await.unwrap();
         mends.extend(mended.mends);
     }
     mends
 }
 
-async fn mend(containerd: &Containerd) -> Vec<&'static str> {
+pub(crate) async fn mend(containerd: &Containerd) -> Vec<&'static str> {
     mend_for(containerd, CgroupDriver::Cgroupfs).await
 }
 
@@ -65,7 +69,7 @@ async fn every_fault_that_can_be_mended_is_gone_after_the_edit_and_a_restart() {
     let containerd = worker().await;
     let place = containerd.place();
     let import = place.folder().join("etc/runtime.toml");
-    let cases: Vec<(&str, String, &[&str])> = vec![
+    let cases: Vec<Case<'_>> = vec![
         (
             "CRI switched off",
             format!(
@@ -88,35 +92,54 @@ async fn every_fault_that_can_be_mended_is_gone_after_the_edit_and_a_restart() {
             format!("{}{}[{CRI}.containerd.runtimes.kata]\n  runtime_type = \"io.containerd.kata.v2\"\n", place.head(""), place.cri("")),
             &["containerd.runtime-type"],
         ),
-        ("no version", place.healthy().replace("version = 2\n", ""), &["containerd.config-version"]),
-        ("version 3", place.healthy().replace("version = 2\n", "version = 3\n"), &["containerd.config-version"]),
         ("short names", place.healthy().replace("\"io.containerd.grpc.v1.cri\"", "cri"), &["containerd.config-version"]),
+    ];
+    fs::write(&import, format!("{}[{CRI}.containerd.runtimes.runc.options]\n  SystemdCgroup = false\n", place.cri(""))).unwrap();
+    // Those that are in no other table.
+    let more: Vec<Case<'_>> = vec![
+        ("no version", place.healthy().replace("version = 2\n", ""), &["containerd.config-version"]),
+        ("version 3, which 1.x does not know", place.healthy().replace("version = 2\n", "version = 3\n"), &["containerd.config-version"]),
         (
-            "names of 2.x",
+            "names of 2.x alone",
             format!("{}{}", place.head(""), place.cri("")).replace("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"),
             &["containerd.config-version"],
         ),
-        ("an import", format!("imports = [{import:?}]\n{}", place.head("")), &["containerd.runtime-type"]),
+        ("options without a type, in an import", format!("imports = [{import:?}]\n{}", place.head("")), &["containerd.runtime-type"]),
     ];
-    fs::write(&import, format!("{}[{CRI}.containerd.runtimes.runc.options]\n  SystemdCgroup = false\n", place.cri(""))).unwrap();
+    let mut wrong = unmended(&containerd, cases, |_, _| None).await;
+    wrong += &unmended(&containerd, more, |name, check| Some(Fault::new(name, check))).await;
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// A name, the file, the checks that are mended.
+pub(crate) type Case<'a> = (&'a str, String, &'a [&'a str]);
+
+/// Mends each; what is not mended as it should be, and with what no pod sandbox can be made afterwards.
+pub(crate) async fn unmended(containerd: &Containerd, cases: Vec<Case<'_>>, line: impl Fn(&str, &str) -> Option<Fault>) -> String {
     let mut wrong = Vec::new();
     for (name, text, mends) in cases {
-        start(&containerd, &text).await;
-        let mended = mend(&containerd).await;
-        if mended != mends {
+        let (mut fault, before) = (line(name, mends[0]), wrong.len());
+        start(containerd, &text).await;
+        let mended = mend(containerd).await;
+        if mended == mends {
+            fault.iter_mut().for_each(Fault::found);
+        } else {
             wrong.push(format!("{name}: {mended:?}"));
         }
         let text = containerd.config();
-        if !start(&containerd, &text).await {
+        if !start(containerd, &text).await {
             wrong.push(format!("{name}: does not start:\n{text}\n{}", containerd.log().lines().last().unwrap_or_default()));
             continue;
         }
         containerd.wait_image(PAUSE, true).await;
-        let said = sandbox(&containerd).await;
+        let said = sandbox(containerd).await;
         if !said.is_empty() {
             wrong.push(format!("{name}: {said}\n{text}"));
         }
-        wrong.extend(alarms(&source(&containerd, CgroupDriver::Cgroupfs)).await.into_iter().map(|f| format!("{name}: {f:#?}")));
+        wrong.extend(alarms(&source(containerd, CgroupDriver::Cgroupfs)).await.into_iter().map(|f| format!("{name}: {f:#?}")));
+        if wrong.len() == before {
+            fault.iter_mut().for_each(|fault| fault.repaired(Repaired::Yes));
+        }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    wrong.join("\n")
 }

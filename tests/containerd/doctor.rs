@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use pvelet_agent::host::runtime::watch::FolderWatch;
 use pvelet_proto::{identity::Role, v1};
 use pvelet_tests::{
     Stack, StackOptions,
@@ -119,9 +120,21 @@ async fn doctor_names_the_missing_runtime_type_with_file_and_line_and_repair_men
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_repaired_before_an_administrator_says_so() {
     let worker = Worker::start_with(without_type).await;
+    let config = worker.containerd.config_path();
+    // No kernel gives that number.
+    let left = config.with_file_name(format!(".config.toml.pvelet-new-{}-0", i32::MAX));
+    fs::write(&left, "of an agent that was killed").unwrap();
+    let mut folder = FolderWatch::new().unwrap();
+    folder.follow(config.parent().unwrap());
     let stack = stack(&worker, "off");
     let person = Person::of(&stack);
     until(&stack, "containerd.runtime-type", v1::CheckState::Failed).await;
+    let gone = tokio::time::timeout(LONG, async {
+        while left.exists() {
+            folder.changed().await.unwrap();
+        }
+    });
+    assert!(gone.await.is_ok(), "{} is still there", left.display());
     let (status, text) = person.run(&["repair", "containerd-config", "--yes"]);
     assert!(status == 1 && text.contains("REPAIR_OFF"), "{status} {text}");
     assert_eq!(worker.containerd.config(), without_type(worker.containerd.place()));

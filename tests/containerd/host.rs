@@ -6,11 +6,11 @@ use pvelet_agent::{
     config::{self, Worker},
     health::{Finding, Source, State, containerd, kubelet::facts::KubeletFacts},
     host::{
-        runtime::{ContainerdFiles, Runtime, RuntimeFiles},
+        runtime::{ContainerdFiles, ContainerdSocket, Runtime, RuntimeFiles},
         units::Units,
     },
 };
-use pvelet_tests::containerd::{Containerd, Place, Supervisor, program};
+use pvelet_tests::containerd::{Containerd, Place, Supervisor};
 
 pub(crate) const UNIT: &str = "containerd.service";
 pub(crate) const LONG: Duration = Duration::from_secs(60);
@@ -37,18 +37,13 @@ impl Host {
         containerd.import_pause(pvelet_tests::containerd::PAUSE);
         let containerd = Arc::new(containerd);
         let units = Supervisor::new(UNIT, Arc::clone(&containerd));
-        let runtime: Arc<dyn Runtime> = Arc::new(containerd.runtime());
-        let files: Arc<dyn RuntimeFiles> = Arc::new(ContainerdFiles::new(containerd.config_path(), program("containerd")));
-        let told: Arc<dyn Units> = units.clone();
-        let kubelet: containerd::FactsLook = Arc::new(|| Box::pin(async { Ok(KubeletFacts::default()) }));
-        let sources = containerd::sources(&settings(&containerd), &runtime, &files, &told, &kubelet);
+        let sources = sources(containerd.place(), units.clone());
         Self { containerd, units, sources }
     }
 
     /// Looks once by the source of this check.
     pub(crate) async fn look(&self, id: &str) -> Finding {
-        let source = self.sources.iter().find(|s| s.checks().iter().any(|c| c.id == id)).unwrap();
-        source.look().await.into_iter().find(|f| f.id == id).unwrap()
+        look(&self.sources, id).await
     }
 
     /// As [`Self::look`]; its state has to be this.
@@ -64,15 +59,29 @@ impl Host {
     }
 }
 
-fn settings(containerd: &Containerd) -> config::Health {
-    let nowhere = containerd.place().folder().join("none");
+/// Looks once by the source of this check.
+pub(crate) async fn look(sources: &[Arc<dyn Source>], id: &str) -> Finding {
+    let source = sources.iter().find(|s| s.checks().iter().any(|c| c.id == id)).unwrap();
+    source.look().await.into_iter().find(|f| f.id == id).unwrap()
+}
+
+/// The agent's sources for what is in a place.
+pub(crate) fn sources(place: &Place, units: Arc<dyn Units>) -> Vec<Arc<dyn Source>> {
+    let runtime: Arc<dyn Runtime> = Arc::new(ContainerdSocket::new(place.socket()));
+    let files: Arc<dyn RuntimeFiles> = Arc::new(ContainerdFiles::new(place.config(), place.program("containerd")));
+    let kubelet: containerd::FactsLook = Arc::new(|| Box::pin(async { Ok(KubeletFacts::default()) }));
+    containerd::sources(&settings(place), &runtime, &files, &units, &kubelet)
+}
+
+fn settings(place: &Place) -> config::Health {
+    let nowhere = place.folder().join("none");
     config::Health {
         worker: Worker::Yes,
         period: Duration::from_secs(10),
-        containerd_socket: containerd.place().socket(),
-        containerd_config: containerd.config_path(),
+        containerd_socket: place.socket(),
+        containerd_config: place.config(),
         containerd_unit: UNIT.into(),
-        containerd_program: program("containerd"),
+        containerd_program: place.program("containerd"),
         probe_period: Some(Duration::from_secs(60)),
         kubelet_unit: "kubelet.service".into(),
         kubelet_config: nowhere.clone(),

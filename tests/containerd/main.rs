@@ -10,3 +10,5 @@ mod files;
 mod host;
 mod repair;
 mod socket;
+#[cfg(feature = "kubernetes")]
+mod v2;

@@ -27,7 +27,8 @@ use pvelet_agent::{
 use pvelet_proto::{identity::Identity, v1};
 use pvelet_tests::{
     client::operation_reason,
-    containerd::{Containerd, PAUSE, Place, Supervisor, program},
+    containerd::{Containerd, PAUSE, Place, Supervisor},
+    faults::{Fault, Repaired},
 };
 
 const UNIT: &str = "containerd.service";
@@ -45,8 +46,8 @@ impl Links for NoBridges {
 }
 
 /// The agent's health and repairs beside a real containerd, which a supervisor keeps as a unit.
-struct Rig {
-    containerd: Arc<Containerd>,
+pub(crate) struct Rig {
+    pub(crate) containerd: Arc<Containerd>,
     health: Health,
     ops: Arc<Operations>,
     repairs: Repairs,
@@ -62,7 +63,7 @@ fn settings(place: &Place) -> config::Health {
     config.health.worker = config::Worker::Yes;
     config.health.containerd_socket = place.socket();
     config.health.containerd_config = place.config();
-    config.health.containerd_program = program("containerd");
+    config.health.containerd_program = place.program("containerd");
     // Only when it is asked for.
     config.health.probe_period = None;
     config.health
@@ -70,7 +71,15 @@ fn settings(place: &Place) -> config::Health {
 
 impl Rig {
     async fn new(config: impl FnOnce(&Place) -> String) -> Self {
-        let containerd = Arc::new(Containerd::start_with(config).await);
+        Self::at(Place::new(), config).await
+    }
+
+    pub(crate) async fn at(place: Place, config: impl FnOnce(&Place) -> String) -> Self {
+        let containerd = Containerd::at(place, config);
+        containerd.launch().await.unwrap();
+        containerd.import_pause(PAUSE);
+        containerd.wait_image(PAUSE, true).await;
+        let containerd = Arc::new(containerd);
         let settings = settings(containerd.place());
         let units: Arc<dyn Units> = Supervisor::new(UNIT, containerd.clone());
         let runtime: Arc<dyn Runtime> = Arc::new(ContainerdSocket::new(&settings.containerd_socket));
@@ -132,11 +141,16 @@ fn without_type(place: &Place) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_original_fault_is_mended_and_the_real_probe_passes() {
-    let rig = Rig::new(without_type).await;
-    rig.containerd.wait_image(PAUSE, true).await;
+    let mut fault = Fault::new("options without a type: no pod starts", SANDBOX);
+    mended(&Rig::new(without_type).await, &mut fault).await;
+}
+
+/// Mends a default runtime that has no type.
+pub(crate) async fn mended(rig: &Rig, fault: &mut Fault) {
     let error = rig.containerd.runtime().run_sandbox(LONG).await.unwrap_err();
     assert!(error.to_string().contains("Name must be set"), "{error}");
     assert_eq!((rig.state(TYPE).await, rig.state(SANDBOX).await), (State::Failed, State::Failed));
+    fault.found();
     let was = rig.containerd.config();
 
     let plan = rig.repairs.repair(&caller(), Rig::request(TYPE, true)).await.unwrap().plan.unwrap();
@@ -154,18 +168,26 @@ async fn the_original_fault_is_mended_and_the_real_probe_passes() {
     assert_eq!(std::fs::read_to_string(&backups[0]).unwrap(), was);
     let id = rig.containerd.runtime().run_sandbox(LONG).await.unwrap();
     rig.containerd.runtime().remove_sandbox(&id, LONG).await.unwrap();
+    fault.repaired(Repaired::Yes);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repair_that_cannot_work_leaves_the_file_byte_identical() {
-    // The type is missing, and so is the program: the type alone does not help.
-    let broken =
-        |place: &Place| without_type(place).replace("SystemdCgroup = false", "SystemdCgroup = false\n  BinaryName = \"/nowhere/runc\"");
-    let rig = Rig::new(broken).await;
-    rig.containerd.wait_image(PAUSE, true).await;
+    let mut fault = Fault::new("a type and a program missing", TYPE);
+    undone(&Rig::new(|place| without_program(&without_type(place))).await, &mut fault).await;
+}
+
+/// A runtime's program is missing as well: the type alone does not help.
+pub(crate) fn without_program(text: &str) -> String {
+    text.replace("SystemdCgroup = false", "SystemdCgroup = false\n  BinaryName = \"/nowhere/runc\"")
+}
+
+/// A repair of a default runtime without a type that does not help, twice.
+pub(crate) async fn undone(rig: &Rig, fault: &mut Fault) {
     let was = rig.containerd.config();
     for latched in [false, true] {
         let ended = rig.repair(TYPE).await;
+        fault.found();
         assert_eq!(operation_reason(&ended), "REPAIR_FAILED", "{ended:?}");
         assert_eq!(rig.containerd.config(), was);
         assert_eq!(rig.state("containerd.responding").await, State::Ok, "it runs as before");
@@ -174,21 +196,29 @@ async fn a_repair_that_cannot_work_leaves_the_file_byte_identical() {
     let refused = rig.repairs.repair(&caller(), Rig::request(TYPE, false)).await.unwrap_err();
     assert!(matches!(refused, Error::RepairLatched { .. }), "{refused:?}");
     assert_eq!(rig.containerd.config(), was);
+    fault.repaired(Repaired::Undone);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wedged_daemon_and_a_killed_one_are_started_again() {
+    let [mut wedged, mut killed] = ["wedged (SIGSTOP)", "killed"].map(|name| Fault::new(name, "containerd.responding"));
     let rig = Rig::new(Place::healthy).await;
     let pid = rig.containerd.pid().unwrap();
     rig.containerd.freeze();
     for _ in 0..4 {
         rig.state("containerd.responding").await;
     }
+    assert_eq!(rig.state("containerd.responding").await, State::Failed);
+    wedged.found();
     let ended = rig.repair("containerd.responding").await;
     assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
     assert_ne!(rig.containerd.pid(), Some(pid));
+    wedged.repaired(Repaired::Yes);
     rig.containerd.kill();
+    assert_eq!(rig.state("containerd.responding").await, State::Failed);
+    killed.found();
     let ended = rig.repair("containerd.responding").await;
     assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
     assert!(rig.containerd.pid().is_some());
+    killed.repaired(Repaired::Yes);
 }

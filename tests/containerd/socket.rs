@@ -1,15 +1,27 @@
 //! The socket.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
+    sync::Arc,
+};
 
 use nix::unistd::{Uid, setfsuid};
 use pvelet_agent::{
     error::{Error, Trouble},
-    host::runtime::{ContainerdSocket, Runtime, Sandbox},
+    health::{Source, State},
+    host::{
+        runtime::{Runtime, Sandbox},
+        units_fake::FakeUnits,
+    },
 };
-use pvelet_tests::containerd::{Containerd, PAUSE};
+use pvelet_tests::{
+    containerd::{Containerd, PAUSE, Place},
+    faults::{Fault, Repaired},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::host::LONG;
+use crate::host::{LONG, UNIT, look, sources};
 
 #[tokio::test]
 async fn a_healthy_containerd_answers_every_question() {
@@ -21,7 +33,7 @@ async fn a_healthy_containerd_answers_every_question() {
     assert_eq!(status.config["sandboxImage"], PAUSE);
     assert!(status.conditions.iter().any(|c| c.kind == "RuntimeReady" && c.status), "{status:?}");
     let image_fs = runtime.image_fs(LONG).await.unwrap();
-    assert!(image_fs[0].mountpoint.starts_with(containerd.place().root()), "{image_fs:?}");
+    assert!(image_fs[0].starts_with(containerd.place().root()), "{image_fs:?}");
     let plugins = runtime.plugins(LONG).await.unwrap();
     assert!(plugins.iter().any(|p| p.id == "cri" && p.error.is_empty()), "{plugins:?}");
     containerd.wait_image(PAUSE, true).await;
@@ -34,26 +46,50 @@ async fn a_healthy_containerd_answers_every_question() {
     assert_eq!(runtime.own_sandboxes(LONG).await.unwrap(), []);
 }
 
+/// A worker with whatever listens at containerd's socket.
+fn worker(place: &Place) -> Vec<Arc<dyn Source>> {
+    let units = FakeUnits::new();
+    units.set(UNIT, FakeUnits::running());
+    sources(place, units)
+}
+
 #[test]
-fn a_socket_that_may_not_be_used_is_denied() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("c.sock");
-    let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+fn a_socket_that_may_not_be_used_is_told() {
+    let fault = Fault::new("a socket without rights", "containerd.responding");
+    let place = Place::new();
+    let _listener = UnixListener::bind(place.socket()).unwrap();
+    fs::set_permissions(place.folder(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(place.socket(), fs::Permissions::from_mode(0o600)).unwrap();
     // Of threads that are somebody else for file systems: root may everything.
     let nobody = || {
         let _ = setfsuid(Uid::from_raw(65534));
     };
-    let found = std::thread::spawn(move || {
+    let sources = worker(&place);
+    let looked = std::thread::spawn(move || {
         nobody();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(nobody).build().unwrap();
-        runtime.block_on(ContainerdSocket::new(path).version(LONG))
+        runtime.block_on(look(&sources, "containerd.responding"))
     });
-    match found.join().unwrap().unwrap_err() {
-        Error::Look { trouble, message } => assert_eq!(trouble, Trouble::Denied, "{message}"),
-        other => panic!("{other:?}"),
-    }
+    let finding = looked.join().unwrap();
+    assert!(finding.state == State::Unknown && finding.seen.contains("denied"), "{finding:?}");
+    fault.only_found(Repaired::ByHand);
+}
+
+#[tokio::test]
+async fn something_else_that_listens_is_told() {
+    let fault = Fault::new("something else that listens at the socket", "containerd.responding");
+    let place = Place::new();
+    let listener = tokio::net::UnixListener::bind(place.socket()).unwrap();
+    let mail = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"220 mail.test ESMTP\r\n").await;
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+    });
+    let finding = look(&worker(&place), "containerd.responding").await;
+    mail.abort();
+    assert!(finding.state == State::Failed && finding.seen.contains("containerd.sock"), "{finding:?}");
+    fault.only_found(Repaired::ByHand);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
-//! The faults of containerd's configuration as a table: each made for real, found by the agent's checks, mended where it is known how, and proven by a
-//! real pod sandbox; then the configurations that are unusual and well. It ends with `health: N faults, N found, N false alarms`.
+//! The table of faults: those of containerd's configuration, each made for real, found by the agent's checks, mended where it is known how, and
+//! proven by a real pod sandbox; beside them those that other tests have made and written down (`pvelet_tests::faults`). Then the configurations
+//! that are unusual and well. It ends with `health: N faults, N found, N false alarms`.
 #![allow(
     dead_code,
     unused_imports,
@@ -20,22 +21,24 @@ mod config_mend;
 use std::{process::ExitCode, sync::Arc};
 
 use pvelet_agent::health::{Source, State, containerd::Probe};
-use pvelet_tests::containerd::{Containerd, PAUSE};
+use pvelet_tests::{
+    containerd::{Containerd, PAUSE},
+    faults::{self, Repaired},
+};
 
 use self::config::Fault;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let containerd = config::worker().await;
-    println!("{:<52} {:<26} {:<6} repaired", "fault", "check", "found");
-    let faults = config::faults();
-    let (mut found, mut broken) = (0, 0);
-    for fault in &faults {
-        let seen = make(&containerd, fault).await;
-        let repaired = repair(&containerd, fault).await;
-        found += u32::from(seen);
-        broken += u32::from(repaired == Repaired::No);
-        println!("{:<52} {:<26} {:<6} {}", fault.name, fault.id, if seen { "yes" } else { "NO" }, repaired.word());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let lines = faults::file().unwrap_or_else(|| file.path().to_owned());
+    for fault in config::faults() {
+        let mut line = faults::Fault::to(&lines, fault.name, fault.id);
+        if make(&containerd, &fault).await {
+            line.found();
+        }
+        line.repaired(repair(&containerd, &fault).await);
     }
     let mut alarms = 0;
     for (name, text, driver) in config_healthy::table() {
@@ -47,8 +50,13 @@ async fn main() -> ExitCode {
         }
         assert!(started, "{name} does not start");
     }
-    println!("health: {} faults, {found} found, {alarms} false alarms", faults.len());
-    if broken == 0 && alarms == 0 && found as usize == faults.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let lines = faults::read(&lines).unwrap();
+    println!("{:<58} {:<26} {:<6} repaired", "fault", "check", "found");
+    for line in &lines {
+        println!("{:<58} {:<26} {:<6} {}", line.name, line.check, if line.found { "yes" } else { "NO" }, line.repaired);
+    }
+    println!("health: {} faults, {} found, {alarms} false alarms", lines.len(), lines.iter().filter(|l| l.found).count());
+    if alarms == 0 && lines.iter().all(faults::Line::is_good) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Whether the fault is found with the daemon that has it.
@@ -57,30 +65,6 @@ async fn make(containerd: &Containerd, fault: &Fault) -> bool {
     let findings = config::source(containerd, fault.driver).look().await;
     let seen = findings.iter().any(|f| f.id == fault.id && f.state == fault.state && fault.says.iter().all(|s| f.seen.contains(s)));
     started == fault.starts && seen
-}
-
-/// How the mending of a fault went.
-#[derive(PartialEq, Eq)]
-enum Repaired {
-    /// A pod sandbox can be made, and nothing is found any more.
-    Yes,
-    /// Nothing is found any more; the daemon lacks something else for a sandbox.
-    Gone,
-    /// It was to be mended, and is not.
-    No,
-    /// Only a person knows what is meant.
-    ByHand,
-}
-
-impl Repaired {
-    fn word(&self) -> &'static str {
-        match self {
-            Self::Yes => "yes",
-            Self::Gone => "yes (no sandbox here: image or systemd missing)",
-            Self::No => "NO",
-            Self::ByHand => "by hand",
-        }
-    }
 }
 
 async fn repair(containerd: &Containerd, fault: &Fault) -> Repaired {

@@ -2,10 +2,13 @@
 
 use std::{
     fs::{self, File},
+    io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr},
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -17,14 +20,14 @@ use nix::{
 use pvelet_agent::{
     error::{Error, Trouble},
     host::{
-        kubelet::{Answer, FileSystem, HostKubelet, Kubelet as Boundary, Memory, Swap, Tasks},
+        kubelet::{Answer, FileSystem, HostKubelet, Kubelet as Boundary, Memory, Tasks},
         runtime::Runtime,
         units::{UnitState, Units},
     },
 };
 use pvelet_tests::{containerd::Containerd, kubernetes::programs};
 use tempfile::TempDir;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 /// Its unit's name.
 pub(crate) const UNIT: &str = "kubelet.service";
@@ -58,6 +61,8 @@ pub(crate) struct Kubelet {
     containerd: Arc<Containerd>,
     host: HostKubelet,
     child: Mutex<Child>,
+    log: Mutex<Option<JoinHandle<()>>>,
+    stirred: watch::Receiver<()>,
     changes: broadcast::Sender<String>,
 }
 
@@ -80,16 +85,27 @@ impl Kubelet {
         let config = config(folder.path(), &containerd.place().socket(), lines);
         fs::write(at("config.yaml"), &config).unwrap();
 
-        let log = File::create(at("kubelet.log")).unwrap();
+        let (said, log) = io::pipe().unwrap();
+        let ready = UnixDatagram::bind(at("notify.sock")).unwrap();
+        let (stir, stirred) = watch::channel(());
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig=KILL", "unshare", "--net", "--mount", "--uts", "bash", "-c", BEGIN, "begin"]).arg(folder.path());
         command.arg(programs().path("kubelet")).arg(format!("--config={}", at("config.yaml").display()));
         command.arg(format!("--root-dir={}", at("root").display())).arg(format!("--cert-dir={}", at("pki").display()));
         command.arg("--hostname-override=test").args(flags);
-        command.env("TZ", "UTC").env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command.env("TZ", "UTC").env("NOTIFY_SOCKET", at("notify.sock"));
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = Mutex::new(command.spawn().unwrap());
+        let log = Mutex::new(Some(follow(said, File::create(at("kubelet.log")).unwrap(), stir.clone())));
+        // It ends with what it is told, or never: nothing else is waited for by this thread.
+        thread::spawn(move || while ready.recv(&mut [0; 64]).is_ok() && stir.send(()).is_ok() {});
         let host = HostKubelet::new("/proc".into(), Path::new("/sys"));
-        Self { folder, config, containerd, host, child, changes: broadcast::channel(16).0 }
+        Self { folder, config, containerd, host, child, log, stirred, changes: broadcast::channel(16).0 }
+    }
+
+    /// Is told when it has said something, to its log or to systemd.
+    pub(crate) fn stirred(&self) -> watch::Receiver<()> {
+        self.stirred.clone()
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -142,11 +158,25 @@ impl Kubelet {
         self.signal(Signal::SIGCONT);
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until it has ended by itself, and all that it said is in its log.
     pub(crate) fn wait_end(&self) {
         let status = self.child.lock().unwrap_or_else(PoisonError::into_inner).wait().unwrap();
+        if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            log.join().unwrap();
+        }
         assert!(!status.success(), "{}", self.log());
     }
+}
+
+/// Writes what is said to a file until nobody can say anything any more, and tells of it.
+fn follow(mut said: io::PipeReader, mut log: File, stir: watch::Sender<()>) -> JoinHandle<()> {
+    thread::spawn(move || {
+        let mut buffer = [0; 1 << 16];
+        while let Ok(n @ 1..) = said.read(&mut buffer) {
+            log.write_all(&buffer[..n]).unwrap();
+            stir.send_replace(());
+        }
+    })
 }
 
 /// What a kubelet needs so that it runs without a cluster, and on machines with little privilege.
@@ -241,7 +271,7 @@ impl Boundary for Kubelet {
         self.host.addresses().await
     }
 
-    async fn swaps(&self) -> Result<Vec<Swap>, Error> {
+    async fn swaps(&self) -> Result<Vec<String>, Error> {
         self.host.swaps().await
     }
 

@@ -54,22 +54,22 @@ impl Watched {
         source.look().await.into_iter().find(|f| f.id == id).unwrap()
     }
 
-    /// Looks until a check comes out like this.
-    async fn until(&self, id: &str, wanted: impl Fn(&Finding) -> bool) -> Finding {
-        let end = tokio::time::Instant::now() + SOON;
-        loop {
-            let finding = self.look(id).await;
-            if wanted(&finding) {
-                return finding;
+    /// Looks whenever the kubelet has said something, until a check comes out like this.
+    async fn until(&self, id: &str, state: State) -> Finding {
+        let mut stirred = self.kubelet.stirred();
+        let mut last = None;
+        let looked = tokio::time::timeout(SOON, async {
+            loop {
+                stirred.mark_unchanged();
+                let finding = self.look(id).await;
+                if finding.state == state {
+                    return finding;
+                }
+                last = Some(finding);
+                stirred.changed().await.unwrap();
             }
-            assert!(tokio::time::Instant::now() < end, "{id} is still {finding:?}\n{}", self.kubelet.log());
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
-
-    /// As [`Self::until`], by its state.
-    async fn until_state(&self, id: &str, state: State) -> Finding {
-        self.until(id, |f| f.state == state).await
+        });
+        looked.await.unwrap_or_else(|_| panic!("{id} is still {last:?}\n{}", self.kubelet.log()))
     }
 }
 
@@ -86,7 +86,7 @@ async fn containerd() -> Arc<Containerd> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_healthy_kubelet_gives_no_alarm() {
     let kubelet = Watched::new(Kubelet::start(containerd().await, "", &[]));
-    kubelet.until_state("kubelet.healthz", State::Ok).await;
+    kubelet.until("kubelet.healthz", State::Ok).await;
     for _ in 0..3 {
         for finding in kubelet.all().await {
             // Kernels and file systems of test machines differ in what they tell.
@@ -105,25 +105,32 @@ async fn a_healthy_kubelet_gives_no_alarm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kubelet_that_is_stopped_is_unknown_then_wedged_and_well_again() {
     let kubelet = Watched::new(Kubelet::start(containerd().await, "", &[]));
-    kubelet.until_state("kubelet.healthz", State::Ok).await;
+    kubelet.until("kubelet.healthz", State::Ok).await;
     kubelet.kubelet.freeze();
     let first = kubelet.look("kubelet.healthz").await;
     assert!(first.state == State::Unknown && first.mend.is_none(), "{first:?}");
-    let wedged = kubelet.until_state("kubelet.healthz", State::Failed).await;
+    // It says nothing; each look waits for an answer for as long as it may.
+    let mut looks = vec![first];
+    while looks.last().unwrap().state == State::Unknown {
+        assert!(looks.len() < 10, "{looks:?}");
+        looks.push(kubelet.look("kubelet.healthz").await);
+    }
+    let wedged = looks.pop().unwrap();
+    assert_eq!(wedged.state, State::Failed, "{wedged:?}");
     assert_eq!(wedged.mend, Some(Mend::RestartUnit(UNIT.into())), "{wedged:?}");
     // Its unit knows nothing of it: systemd sees a process that lives.
     assert_eq!(kubelet.look("kubelet.unit").await.state, State::Ok);
     kubelet.kubelet.thaw();
-    kubelet.until_state("kubelet.healthz", State::Ok).await;
+    kubelet.until("kubelet.healthz", State::Ok).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_containerd_that_is_gone_is_what_the_kubelet_complains_of() {
     let containerd = containerd().await;
     let kubelet = Watched::new(Kubelet::start(containerd.clone(), "", &[]));
-    kubelet.until_state("kubelet.healthz", State::Ok).await;
+    kubelet.until("kubelet.healthz", State::Ok).await;
     containerd.stop();
-    let errors = kubelet.until_state("kubelet.errors", State::Failed).await;
+    let errors = kubelet.until("kubelet.errors", State::Failed).await;
     assert!(errors.seen.starts_with("runtime-unreachable: ") && errors.seen.contains("containerd.sock"), "{errors:?}");
     assert_eq!(kubelet.look("kubelet.unit").await.state, State::Ok);
 }

@@ -6,45 +6,15 @@
 # stale. Modules come through the go command as this machine has it set up.
 set -euo pipefail
 cd "$(dirname "$0")"
-umask 022
 
 module=k8s.io/kubernetes
 names=(kube-apiserver kube-controller-manager kubelet kubectl)
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/pvelet/kubernetes
 version=$(sed -n "s#^\(require\)\{0,1\}[[:space:]]*$module \(v[0-9.]*\)\$#\2#p" go.mod)
 [ -n "$version" ] || { echo "kubernetes: go.mod does not tell the version of $module" >&2; exit 1; }
-out=$cache/$version-$(cat build.sh go.mod go.sum main.go | sha256sum | cut -c1-16)
-
-finish() {
-  echo "$out"
-  exit 0
-}
-fail() {
-  echo "kubernetes: $*" >&2
-  exit 1
-}
-[ ! -d "$out" ] || finish
-mkdir -p "$cache"
-# Whoever comes second waits here, and then finds the programs made.
-exec 9>"$cache/lock"
-flock 9
-[ ! -d "$out" ] || finish
-rm -rf "$cache"/building.*
-work=$(mktemp -d "$cache/building.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-chmod 755 "$work"
-mkdir "$work/out"
-
-# Go: what is on the PATH, else where its own archive and Debian's versioned packages put it.
-want=$(sed -n 's/^go //p' go.mod)
-PATH=$PATH:/usr/local/go/bin
-for dir in /usr/lib/go-*/bin; do PATH=$PATH:$dir; done
-command -v go >/dev/null || fail "there is no go here; install Go $want or newer, then run again"
-# An older go takes the version that go.mod asks for as a module, where it may. Here it says so when it may not.
-if ! go list -m >"$work/log" 2>&1; then
-  cat "$work/log" >&2
-  fail "$(command -v go) is too old and cannot take a newer one by itself; install Go $want or newer, then run again"
-fi
+what=kubernetes
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/pvelet/kubernetes
+out=$cache/$version-$(cat build.sh ../go.sh go.mod go.sum main.go | sha256sum | cut -c1-16)
+. ../go.sh
 
 # etcd: the one that is installed, else the program out of Debian's package. Installing the package would start a daemon.
 if etcd=$(command -v etcd); then
@@ -67,6 +37,4 @@ CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -p=2" nice go build -mod=readonly -trimpath 
 for name in "${names[@]}"; do ln -s kubernetes "$work/out/$name"; done
 [ "$("$work/out/kubelet" --version)" = "Kubernetes $version" ] || fail "the kubelet that was built tells another version than $version"
 
-mv -T "$work/out" "$out"
-echo "kubernetes: built in $SECONDS s, $(du -sh "$out" | cut -f1)" >&2
 finish

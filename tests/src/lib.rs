@@ -14,6 +14,7 @@ pub mod client;
 pub mod containerd;
 pub mod controller;
 pub mod events;
+pub mod faults;
 pub mod guest;
 pub mod helm;
 pub mod kubernetes;

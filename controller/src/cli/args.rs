@@ -36,12 +36,12 @@ Examples:
 Exit status:
   0  done
   1  a call or an operation failed
-  2  command line, configuration or credentials are wrong, or a VM's or volume's name is ambiguous
      (doctor and network preflight have their own 1 and 2: see their --help)
   3  some hosts failed; what the others answered was printed
   4  not found: no such VM, volume, host or operation
   5  no host that matters could be reached
   6  --timeout has passed; the operation goes on
+ 64  command line, configuration or credentials are wrong, or a VM's or volume's name is ambiguous
 
 The configuration file is --config, else $PVELETCTL_CONFIG, else ~/.config/pvelet/config.toml;
 pveletctl config init makes it. Colour only on a terminal, and not where NO_COLOR is set.

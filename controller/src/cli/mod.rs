@@ -38,8 +38,8 @@ pub enum Exit {
     Ok = 0,
     /// A call or an operation failed.
     Failed = 1,
-    /// The command line, the configuration or the credentials are wrong, or a VM's or volume's name is ambiguous.
-    Usage = 2,
+    /// What was looked at is in a critical state: `doctor` and `network preflight` alone.
+    Critical = 2,
     /// Some hosts failed; what the others answered was printed.
     Partial = 3,
     /// No such VM, volume, host or operation.
@@ -48,6 +48,9 @@ pub enum Exit {
     Unreachable = 5,
     /// `--timeout` has passed, the operation goes on.
     StillRunning = 6,
+    /// The command line, the configuration or the credentials are wrong, or a VM's or volume's name is ambiguous. `EX_USAGE` of sysexits.h, so that
+    /// no mistake is taken for what a command has found.
+    Usage = 64,
 }
 
 impl From<Exit> for std::process::ExitCode {

@@ -1,4 +1,4 @@
-//! A real containerd in a private root: Debian's own programs, unpacked and not installed, with a configuration that the test gives and an image
+//! A real containerd in a private root: Debian's own programs, unpacked and not installed, or a 2.x that was built, with a configuration that the test gives and an image
 //! that the tests build. Everything that it started ends with it. Needs root; several at once do not meet.
 
 mod end;
@@ -29,7 +29,7 @@ use pvelet_agent::{
 pub use self::{
     image::pause,
     place::{PAUSE, Place},
-    program::program,
+    program::Release,
     supervisor::Supervisor,
     worker::Worker,
 };
@@ -89,8 +89,8 @@ impl Containerd {
         let from = fs::metadata(self.place.log()).map_or(0, |m| m.len());
         let log = File::options().create(true).append(true).open(self.place.log()).unwrap();
         let mut command = Command::new("setpriv");
-        command.arg("--pdeathsig=KILL").arg(program("containerd")).arg("--config").arg(self.place.config());
-        command.env("PATH", program::path()).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
+        command.arg("--pdeathsig=KILL").arg(self.place.program("containerd")).arg("--config").arg(self.place.config());
+        command.env("PATH", self.place.release().path()).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         *self.child() = Some(program::spawn(command).unwrap());
         let (runtime, end) = (self.runtime(), Instant::now() + SOON);
@@ -163,7 +163,7 @@ impl Containerd {
 
     /// Runs `ctr` in the CRI's namespace and returns what it prints.
     pub fn try_ctr(&self, args: &[&str]) -> Result<String, String> {
-        let mut command = Command::new(program("ctr"));
+        let mut command = Command::new(self.place.program("ctr"));
         command.arg("--address").arg(self.place.socket()).args(["--namespace", "k8s.io"]).args(args);
         let out = command.stdin(Stdio::null()).output().unwrap();
         let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));

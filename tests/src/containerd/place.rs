@@ -7,7 +7,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::end;
+use super::{Release, end};
 
 /// The pause image of healthy configurations.
 pub const PAUSE: &str = "pvelet.test/pause:1";
@@ -16,15 +16,21 @@ pub const PAUSE: &str = "pvelet.test/pause:1";
 #[derive(Debug)]
 pub struct Place {
     folder: TempDir,
+    release: Release,
 }
 
 impl Place {
-    /// An empty one. What killed test processes left is swept before.
+    /// An empty one for Debian's containerd. What killed test processes left is swept before.
     #[allow(clippy::new_without_default, reason = "it makes a folder")]
     pub fn new() -> Self {
+        Self::of(Release::Debian)
+    }
+
+    /// As [`Self::new`], for any containerd.
+    pub fn of(release: Release) -> Self {
         end::sweep();
         let folder = TempDir::with_prefix(format!("{}{}.", end::PREFIX, std::process::id())).unwrap();
-        let this = Self { folder };
+        let this = Self { folder, release };
         for sub in ["root", "state", "run", "etc", "cni/conf", "cni/bin", "opt"] {
             fs::create_dir_all(this.folder().join(sub)).unwrap();
         }
@@ -34,6 +40,16 @@ impl Place {
     /// The folder itself.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Which containerd lives here.
+    pub fn release(&self) -> Release {
+        self.release
+    }
+
+    /// A program of it; see [`Release::program`].
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.release.program(name)
     }
 
     /// Its configuration.
@@ -82,7 +98,8 @@ impl Place {
     pub fn head(&self, keys: &str) -> String {
         format!(
             "version = 2\nroot = {root:?}\nstate = {state:?}\n{keys}\n[grpc]\n  address = {socket:?}\n\n\
-             [plugins.\"io.containerd.internal.v1.opt\"]\n  path = {opt:?}\n\n",
+             [plugins.\"io.containerd.internal.v1.opt\"]\n  path = {opt:?}\n\n\
+             [plugins.\"io.containerd.nri.v1.nri\"]\n  disable = true\n\n",
             root = self.root(),
             state = self.state(),
             socket = self.socket(),

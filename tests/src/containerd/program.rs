@@ -15,35 +15,48 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, poll};
 
-/// The folder of the programs: fetched now where it is missing. `PVELET_CONTAINERD` names another one, to try another version.
-fn folder() -> &'static Path {
-    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
-        if let Some(folder) = std::env::var_os("PVELET_CONTAINERD") {
-            return folder.into();
+/// Which containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Debian's: 1.6, or 1.7.
+    Debian,
+    /// The newest 2.x, built from its Go modules; with Debian's runc and `ctr`.
+    V2,
+}
+
+impl Release {
+    /// Where its programs are, the first one first: made now where they are missing.
+    fn folders(self) -> &'static [PathBuf] {
+        // `PVELET_CONTAINERD` names another folder, to try another version.
+        static DEBIAN: LazyLock<[PathBuf; 1]> =
+            LazyLock::new(|| [std::env::var_os("PVELET_CONTAINERD").map_or_else(|| made_by("containerd/fetch.sh"), PathBuf::from)]);
+        static V2: LazyLock<[PathBuf; 2]> = LazyLock::new(|| [made_by("containerd/v2/build.sh"), made_by("containerd/fetch.sh")]);
+        match self {
+            Self::Debian => &*DEBIAN,
+            Self::V2 => &*V2,
         }
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("containerd/fetch.sh");
-        let out = Command::new(&script).stderr(Stdio::inherit()).output().unwrap_or_else(|e| panic!("{}: {e}", script.display()));
-        assert!(out.status.success(), "{} ended with {}", script.display(), out.status);
-        PathBuf::from(String::from_utf8_lossy(&out.stdout).trim())
-    });
-    &FOLDER
-}
-
-/// A program: `containerd`, `ctr`, `runc`, `containerd-shim-runc-v2`.
-pub fn program(name: &str) -> PathBuf {
-    let path = folder().join(name);
-    assert!(path.is_file(), "{} is missing", path.display());
-    path
-}
-
-/// Where containerd looks for shims and runc.
-pub(super) fn path() -> OsString {
-    let mut path = folder().as_os_str().to_owned();
-    if let Some(rest) = std::env::var_os("PATH") {
-        path.push(":");
-        path.push(rest);
     }
-    path
+
+    /// A program: `containerd`, `ctr`, `runc`, `containerd-shim-runc-v2`.
+    pub fn program(self, name: &str) -> PathBuf {
+        let mut paths = self.folders().iter().map(|folder| folder.join(name));
+        paths.find(|path| path.is_file()).unwrap_or_else(|| panic!("{name} is missing in {:?}", self.folders()))
+    }
+
+    /// Where containerd looks for shims and runc.
+    pub(super) fn path(self) -> OsString {
+        let rest = std::env::var_os("PATH").unwrap_or_default();
+        let rest: Vec<PathBuf> = std::env::split_paths(&rest).collect();
+        std::env::join_paths(self.folders().iter().chain(&rest)).unwrap()
+    }
+}
+
+/// The folder that a script of the tests makes where it is missing, and prints.
+fn made_by(script: &str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+    let out = Command::new(&script).stderr(Stdio::inherit()).output().unwrap_or_else(|e| panic!("{}: {e}", script.display()));
+    assert!(out.status.success(), "{} ended with {}", script.display(), out.status);
+    PathBuf::from(String::from_utf8_lossy(&out.stdout).trim())
 }
 
 type Order = (Command, Sender<io::Result<Child>>);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Containerd, Place, Supervisor, program};
+use super::{Containerd, Place, Supervisor};
 use crate::{Agent, Systemd};
 
 const UNIT: &str = "containerd.service";
@@ -30,7 +30,7 @@ impl Worker {
             "[health]\nworker = \"yes\"\ncontainerd_socket = {:?}\ncontainerd_config = {:?}\ncontainerd_program = {:?}\n[repair]\npolicy = {policy:?}\n",
             place.socket(),
             place.config(),
-            program("containerd"),
+            place.program("containerd"),
         );
         agent.extra.insert("rest".to_owned(), text);
         let address = self.systemd.address();

@@ -81,8 +81,7 @@ pub fn config_source(
 #[tonic::async_trait]
 impl Mender for ConfigSource {
     async fn mend(&self) -> Result<Vec<Edit>, Error> {
-        // A file that is not there yet is nobody's to be edited.
-        let edit = |m: config::Mended| m.was.map(|was| Edit { path: m.path, was, text: m.text, mends: m.mends, partly: m.partly });
-        Ok(Self::mend(self).await?.into_iter().filter_map(edit).collect())
+        let edit = |m: config::Mended| Edit { path: m.path, was: m.was, text: m.text, mends: m.mends, partly: m.partly };
+        Ok(Self::mend(self).await?.into_iter().map(edit).collect())
     }
 }

@@ -1,6 +1,6 @@
 //! `containerd.runtime-ready`, `containerd.network-ready`, `containerd.image-fs`, `containerd.plugins`: what the daemon tells of itself.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -16,7 +16,7 @@ use crate::{
     host::{
         blocking::Blocking,
         room::{Room, room},
-        runtime::{ImageFs, Plugin, Runtime, RuntimeStatus},
+        runtime::{Plugin, Runtime, RuntimeStatus},
     },
 };
 
@@ -81,12 +81,12 @@ impl Ready {
             Err(error) => return unknown(IMAGE_FS, &error),
         };
         let mut worst: Option<Finding> = None;
-        for fs in found {
-            let finding = match room(&self.place, &fs.mountpoint).await {
-                Ok(room) => judge_room(&fs, &room, self.limits),
+        for mountpoint in found {
+            let finding = match room(&self.place, &mountpoint).await {
+                Ok(room) => judge_room(&mountpoint, &room, self.limits),
                 Err(error) => unknown(IMAGE_FS, &error),
             };
-            let finding = finding.about(fs.mountpoint.display().to_string());
+            let finding = finding.about(mountpoint.display().to_string());
             worst = worst.filter(|w| w.state >= finding.state).or(Some(finding));
         }
         worst.unwrap_or_else(|| Finding::unknown(IMAGE_FS, "containerd tells no file system of images"))
@@ -193,8 +193,8 @@ fn judge_plugins(plugins: &[Plugin]) -> Finding {
 }
 
 /// What the room of a file system means.
-fn judge_room(fs: &ImageFs, room: &Room, limits: Limits) -> Finding {
-    let place = fs.mountpoint.display();
+fn judge_room(mountpoint: &Path, room: &Room, limits: Limits) -> Finding {
+    let place = mountpoint.display();
     if room.read_only {
         return Finding::failed(
             IMAGE_FS,
@@ -281,10 +281,10 @@ mod tests {
 
     #[test]
     fn room_is_judged_by_the_limits_of_the_configuration() {
-        let fs = ImageFs { mountpoint: "/var/lib/containerd".into(), ..ImageFs::default() };
+        let fs = Path::new("/var/lib/containerd");
         let with = |free_bytes, free_inodes, read_only| {
             let room = Room { total_bytes: 1000, free_bytes, total_inodes: Some(1000), free_inodes, read_only };
-            judge_room(&fs, &room, LIMITS).state
+            judge_room(fs, &room, LIMITS).state
         };
         let table = [
             (1000, Some(1000), false, State::Ok),
@@ -302,6 +302,6 @@ mod tests {
             assert_eq!(with(bytes, inodes, read_only), state, "{bytes} {inodes:?} {read_only}");
         }
         let empty = Room { total_bytes: 0, ..Room::default() };
-        assert_eq!(judge_room(&fs, &empty, LIMITS).state, State::Ok, "a file system without size is not full");
+        assert_eq!(judge_room(fs, &empty, LIMITS).state, State::Ok, "a file system without size is not full");
     }
 }

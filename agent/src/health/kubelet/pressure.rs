@@ -13,10 +13,7 @@ use super::{
 use crate::{
     error::Error,
     health::{Check, Finding, Group, Pace, Source, State},
-    host::{
-        kubelet::{FileSystem, Swap},
-        runtime::Runtime,
-    },
+    host::{kubelet::FileSystem, runtime::Runtime},
 };
 
 const SWAP: &str = "kubelet.swap";
@@ -71,7 +68,7 @@ impl PressureSource {
         if let Some(path) = known().clone() {
             return path;
         }
-        let told = self.runtime.image_fs(PATIENCE).await.ok().and_then(|all| Some(all.into_iter().next()?.mountpoint));
+        let told = self.runtime.image_fs(PATIENCE).await.ok().and_then(|all| all.into_iter().next());
         match told.filter(|p| p.is_absolute()) {
             Some(path) => known().insert(path).clone(),
             None => IMAGES.into(),
@@ -278,11 +275,11 @@ fn disks(limits: &Limits, both: &[Disk; 2]) -> [Finding; 2] {
 }
 
 /// Swap, and whether the kubelet lives with it. It counts zram as well.
-fn swap(setup: &Setup, swaps: &[Swap]) -> Finding {
+fn swap(setup: &Setup, swaps: &[String]) -> Finding {
     if swaps.is_empty() {
         return Finding::ok(SWAP, "no swap is in use");
     }
-    let names = swaps.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
+    let names = swaps.join(", ");
     let config = match setup.config() {
         Ok(config) => config,
         Err(why) if setup.switch("fail-swap-on").is_none() => return Finding::unknown(SWAP, format!("swap is on ({names}); {why}")),
@@ -292,7 +289,7 @@ fn swap(setup: &Setup, swaps: &[Swap]) -> Finding {
         let behaviour = config.memory_swap.and_then(|m| m.swap_behavior).filter(|b| !b.is_empty()).unwrap_or_else(|| "NoSwap".into());
         return Finding::ok(SWAP, format!("swap is on ({names}), and the kubelet is told to live with it: failSwapOn: false, {behaviour}"));
     }
-    let zram = swaps.iter().all(|s| Path::new(&s.name).file_name().is_some_and(|n| n.to_string_lossy().starts_with("zram")));
+    let zram = swaps.iter().all(|s| Path::new(s).file_name().is_some_and(|n| n.to_string_lossy().starts_with("zram")));
     let off = if zram { "remove zram-tools (or systemd-zram-generator)" } else { "swapoff -a, and take it out of /etc/fstab" };
     let remedy =
         format!("failSwapOn: false in {} (memorySwap.swapBehavior: LimitedSwap lets pods use it); or {off}", setup.config_path.display());
@@ -301,7 +298,7 @@ fn swap(setup: &Setup, swaps: &[Swap]) -> Finding {
     } else {
         Finding::failed(SWAP, format!("swap is on ({names}) and failSwapOn is true: the kubelet does not start"), remedy)
     };
-    swaps.iter().fold(finding, |f, s| f.about(s.name.as_str()))
+    swaps.iter().fold(finding, |f, s| f.about(s.as_str()))
 }
 
 #[cfg(test)]
@@ -315,7 +312,6 @@ mod tests {
         error::Trouble,
         host::{
             kubelet::{Memory, Tasks},
-            runtime::ImageFs,
             units_fake::FakeUnits,
         },
     };
@@ -357,7 +353,7 @@ mod tests {
     async fn disks_are_judged_by_both_thresholds_also_where_they_are_one() {
         let host = Host::new();
         let images = Path::new("/srv/images");
-        host.runtime.change(|a| a.image_fs = Ok(vec![ImageFs { mountpoint: images.into(), ..ImageFs::default() }]));
+        host.runtime.change(|a| a.image_fs = Ok(vec![images.into()]));
         for (node, image, state, seen) in [
             (60, None, State::Ok, "nodefs (one with imagefs): more than 60 % available; the kubelet evicts below 10%; imagefs"),
             (16, None, State::Degraded, "imagefs (one with nodefs): 16Gi of 100Gi available (16 %), near imagefs.available < 15%"),
@@ -434,9 +430,8 @@ mod tests {
     #[tokio::test]
     async fn swap_is_a_fault_only_for_kubelets_that_do_not_live_with_it() {
         let host = Host::new();
-        let swap = |name: &str| Swap { name: name.into(), size: GIB, used: 0 };
         assert_eq!(host.finding(SWAP).await.state, State::Ok);
-        host.kubelet.change(|w| w.swaps = Ok(vec![swap("/dev/dm-1")]));
+        host.kubelet.change(|w| w.swaps = Ok(vec!["/dev/dm-1".into()]));
         for (told, flag, state) in [
             ("", "", State::Degraded),
             ("failSwapOn: true\n", "", State::Degraded),
@@ -455,7 +450,7 @@ mod tests {
         host.units.set(UNIT, FakeUnits::dead());
         let dead = host.finding(SWAP).await;
         assert!(dead.state == State::Failed && dead.subjects == ["/dev/dm-1"], "{dead:?}");
-        host.kubelet.change(|w| w.swaps = Ok(vec![swap("/dev/zram0")]));
+        host.kubelet.change(|w| w.swaps = Ok(vec!["/dev/zram0".into()]));
         assert!(host.finding(SWAP).await.remedy.contains("zram"));
         config(&host, "a: [");
         assert_eq!(host.finding(SWAP).await.state, State::Unknown);

@@ -132,7 +132,6 @@ mod tests {
             attributes: "twi-aotz--".into(),
             data: Some(data),
             metadata: Some(metadata),
-            size: 1 << 30,
             check_needed: false,
         }
     }

@@ -93,7 +93,7 @@ mod tests {
     use crate::{error::Trouble, health::State, host::units_fake::FakeUnits};
 
     fn clock(synchronized: bool, up: u64) -> Result<ClockState, Error> {
-        Ok(ClockState { synchronized, enabled: true, uptime: Duration::from_secs(up) })
+        Ok(ClockState { synchronized, uptime: Duration::from_secs(up) })
     }
 
     fn off() -> UnitState {

@@ -9,6 +9,7 @@ use crate::{
     crash_point,
     error::Error,
     health::{Known, State, containerd},
+    host::runtime::ConfigText,
     operation::{Handle, RepairCause, RepairPhase, RepairState},
 };
 
@@ -125,10 +126,10 @@ impl Inner {
         }
         let failed = |why: String| Error::RepairFailed { why };
         h.step("checking the new configuration");
-        for edit in edits {
-            let taken = self.parts.files.dump(&edit.text, DUMP).await;
-            taken.map_err(|e| failed(format!("containerd does not take what {} would hold: {e}", edit.path.display())))?;
-        }
+        let texts: Vec<ConfigText> = edits.iter().map(|e| ConfigText { path: e.path.clone(), text: e.text.clone() }).collect();
+        let taken = self.parts.files.try_edits(&texts, DUMP).await;
+        let paths = || edits.iter().map(|e| e.path.display().to_string()).collect::<Vec<_>>().join(", ");
+        taken.map_err(|e| failed(format!("containerd does not take what {} would hold: {e}", paths())))?;
         crash_point!("repair.checked");
         h.step("backing up");
         let mut backups = Vec::new();
@@ -141,7 +142,7 @@ impl Inner {
         crash_point!("repair.before_edit");
         for edit in edits {
             h.step(format!("editing {}", edit.path.display()));
-            if let Err(error) = self.parts.files.replace(&edit.path, Some(&edit.was), &edit.text).await {
+            if let Err(error) = self.parts.files.replace(&edit.path, &edit.was, &edit.text).await {
                 let cause = match error {
                     Error::RepairChanged { file } => RepairCause::Changed(file),
                     other => RepairCause::Failed(format!("{} could not be written: {other}", edit.path.display())),

@@ -15,8 +15,14 @@ use crate::{
 const STARTS: u32 = 2;
 
 impl Inner {
-    /// Goes on with what the last run of the agent left.
+    /// Goes on with what the last run of the agent left, and removes what is of no use.
     pub(super) fn settle(this: &Arc<Self>) {
+        let files = Arc::clone(&this.parts.files);
+        tokio::spawn(async move {
+            if let Err(error) = files.tidy().await {
+                tracing::warn!(%error, "what earlier runs left beside containerd's configuration is not all removed");
+            }
+        });
         for unfinished in this.vms.inner.ops.unfinished() {
             if unfinished.kind == v1::OperationKind::Repair {
                 let h = unfinished.handle;

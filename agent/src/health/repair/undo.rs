@@ -67,7 +67,7 @@ impl Inner {
         loop {
             let tried = async {
                 match self.holds(edit).await? {
-                    (Holds::New, text) => self.parts.files.replace(Path::new(&edit.path), Some(&text), &edit.was).await?,
+                    (Holds::New, text) => self.parts.files.replace(Path::new(&edit.path), &text, &edit.was).await?,
                     (holds, _) => return Ok(Some(holds)),
                 }
                 // Looked at again: what counts is what lies there.

@@ -10,7 +10,7 @@ use std::{
 
 use nix::{ifaddrs::getifaddrs, sys::statvfs::statvfs};
 
-use super::{FileSystem, LARGEST, Memory, Swap, Tasks, files::unreadable, look};
+use super::{FileSystem, LARGEST, Memory, Tasks, files::unreadable, look};
 use crate::error::{Error, Trouble};
 
 fn text(path: &Path) -> Result<String, Error> {
@@ -45,7 +45,7 @@ pub(super) fn addresses() -> Result<Vec<IpAddr>, Error> {
 }
 
 /// `/proc/swaps`; a kernel without swap has no such file.
-pub(super) fn swaps(proc: &Path) -> Result<Vec<Swap>, Error> {
+pub(super) fn swaps(proc: &Path) -> Result<Vec<String>, Error> {
     let path = proc.join("swaps");
     let text = match text(&path) {
         Err(Error::Look { trouble: Trouble::Missing, .. }) => return Ok(Vec::new()),
@@ -54,8 +54,8 @@ pub(super) fn swaps(proc: &Path) -> Result<Vec<Swap>, Error> {
     let swap = |line: &str| {
         // Blanks in a name are written as \040.
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let kib = |at: usize| fields.get(at)?.parse::<u64>().ok();
-        Some(Swap { name: (*fields.first()?).to_owned(), size: kib(2)? * 1024, used: kib(3)? * 1024 })
+        fields.get(2)?.parse::<u64>().ok()?;
+        Some(fields[0].to_owned())
     };
     text.trim().lines().skip(1).map(|line| swap(line).ok_or_else(|| garbled(&path, "a line without numbers"))).collect()
 }
@@ -152,8 +152,7 @@ mod tests {
         let head = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
         let text = format!("{head}/dev/dm-1 partition\t8388604\t\t1024\t\t-2\n/dev/zram0 partition\t1024\t0\t100\n");
         let dir = tree(&[("swaps", &text)]);
-        let swap = |name: &str, size, used| Swap { name: name.into(), size: size * KIB, used: used * KIB };
-        assert_eq!(swaps(dir.path()).unwrap(), [swap("/dev/dm-1", 8_388_604, 1024), swap("/dev/zram0", 1024, 0)]);
+        assert_eq!(swaps(dir.path()).unwrap(), ["/dev/dm-1", "/dev/zram0"]);
         fs::write(dir.path().join("swaps"), head).unwrap();
         assert!(swaps(dir.path()).unwrap().is_empty());
         fs::remove_file(dir.path().join("swaps")).unwrap();

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Answer, FileSystem, Kubelet, Memory, Swap, Tasks, look};
+use super::{Answer, FileSystem, Kubelet, Memory, Tasks, look};
 use crate::error::{Error, Trouble};
 
 /// What the kubelet's host is like.
@@ -27,7 +27,7 @@ pub struct World {
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Its swap spaces.
-    pub swaps: Result<Vec<Swap>, Error>,
+    pub swaps: Result<Vec<String>, Error>,
     /// Its memory.
     pub memory: Result<Memory, Error>,
     /// Its tasks.
@@ -111,7 +111,7 @@ impl Kubelet for FakeKubelet {
         Ok(self.lock().addresses.clone())
     }
 
-    async fn swaps(&self) -> Result<Vec<Swap>, Error> {
+    async fn swaps(&self) -> Result<Vec<String>, Error> {
         self.lock().swaps.clone()
     }
 

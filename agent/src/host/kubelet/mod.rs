@@ -22,17 +22,6 @@ pub const LARGEST: u64 = 1024 * 1024;
 /// Files on the local disk, and those of the kernel.
 const FILES: Duration = Duration::from_secs(3);
 
-/// A swap space that is in use.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Swap {
-    /// The file or device.
-    pub name: String,
-    /// Bytes.
-    pub size: u64,
-    /// Bytes.
-    pub used: u64,
-}
-
 /// Memory as the kubelet counts it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -96,8 +85,8 @@ pub trait Kubelet: Send + Sync + 'static {
     /// The host's addresses.
     async fn addresses(&self) -> Result<Vec<IpAddr>, Error>;
 
-    /// Swap spaces that are in use.
-    async fn swaps(&self) -> Result<Vec<Swap>, Error>;
+    /// Swap spaces that are in use: files or devices.
+    async fn swaps(&self) -> Result<Vec<String>, Error>;
 
     /// Memory as the kubelet counts it.
     async fn memory(&self) -> Result<Memory, Error>;
@@ -165,7 +154,7 @@ impl Kubelet for HostKubelet {
         self.kernel("the host's addresses", |_| counters::addresses()).await
     }
 
-    async fn swaps(&self) -> Result<Vec<Swap>, Error> {
+    async fn swaps(&self) -> Result<Vec<String>, Error> {
         self.kernel("the swap spaces", |this| counters::swaps(&this.proc)).await
     }
 

@@ -20,8 +20,7 @@ pub(super) async fn ask(proc: &Path, patience: Duration) -> Result<ClockState, E
     let asked = async {
         let connection = Connection::system().await?;
         let synchronized = property(&connection, "NTPSynchronized").await?;
-        let enabled = property(&connection, "NTP").await?;
-        Ok::<_, zbus::Error>(ClockState { synchronized, enabled, uptime })
+        Ok::<_, zbus::Error>(ClockState { synchronized, uptime })
     };
     match tokio::time::timeout(patience, asked).await {
         Ok(Ok(state)) => Ok(state),

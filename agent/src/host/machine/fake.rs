@@ -53,7 +53,7 @@ impl Default for Machines {
             thin_pools: Ok(None),
             zfs_pools: Ok(None),
             kernels: Ok(Kernels { running: "6.14.8-2-pve".into(), installed: vec!["6.14.8-2-pve".into()], ..Kernels::default() }),
-            clock: Ok(ClockState { synchronized: true, enabled: true, uptime: Duration::from_secs(86400) }),
+            clock: Ok(ClockState { synchronized: true, uptime: Duration::from_secs(86400) }),
             memory: Ok(memory),
             running_tasks: Ok(Vec::new()),
             connections: Ok(Connections::default()),

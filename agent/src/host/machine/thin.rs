@@ -26,7 +26,7 @@ pub(super) fn present(sysfs: &Path) -> Result<bool, Error> {
 
 /// Asks `lvs` for all thin pools.
 pub(super) async fn pools(patience: Duration) -> Result<Vec<ThinPool>, Error> {
-    const FIELDS: &str = "vg_name,lv_name,lv_attr,lv_size,data_percent,metadata_percent,lv_check_needed";
+    const FIELDS: &str = "vg_name,lv_name,lv_attr,data_percent,metadata_percent,lv_check_needed";
     // Newer versions put complaints into the report otherwise, where nobody looks for them.
     let plain = ["--reportformat", "json", "--units", "b", "--nosuffix", "--config", "log/report_command_log=0"];
     let args: Vec<&str> = plain.into_iter().chain(["--select", "segtype=thin-pool", "-o", FIELDS]).collect();
@@ -49,7 +49,6 @@ struct Row {
     vg_name: String,
     lv_name: String,
     lv_attr: String,
-    lv_size: String,
     data_percent: String,
     metadata_percent: String,
     #[serde(default)]
@@ -63,7 +62,6 @@ fn parse(text: &str) -> Result<Vec<ThinPool>, serde_json::Error> {
         name: format!("{}/{}", row.vg_name, row.lv_name),
         data: percent(&row.data_percent),
         metadata: percent(&row.metadata_percent),
-        size: row.lv_size.parse().unwrap_or_default(),
         check_needed: matches!(row.lv_check_needed.as_str(), "1" | "check needed"),
         attributes: row.lv_attr,
     };
@@ -82,14 +80,11 @@ mod tests {
     #[test]
     fn pools_are_read() {
         let text = r#"{"report": [{"lv": [
-            {"vg_name":"pve", "lv_name":"data", "lv_attr":"twi-aotz--", "lv_size":"1073741824", "data_percent":"12.50", "metadata_percent":"96.10", "lv_check_needed":""},
-            {"vg_name":"x", "lv_name":"t", "lv_attr":"twi-XXtzM-", "lv_size":"5", "data_percent":"", "metadata_percent":"", "lv_check_needed":"check needed"}
+            {"vg_name":"pve", "lv_name":"data", "lv_attr":"twi-aotz--", "data_percent":"12.50", "metadata_percent":"96.10", "lv_check_needed":""},
+            {"vg_name":"x", "lv_name":"t", "lv_attr":"twi-XXtzM-", "data_percent":"", "metadata_percent":"", "lv_check_needed":"check needed"}
         ]}], "log": []}"#;
         let pools = parse(text).unwrap();
-        assert_eq!(
-            (pools[0].name.as_str(), pools[0].data, pools[0].metadata, pools[0].size),
-            ("pve/data", Some(12.5), Some(96.1), 1 << 30)
-        );
+        assert_eq!((pools[0].name.as_str(), pools[0].data, pools[0].metadata), ("pve/data", Some(12.5), Some(96.1)));
         assert!(!pools[0].check_needed && pools[1].check_needed);
         assert_eq!((pools[1].data, pools[1].metadata), (None, None));
         assert_eq!(parse(r#"{"report":[{"lv":[]}]}"#).unwrap(), []);

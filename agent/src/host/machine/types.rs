@@ -87,8 +87,6 @@ pub struct ThinPool {
     pub data: Option<f64>,
     /// How full its metadata is, percent.
     pub metadata: Option<f64>,
-    /// Size in bytes.
-    pub size: u64,
     /// Whether `thin_check` must be run before it can be used again.
     pub check_needed: bool,
 }
@@ -137,8 +135,6 @@ pub struct Kernels {
 pub struct ClockState {
     /// Whether the kernel counts its error as less than 16 s, which somebody who synchronizes it must have told it: chrony, timesyncd, ntpd, PTP.
     pub synchronized: bool,
-    /// Whether a service that systemd knows for it is enabled.
-    pub enabled: bool,
     /// Since when the host is up.
     pub uptime: Duration,
 }
@@ -160,8 +156,6 @@ pub struct Memory {
     pub shared: u64,
     /// Swap.
     pub swap_total: u64,
-    /// Unused swap.
-    pub swap_free: u64,
     /// Processes killed for the lack of memory since boot, of the whole host or of a control group.
     pub killed: u64,
     /// How often a control group reached its own limit since boot; `None`: the kernel does not tell (cgroup v1).

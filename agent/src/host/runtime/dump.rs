@@ -13,7 +13,17 @@ use crate::error::{Error, Trouble};
 /// The most that is read of what it prints; a whole configuration has about 10 KiB.
 const MOST: u64 = 4 << 20;
 
-/// Asks `containerd config dump`. `copy`: a file with `text`; `main`: how it is called in what is told.
+/// A file that is tried by a copy of it.
+pub(super) struct Tried<'a> {
+    /// The copy.
+    pub(super) copy: &'a Path,
+    /// How it is called in what is told.
+    pub(super) file: &'a Path,
+    /// What it holds.
+    pub(super) text: &'a str,
+}
+
+/// Asks `containerd config dump`. The first one that is tried is the main file.
 ///
 /// That it ends with 0 is not enough: 1.6 does so, and ignores most of a file, when that is of a later version than it knows. So what it
 /// printed has to be a configuration, of no lower version than the text.
@@ -21,8 +31,9 @@ const MOST: u64 = 4 << 20;
 /// # Errors
 /// `Look`: `Missing` without the program, `Silent` when it takes too long, `Failed` with what it says of the text, or that it was killed, `Garbled` when it printed no
 /// configuration.
-pub(super) async fn dump(program: &Path, copy: &Path, main: &Path, text: &str, patience: Duration) -> Result<String, Error> {
+pub(super) async fn dump(program: &Path, tried: &[Tried<'_>], patience: Duration) -> Result<String, Error> {
     let look = |trouble, message: String| Error::Look { trouble, message };
+    let copy = tried.first().map_or(Path::new(""), |main| main.copy);
     let (status, printed, said) = tokio::time::timeout(patience, run(program, copy))
         .await
         .map_err(|_| look(Trouble::Silent, format!("{} config dump did not end within {} ms", program.display(), patience.as_millis())))?
@@ -30,7 +41,7 @@ pub(super) async fn dump(program: &Path, copy: &Path, main: &Path, text: &str, p
             let (trouble, message) = trouble::of_io(&e);
             look(trouble, format!("{}: {message}", program.display()))
         })?;
-    let said = complaint(&said).replace(&*copy.to_string_lossy(), &main.to_string_lossy());
+    let said = called(complaint(&said), tried);
     if status.code().is_none() {
         // Whatever it had said until then.
         return Err(look(Trouble::Failed, format!("containerd config dump was killed ({status})")));
@@ -43,11 +54,15 @@ pub(super) async fn dump(program: &Path, copy: &Path, main: &Path, text: &str, p
         return Err(look(Trouble::Garbled, format!("containerd config dump printed no configuration; it said: {said}")));
     };
     let version = |table: &toml::Table| table.get("version").and_then(toml::Value::as_integer).unwrap_or(1);
-    let (known, wanted) = (version(&whole), text.parse::<toml::Table>().map_or(1, |t| version(&t)));
-    if wanted > known {
+    let known = version(&whole);
+    for Tried { file, text, .. } in tried {
+        let wanted = text.parse::<toml::Table>().map_or(1, |t| version(&t));
+        if wanted <= known {
+            continue;
+        }
         let message = format!(
             "{}: has version {wanted}, but this containerd knows none above {known} and ignores what it does not know",
-            main.display()
+            file.display()
         );
         return Err(look(Trouble::Failed, message));
     }
@@ -76,6 +91,18 @@ async fn text(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&kept).into_owned())
 }
 
+/// What was said, with the files instead of their copies.
+fn called(mut said: String, tried: &[Tried<'_>]) -> String {
+    let mut names: Vec<(String, String)> =
+        tried.iter().map(|t| (t.copy.to_string_lossy().into_owned(), t.file.to_string_lossy().into_owned())).collect();
+    // One name may be the beginning of another.
+    names.sort_by_key(|(copy, _)| std::cmp::Reverse(copy.len()));
+    for (copy, file) in names {
+        said = said.replace(&copy, &file);
+    }
+    said
+}
+
 /// The line that says why, without those of the log before it.
 fn complaint(said: &str) -> String {
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
@@ -98,7 +125,8 @@ mod tests {
         for (end, wanted) in cases {
             std::fs::write(&program, format!("#!/bin/sh\necho 'containerd: unknown word' >&2; {end}\n")).unwrap();
             std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-            let error = dump(&program, &config, &config, "", Duration::from_secs(60)).await.unwrap_err();
+            let tried = [Tried { copy: &config, file: &config, text: "" }];
+            let error = dump(&program, &tried, Duration::from_secs(60)).await.unwrap_err();
             assert_eq!(error, Error::Look { trouble: Trouble::Failed, message: wanted.to_owned() });
         }
     }

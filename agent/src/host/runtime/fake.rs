@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{ConfigText, ImageFs, Plugin, Runtime, RuntimeCondition, RuntimeFiles, RuntimeStatus, RuntimeVersion, Sandbox};
+use super::{ConfigText, Plugin, Runtime, RuntimeCondition, RuntimeFiles, RuntimeStatus, RuntimeVersion, Sandbox};
 use crate::error::{Error, Trouble};
 
 /// An error of a look.
@@ -25,7 +25,7 @@ pub struct Answers {
     /// To `plugins`.
     pub plugins: Result<Vec<Plugin>, Error>,
     /// To `image_fs`.
-    pub image_fs: Result<Vec<ImageFs>, Error>,
+    pub image_fs: Result<Vec<PathBuf>, Error>,
     /// Images that it has.
     pub images: Result<Vec<String>, Error>,
     /// Why no sandbox is made; `Ok`: one is.
@@ -112,7 +112,7 @@ impl Runtime for FakeRuntime {
         self.called("plugins".into(), patience).await?.plugins
     }
 
-    async fn image_fs(&self, patience: Duration) -> Result<Vec<ImageFs>, Error> {
+    async fn image_fs(&self, patience: Duration) -> Result<Vec<PathBuf>, Error> {
         self.called("image_fs".into(), patience).await?.image_fs
     }
 
@@ -243,16 +243,17 @@ impl RuntimeFiles for FakeFiles {
         }
     }
 
-    async fn replace(&self, path: &Path, was: Option<&str>, text: &str) -> Result<(), Error> {
+    async fn try_edits(&self, edits: &[ConfigText], patience: Duration) -> Result<(), Error> {
+        for edit in edits {
+            self.dump(&edit.text, patience).await?;
+        }
+        Ok(())
+    }
+
+    async fn replace(&self, path: &Path, was: &str, text: &str) -> Result<(), Error> {
         let mut disk = self.works()?;
-        let found = disk.config.iter_mut().find(|f| f.path == path);
-        if found.as_ref().map(|f| f.text.as_str()) != was {
-            return Err(Error::RepairChanged { file: path.display().to_string() });
-        }
-        match found {
-            Some(file) => file.text = text.to_owned(),
-            None => disk.config.push(ConfigText { path: path.to_owned(), text: text.to_owned() }),
-        }
+        let found = disk.config.iter_mut().find(|f| f.path == path && f.text == was);
+        found.ok_or_else(|| Error::RepairChanged { file: path.display().to_string() })?.text = text.to_owned();
         Ok(())
     }
 
@@ -263,5 +264,9 @@ impl RuntimeFiles for FakeFiles {
         let copy = PathBuf::from(format!("{}.pvelet-{}", path.display(), disk.backups.len() + 1));
         disk.backups.push(ConfigText { path: copy.clone(), text });
         Ok(copy)
+    }
+
+    async fn tidy(&self) -> Result<(), Error> {
+        Ok(())
     }
 }

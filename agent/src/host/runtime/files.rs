@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::{OFlags, RenameFlags};
 
-use super::{ConfigText, RuntimeFiles, dump, trouble};
+use super::{ConfigText, RuntimeFiles, dump, leftovers, trial::Trial, trouble};
 use crate::{
     error::{Error, Trouble},
     host::blocking::Blocking,
@@ -81,21 +81,33 @@ impl RuntimeFiles for ContainerdFiles {
             read_all(&copy.0).map(|_| copy)
         };
         let copy = self.run(&self.config, beside).await?;
-        dump::dump(&self.program, &copy.0, &self.config, text, patience).await
+        let tried = [dump::Tried { copy: &copy.0, file: &self.config, text }];
+        dump::dump(&self.program, &tried, patience).await
     }
 
-    async fn replace(&self, path: &Path, was: Option<&str>, text: &str) -> Result<(), Error> {
-        let (file, was, text) = (path.to_owned(), was.map(str::to_owned), text.to_owned());
-        self.flushed(path, move || replace(&file, was.as_deref(), &text)).await
+    async fn try_edits(&self, edits: &[ConfigText], patience: Duration) -> Result<(), Error> {
+        let (main, edits) = (self.config.clone(), edits.to_vec());
+        let trial = self.run(&self.config, move || Trial::new(&main, edits)).await?;
+        dump::dump(&self.program, &trial.tried(), patience).await.map(drop)
+    }
+
+    async fn replace(&self, path: &Path, was: &str, text: &str) -> Result<(), Error> {
+        let (file, was, text) = (path.to_owned(), was.to_owned(), text.to_owned());
+        self.flushed(path, move || replace(&file, &was, &text)).await
     }
 
     async fn back_up(&self, path: &Path) -> Result<PathBuf, Error> {
         let (main, file) = (self.config.clone(), path.to_owned());
         self.flushed(path, move || back_up(&main, &file)).await
     }
+
+    async fn tidy(&self) -> Result<(), Error> {
+        let main = self.config.clone();
+        self.run(&self.config, move || leftovers::tidy(&main)).await
+    }
 }
 
-fn failed(path: &Path, error: &io::Error) -> Error {
+pub(super) fn failed(path: &Path, error: &io::Error) -> Error {
     let (trouble, message) = trouble::of_io(error);
     Error::Look { trouble, message: format!("{}: {message}", path.display()) }
 }
@@ -122,7 +134,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 }
 
 /// The main file and what it imports: breadth first, each once, as containerd reads and merges them.
-fn read_all(main: &Path) -> Result<Vec<ConfigText>, Error> {
+pub(super) fn read_all(main: &Path) -> Result<Vec<ConfigText>, Error> {
     let (mut files, mut seen) = (Vec::new(), BTreeSet::new());
     let mut pending = VecDeque::from([(main.to_owned(), None::<PathBuf>)]);
     while let Some((path, parent)) = pending.pop_front() {
@@ -150,23 +162,25 @@ fn read_all(main: &Path) -> Result<Vec<ConfigText>, Error> {
 fn imports(file: &Path, text: &str) -> Result<Vec<PathBuf>, Error> {
     let table = text.parse::<toml::Table>().unwrap_or_default();
     let list = table.get("imports").and_then(toml::Value::as_array).cloned().unwrap_or_default();
-    let folder = file.parent().unwrap_or(Path::new("/"));
     let mut found = Vec::new();
-    for import in list.iter().filter_map(toml::Value::as_str) {
-        // A relative one is meant from the file on; 1.6 means those with a star from its working folder on, which is / as a unit.
-        let path = folder.join(import);
-        if !import.contains('*') {
-            found.push(path.components().fold(PathBuf::new(), clean));
-            continue;
-        }
-        let pattern = path.to_string_lossy().into_owned();
-        let matches = glob::glob(&pattern).map_err(|e| Error::Look {
-            trouble: Trouble::Garbled,
-            message: format!("{}: imports \"{import}\", which is no pattern: {e}", file.display()),
-        })?;
-        found.extend(matches.filter_map(Result::ok).take(MOST_FILES + 1));
+    for entry in list.iter().filter_map(toml::Value::as_str) {
+        found.extend(import(file, entry)?);
     }
     Ok(found)
+}
+
+/// The files that one entry of `imports` means.
+pub(super) fn import(file: &Path, entry: &str) -> Result<Vec<PathBuf>, Error> {
+    // A relative one is meant from the file on; 1.6 means those with a star from its working folder on, which is / as a unit.
+    let path = file.parent().unwrap_or(Path::new("/")).join(entry);
+    if !entry.contains('*') {
+        return Ok(vec![path.components().fold(PathBuf::new(), clean)]);
+    }
+    let matches = glob::glob(&path.to_string_lossy()).map_err(|e| Error::Look {
+        trouble: Trouble::Garbled,
+        message: format!("{}: imports \"{entry}\", which is no pattern: {e}", file.display()),
+    })?;
+    Ok(matches.filter_map(Result::ok).take(MOST_FILES + 1).collect())
 }
 
 /// A path without `..`, as containerd writes it.
@@ -193,17 +207,27 @@ fn names(folder: &Path) -> Result<Option<Vec<String>>, Error> {
     Ok(Some(names))
 }
 
-/// A file of the agent's own beside another one; it goes when this is dropped, unless it was renamed.
-struct Copy(PathBuf);
+/// The number of the next copy that this process makes.
+pub(super) static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A file of the agent's own beside another one; it goes when this is dropped, unless it was renamed. See [`leftovers`].
+pub(super) struct Copy(pub(super) PathBuf);
 
 impl Copy {
-    /// Only its owner can read it.
-    fn beside(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    /// How the next one beside a file is called.
+    pub(super) fn name(path: &Path) -> PathBuf {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Not ending like the file itself, so that no import of `*.toml` takes it.
-        let copy = path.with_file_name(format!(".{name}.pvelet-new-{}-{number}", std::process::id()));
+        path.with_file_name(format!(".{name}.pvelet-new-{}-{number}", std::process::id()))
+    }
+
+    fn beside(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
+        Self::make(Self::name(path), bytes)
+    }
+
+    /// Only its owner can read it.
+    pub(super) fn make(copy: PathBuf, bytes: &[u8]) -> Result<Self, Error> {
         let fail = |e| failed(&copy, &e);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&copy).map_err(fail)?;
         let this = Self(copy.clone());
@@ -237,19 +261,11 @@ fn sync_folder(path: &Path) -> Result<(), io::Error> {
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
-fn replace(path: &Path, was: Option<&str>, text: &str) -> Result<(), Error> {
+fn replace(path: &Path, was: &str, text: &str) -> Result<(), Error> {
     let changed = || Error::RepairChanged { file: path.display().to_string() };
     // What a link points at is replaced, not the link.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let fail = |e: io::Error| failed(&target, &e);
-    let Some(was) = was else {
-        let copy = Copy::beside(&target, text.as_bytes())?;
-        fs::set_permissions(&copy.0, fs::Permissions::from_mode(0o644)).map_err(fail)?;
-        return match copy.place(&target) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(changed()),
-            other => other.map_err(fail),
-        };
-    };
     if read(&target)?.is_none_or(|bytes| bytes != was.as_bytes()) {
         return Err(changed());
     }
@@ -285,6 +301,9 @@ fn back_up(main: &Path, path: &Path) -> Result<PathBuf, Error> {
         let _ = fs::remove_file(&kept);
         let message = format!("{}: would be imported; let `imports` take only names that end with .toml", kept.display());
         return Err(Error::Look { trouble: Trouble::Failed, message });
+    }
+    if let Err(error) = leftovers::prune(folder, Some(&kept)) {
+        tracing::warn!(%error, "old backups of containerd's configuration are not removed");
     }
     Ok(kept)
 }

@@ -122,10 +122,9 @@ async fn a_file_is_replaced_only_while_it_holds_what_was_read() {
     }
     let before = fs::metadata(&path).unwrap();
     let files = etc.files();
-    assert!(matches!(files.replace(&path, Some("other"), "new").await, Err(Error::RepairChanged { .. })));
-    assert!(matches!(files.replace(&path, None, "new").await, Err(Error::RepairChanged { .. })));
+    assert!(matches!(files.replace(&path, "other", "new").await, Err(Error::RepairChanged { .. })));
     assert_eq!(fs::read_to_string(&path).unwrap(), "old");
-    files.replace(&path, Some("old"), "new").await.unwrap();
+    files.replace(&path, "old", "new").await.unwrap();
     let after = fs::metadata(&path).unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "new");
     assert_eq!((after.uid(), after.gid(), after.mode()), (before.uid(), before.gid(), before.mode()));
@@ -133,13 +132,10 @@ async fn a_file_is_replaced_only_while_it_holds_what_was_read() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_there_is_made() {
+async fn a_file_that_is_gone_is_not_made_again() {
     let etc = Etc::new();
-    let path = etc.path("config.toml");
-    assert!(matches!(etc.files().replace(&path, Some("old"), "new").await, Err(Error::RepairChanged { .. })));
-    etc.files().replace(&path, None, "new").await.unwrap();
-    assert_eq!((fs::read_to_string(&path).unwrap().as_str(), fs::metadata(&path).unwrap().mode() & 0o777), ("new", 0o644));
-    assert_eq!(etc.names(), ["config.toml"]);
+    assert!(matches!(etc.files().replace(&etc.path("config.toml"), "old", "new").await, Err(Error::RepairChanged { .. })));
+    assert_eq!(etc.names(), [] as [&str; 0]);
 }
 
 #[tokio::test]
@@ -148,7 +144,7 @@ async fn bytes_that_are_no_text_are_not_taken_for_what_replaces_them() {
     let path = etc.write("config.toml", b"# caf\xe9\n");
     let read = etc.files().config().await.unwrap().remove(0).text;
     assert_eq!(read, "# caf\u{fffd}\n");
-    assert!(matches!(etc.files().replace(&path, Some(&read), "new").await, Err(Error::RepairChanged { .. })));
+    assert!(matches!(etc.files().replace(&path, &read, "new").await, Err(Error::RepairChanged { .. })));
     assert_eq!(fs::read(&path).unwrap(), b"# caf\xe9\n");
 }
 
@@ -157,7 +153,7 @@ async fn what_a_link_points_at_is_replaced() {
     let etc = Etc::new();
     let real = etc.write("real/config.toml", "old");
     symlink(&real, etc.path("config.toml")).unwrap();
-    etc.files().replace(&etc.path("config.toml"), Some("old"), "new").await.unwrap();
+    etc.files().replace(&etc.path("config.toml"), "old", "new").await.unwrap();
     assert_eq!(fs::read_to_string(&real).unwrap(), "new");
     assert!(fs::symlink_metadata(etc.path("config.toml")).unwrap().is_symlink());
 }
@@ -203,4 +199,69 @@ async fn a_dump_is_believed_only_when_it_is_a_configuration() {
     etc.program("exec sleep 60");
     assert_eq!(trouble(etc.files().dump(text, Duration::from_millis(50)).await).0, Trouble::Silent);
     assert_eq!(etc.names(), ["containerd"], "no copy stays");
+}
+
+#[tokio::test]
+async fn what_dead_agents_left_is_removed_and_nothing_else() {
+    let etc = Etc::new();
+    etc.write("config.toml", "imports = [\"conf.d/*.toml\"]");
+    etc.write("conf.d/a.toml", "");
+    let real = etc.write("real/b.toml", "");
+    symlink(&real, etc.path("conf.d/b.toml")).unwrap();
+    // No kernel gives out that number; the first process always runs.
+    let (dead, own, other) = (i32::MAX, std::process::id(), 1);
+    for folder in ["", "conf.d/", "real/"] {
+        etc.write(&format!("{folder}.a.toml.pvelet-new-{dead}-0"), "");
+        etc.write(&format!("{folder}.a.toml.pvelet-new-{own}-4294967295"), "");
+        etc.write(&format!("{folder}.a.toml.pvelet-new-{other}-0"), "");
+        etc.write(&format!("{folder}.a.toml.swp"), "");
+        fs::create_dir_all(etc.path(&format!("{folder}.b.toml.pvelet-new-{dead}-1"))).unwrap();
+    }
+    etc.write(&format!("elsewhere/.a.toml.pvelet-new-{dead}-0"), "");
+    etc.files().tidy().await.unwrap();
+    for folder in ["", "conf.d", "real"] {
+        let mut left: Vec<String> = fs::read_dir(etc.path(folder))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .filter(|n| n.starts_with('.'))
+            .collect();
+        left.sort();
+        let mut wanted = [format!(".a.toml.pvelet-new-{other}-0"), ".a.toml.swp".to_owned(), format!(".b.toml.pvelet-new-{dead}-1")];
+        wanted.sort();
+        assert_eq!(left, wanted, "in {folder}: of processes that run, of others, and what is no file");
+    }
+    assert!(etc.path(&format!("elsewhere/.a.toml.pvelet-new-{dead}-0")).exists());
+    // Where containerd was never installed.
+    Etc::new().files().tidy().await.unwrap();
+    ContainerdFiles::new("/none/here/config.toml", "/none").tidy().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_ten_newest_backups_of_a_file_stay() {
+    let etc = Etc::new();
+    let path = etc.write("config.toml", "text");
+    let old = |n: u32| format!("config.toml.pvelet-20250101T0000{n:02}Z");
+    for n in 0..12 {
+        etc.write(&old(n), "");
+    }
+    // Those of another file, and what a person has kept.
+    let others = ["b.toml.pvelet-20240101T000000Z", "config.toml.pvelet-20240101T000000Z.good", "config.toml.old"];
+    others.iter().for_each(|name| drop(etc.write(name, "")));
+    let kept = etc.files().back_up(&path).await.unwrap();
+    let backups = |etc: &Etc| etc.names().into_iter().filter(|n| n.starts_with("config.toml.pvelet-2025")).collect::<Vec<_>>();
+    assert_eq!(backups(&etc), (3..12).map(old).collect::<Vec<_>>());
+    assert!(kept.exists() && others.iter().all(|name| etc.path(name).exists()));
+    // With a clock that was set back the newest is still the one that was just made.
+    fs::remove_file(&kept).unwrap();
+    for n in 0..12 {
+        etc.write(&format!("config.toml.pvelet-29990101T0000{n:02}Z"), "");
+    }
+    let kept = etc.files().back_up(&path).await.unwrap();
+    assert_eq!((backups(&etc).len(), kept.exists()), (0, true));
+    assert_eq!(etc.names().iter().filter(|n| n.starts_with("config.toml.pvelet-2999")).count(), 9);
+    for n in 20..23 {
+        etc.write(&format!("config.toml.pvelet-29990101T0000{n:02}Z-2"), "");
+    }
+    etc.files().tidy().await.unwrap();
+    assert_eq!(etc.names().iter().filter(|n| n.starts_with("config.toml.pvelet-2999")).count(), 10);
 }

@@ -7,10 +7,12 @@ pub mod fake;
 mod files;
 #[cfg(test)]
 mod files_tests;
+mod leftovers;
 mod pod;
 mod socket;
 #[cfg(test)]
 mod socket_tests;
+mod trial;
 mod trouble;
 pub mod watch;
 
@@ -68,17 +70,6 @@ pub struct Plugin {
     pub error: String,
 }
 
-/// Usage of the file system of images (CRI `ImageFsInfo`).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImageFs {
-    /// Where it is mounted.
-    pub mountpoint: PathBuf,
-    /// Bytes used by images.
-    pub used_bytes: u64,
-    /// Inodes used by images.
-    pub used_inodes: u64,
-}
-
 /// A pod sandbox that the agent made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sandbox {
@@ -100,8 +91,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// Its plugins, those that could not be loaded included.
     async fn plugins(&self, patience: Duration) -> Result<Vec<Plugin>, Error>;
 
-    /// CRI `ImageFsInfo`.
-    async fn image_fs(&self, patience: Duration) -> Result<Vec<ImageFs>, Error>;
+    /// Where the file systems of images are mounted (CRI `ImageFsInfo`).
+    async fn image_fs(&self, patience: Duration) -> Result<Vec<PathBuf>, Error>;
 
     /// Whether it has this image (CRI `ImageStatus`). Never pulls.
     async fn has_image(&self, image: &str, patience: Duration) -> Result<bool, Error>;
@@ -143,11 +134,19 @@ pub trait RuntimeFiles: Send + Sync + 'static {
     /// folder's name space, so that relative imports work. Returns what it would make of it. Errors: `Look` with what it says.
     async fn dump(&self, text: &str, patience: Duration) -> Result<String, Error>;
 
-    /// Replaces a file of the configuration by rename, fsynced with its folder; owner and mode stay. `was`: what it must hold still (`None`:
-    /// there must be none). Errors: `RepairChanged` when it holds something else; `Look`.
-    async fn replace(&self, path: &Path, was: Option<&str>, text: &str) -> Result<(), Error>;
+    /// Whether containerd takes its configuration with these files edited, each in its place. Nothing that it reads is touched: `config dump` is
+    /// asked about copies that import each other. Errors: `Look` with what it says; also when a file is no part of the configuration.
+    async fn try_edits(&self, edits: &[ConfigText], patience: Duration) -> Result<(), Error>;
 
-    /// Keeps a copy of a file beside the main file, under a name that says when and by whom, and returns its path. Errors: `Look`; also when
-    /// the configuration would import the copy.
+    /// Replaces a file of the configuration by rename, fsynced with its folder; owner and mode stay. `was`: what it must hold still.
+    /// Errors: `RepairChanged` when it holds something else, or is gone; `Look`.
+    async fn replace(&self, path: &Path, was: &str, text: &str) -> Result<(), Error>;
+
+    /// Keeps a copy of a file beside the main file, under a name that says when and by whom, and returns its path. The ten newest copies of a file
+    /// stay. Errors: `Look`; also when the configuration would import the copy.
     async fn back_up(&self, path: &Path) -> Result<PathBuf, Error>;
+
+    /// Removes what agents that were killed have left beside the files, and backups beyond the ten newest of a file. For the start of an agent, when
+    /// it is the only one. Errors: `Look`, with the first that could not be removed; the others are.
+    async fn tidy(&self) -> Result<(), Error>;
 }

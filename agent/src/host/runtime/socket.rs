@@ -16,7 +16,7 @@ use tonic::{
 };
 
 use super::{
-    ImageFs, Plugin, Runtime, RuntimeCondition, RuntimeStatus, RuntimeVersion, Sandbox,
+    Plugin, Runtime, RuntimeCondition, RuntimeStatus, RuntimeVersion, Sandbox,
     api::{
         cri::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient},
         introspection::{self, introspection_client::IntrospectionClient},
@@ -162,16 +162,10 @@ impl Runtime for ContainerdSocket {
         Ok(answer.plugins.into_iter().map(plugin).collect())
     }
 
-    async fn image_fs(&self, patience: Duration) -> Result<Vec<ImageFs>, Error> {
+    async fn image_fs(&self, patience: Duration) -> Result<Vec<PathBuf>, Error> {
         let question = cri::ImageFsInfoRequest {};
         let answer = self.call(patience, question, true, |c, q| async move { ImageServiceClient::new(c).image_fs_info(q).await }).await?;
-        let value = |v: Option<cri::UInt64Value>| v.map_or(0, |v| v.value);
-        let usage = |f: cri::FilesystemUsage| ImageFs {
-            mountpoint: f.fs_id.map(|i| i.mountpoint.into()).unwrap_or_default(),
-            used_bytes: value(f.used_bytes),
-            used_inodes: value(f.inodes_used),
-        };
-        Ok(answer.image_filesystems.into_iter().map(usage).collect())
+        Ok(answer.image_filesystems.into_iter().map(|f| f.fs_id.map(|i| i.mountpoint.into()).unwrap_or_default()).collect())
     }
 
     async fn has_image(&self, image: &str, patience: Duration) -> Result<bool, Error> {

@@ -28,6 +28,8 @@ pub(crate) struct Host {
     pub(crate) useless: bool,
     /// The agent is one that does not have this service.
     pub(crate) old: bool,
+    /// Checks that are run never come to their end.
+    pub(crate) hanging: bool,
     /// The host's clock is so many seconds ahead of ours; nothing for one that always says [`NOW`].
     pub(crate) ahead: Option<i64>,
     /// What was asked for, in order.
@@ -78,8 +80,16 @@ impl HealthFake {
             repair: Some(v1::RepairStatus { policy: v1::RepairPolicy::OnRequest.into(), limit_per_hour: 2, ..Default::default() }),
             time: Some(prost_types::Timestamp { seconds: NOW, nanos: 0 }),
         };
-        let state =
-            Host { health, plan: v1::RepairPlan::default(), refusal: None, useless: false, old: false, ahead: None, calls: Vec::new() };
+        let state = Host {
+            health,
+            plan: v1::RepairPlan::default(),
+            refusal: None,
+            useless: false,
+            old: false,
+            hanging: false,
+            ahead: None,
+            calls: Vec::new(),
+        };
         Self { state: Arc::new(Mutex::new(state)), changed: watch::channel(0).0, cut: watch::channel(0).0, book }
     }
 
@@ -174,8 +184,15 @@ impl HealthService for HealthFake {
 
     async fn run_check(&self, request: Request<v1::RunCheckRequest>) -> Result<Response<v1::RunCheckResponse>, Status> {
         let wanted = request.into_inner().checks;
-        let mut state = self.here()?;
-        state.calls.push(format!("run {}", wanted.join(" ")));
+        let hanging = {
+            let mut state = self.here()?;
+            state.calls.push(format!("run {}", wanted.join(" ")));
+            state.hanging
+        };
+        if hanging {
+            std::future::pending::<()>().await;
+        }
+        let state = self.here()?;
         let fits = |c: &HealthCheck, w: &String| c.id == *w || c.group == *w;
         if let Some(unknown) = wanted.iter().find(|w| !state.health.checks.iter().any(|c| fits(c, w))) {
             let text = format!("there is no check '{unknown}' here");

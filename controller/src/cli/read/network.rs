@@ -307,7 +307,7 @@ pub(in crate::cli) async fn preflight(session: &Session, args: &PreflightNetwork
     let reached = of_many(results.len(), errors(&results));
     Ok(match (reached, worst) {
         // The numbers are 2 for errors, 1 for warnings, as the help says.
-        (Exit::Ok, 0) => Exit::Usage,
+        (Exit::Ok, 0) => Exit::Critical,
         (Exit::Ok, 1 | 2) => Exit::Failed,
         (reached, _) => reached,
     })

@@ -87,7 +87,7 @@ async fn doctor_tells_what_is_not_well_with_its_remedy_and_one_line_for_what_is(
     );
     assert_eq!(ran.out.lines().last(), Some("12 checks, 10 ok, 2 not applicable"));
     break_it(&world);
-    let ran = world.run(&["doctor", "pve1"]).await.expect(Exit::Usage);
+    let ran = world.run(&["doctor", "pve1"]).await.expect(Exit::Critical);
     let want = "\
 pve1: failed
   containerd  failed (1 ok, 2 failed)
@@ -109,7 +109,7 @@ pve1: failed
     assert_eq!(ran.out, want);
     let ran = world.run_with(&["doctor"], None, |io| io.colour = true).await;
     assert!(ran.out.contains("\u{1b}[31mpve1: failed\u{1b}[0m") && ran.out.contains("\u{1b}[32mpve2: ok\u{1b}[0m"), "{:?}", ran.out);
-    let json = world.run(&["doctor", "-o", "json"]).await.expect(Exit::Usage).json();
+    let json = world.run(&["doctor", "-o", "json"]).await.expect(Exit::Critical).json();
     assert_eq!(json["hosts"][0]["checks"][2]["id"], "containerd.sandbox");
 }
 
@@ -119,7 +119,7 @@ async fn the_exit_status_of_doctor_is_that_of_the_worst() {
     for (state, exit) in [
         (CheckState::Degraded, Exit::Failed),
         (CheckState::Unknown, Exit::Failed),
-        (CheckState::Failed, Exit::Usage),
+        (CheckState::Failed, Exit::Critical),
         (CheckState::NotApplicable, Exit::Ok),
     ] {
         world.hosts[1].health.set(check("host.storages", state));
@@ -135,9 +135,12 @@ async fn the_exit_status_of_doctor_is_that_of_the_worst() {
     assert!(ran.err.contains("pve1: the agent does not tell its host's health yet; upgrade pvelet-agent"), "{}", ran.err);
     assert_eq!(ran.out, "0 checks, 0 ok; 1 of 1 hosts told nothing\n");
     world.add_dead().await;
-    let ran = world.run(&["doctor"]).await.expect(Exit::Usage);
+    let ran = world.run(&["doctor"]).await.expect(Exit::Critical);
     assert!(ran.err.contains("dead: cannot connect") && ran.out.ends_with("; 2 of 3 hosts told nothing\n"), "{}\n{}", ran.out, ran.err);
     world.run(&["doctor", "pve7"]).await.expect(Exit::NotFound);
+    // A mistake of the caller's is nothing that was found.
+    world.run(&["doctor", "--pve1"]).await.expect(Exit::Usage);
+    assert_eq!([Exit::Failed, Exit::Critical, Exit::Usage].map(|exit| exit as u8), [1, 2, 64]);
 }
 
 #[tokio::test]
@@ -152,6 +155,28 @@ async fn checks_are_run_on_request() {
     assert!(ran.err.contains("'Host Quorum' is not a check: use an id such as"), "{}", ran.err);
     world.run(&["doctor", "--run"]).await.expect(Exit::Ok);
     assert_eq!(calls(&world, 1)[1..], ["run agent containerd host kubelet network"]);
+}
+
+#[tokio::test]
+async fn doctor_shows_what_is_known_where_checks_do_not_come_to_their_end() {
+    let world = world().await;
+    break_it(&world);
+    world.hosts[0].health.lock().hanging = true;
+    let args = ["doctor", "--run"];
+    let hung = async {
+        // The time goes on by itself once nothing else happens.
+        while calls(&world, 0).is_empty() || calls(&world, 1).is_empty() {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::pause();
+    };
+    let (ran, ()) = tokio::join!(world.run(&args), hung);
+    let ran = ran.expect(Exit::Critical);
+    assert!(ran.err.contains("pve1: not all checks came to their end within 60 s; shown is what is known\n"), "{}", ran.err);
+    assert!(!ran.err.contains("pve2"), "{}", ran.err);
+    for want in ["pve1: failed\n", "\n    containerd.runtime-type: failed for 1m30s\n", "\npve2: ok\n"] {
+        assert!(ran.out.contains(want), "{want}\n{}", ran.out);
+    }
 }
 
 #[tokio::test]

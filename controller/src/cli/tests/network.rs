@@ -189,15 +189,15 @@ async fn preflight_groups_by_how_bad_it_is_and_says_so_by_its_exit_status() {
     net(&world, 0, |n| n.checks.push(check("net.warn", State::Failed, Severity::Warning)));
     on(&world, "preflight", &[]).await.expect(Exit::Failed);
     net(&world, 0, |n| n.checks.push(check("net.bad", State::Failed, Severity::Error)));
-    let ran = world.run_with(&["network", "preflight", "--host", "pve1"], None, |io| io.colour = true).await.expect(Exit::Usage);
+    let ran = world.run_with(&["network", "preflight", "--host", "pve1"], None, |io| io.colour = true).await.expect(Exit::Critical);
     let (bad, warn) = (ran.out.find("net.bad").unwrap(), ran.out.find("net.warn").unwrap());
     assert!(bad < warn && ran.out.contains("\u{1b}[31mnet.bad") && ran.out.contains("\u{1b}[33mnet.warn"), "{:?}", ran.out);
-    let json = on(&world, "preflight", &["-o", "json"]).await.expect(Exit::Usage).json();
+    let json = on(&world, "preflight", &["-o", "json"]).await.expect(Exit::Critical).json();
     assert_eq!((&json["hosts"][0]["checks"][0]["id"], &json["hosts"][0]["checks"][0]["severity"]), (&"net.bad".into(), &"error".into()));
     world.add_dead().await;
     world.run(&["network", "preflight", "--host", "pve2", "--host", "dead"]).await.expect(Exit::Partial);
     let path = file(&world, FILE);
-    on(&world, "preflight", &["-f", &path]).await.expect(Exit::Usage);
+    on(&world, "preflight", &["-f", &path]).await.expect(Exit::Critical);
 }
 
 #[tokio::test]

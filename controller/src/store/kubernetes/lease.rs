@@ -71,7 +71,7 @@ pub struct Term {
 
 /// What a try to take the Lease came to.
 enum Try {
-    Taken(Lease),
+    Taken(Box<Lease>),
     /// Somebody else was quicker.
     Lost,
     Failed(String),
@@ -132,7 +132,7 @@ impl Leader {
                 () = time => {
                     let before = Instant::now();
                     match self.take(seen.as_ref().and_then(|(lease, _)| lease.as_ref())).await {
-                        Try::Taken(lease) => match self.begin(lease, before) {
+                        Try::Taken(lease) => match self.begin(*lease, before) {
                             Ok(term) => return term,
                             Err(text) => warn!("{text}"),
                         },
@@ -168,7 +168,7 @@ impl Leader {
             }
         };
         match result {
-            Ok(lease) => Try::Taken(lease),
+            Ok(lease) => Try::Taken(Box::new(lease)),
             Err(e) if matches!(e.code(), Some(404 | 409)) => Try::Lost,
             Err(e) => Try::Failed(e.text()),
         }
@@ -199,8 +199,8 @@ impl Leader {
                 return None;
             }
             match tokio::time::timeout_at(since + deadline, self.renew_once(&lease)).await {
-                Ok(Renewal::Done(new)) => (lease, since) = (new, before),
-                Ok(Renewal::Written(new)) => lease = new,
+                Ok(Renewal::Done(new)) => (lease, since) = (*new, before),
+                Ok(Renewal::Written(new)) => lease = *new,
                 Ok(Renewal::Failed(text)) => debug!("the Lease cannot be renewed: {text}"),
                 Ok(Renewal::Lost) => {
                     warn!("the Lease was taken by another instance, or removed: not leading any more");
@@ -220,14 +220,14 @@ impl Leader {
             spec.renew_time = Some(MicroTime(Timestamp::now()));
         }
         match within(self.api.replace(&self.options.name, &PostParams::default(), &new)).await {
-            Ok(lease) => return Renewal::Done(lease),
+            Ok(lease) => return Renewal::Done(Box::new(lease)),
             Err(e) if e.code() == Some(404) => return Renewal::Lost,
             Err(e) if e.code() != Some(409) => return Renewal::Failed(e.text()),
             Err(_) => {}
         }
         // Somebody wrote it. It may have been a renewal of ours whose answer was lost, or a person with a label.
         match within(self.api.get_opt(&self.options.name)).await {
-            Ok(Some(now)) if term(&now) == term(lease) => Renewal::Written(now),
+            Ok(Some(now)) if term(&now) == term(lease) => Renewal::Written(Box::new(now)),
             Ok(_) => Renewal::Lost,
             Err(e) => Renewal::Failed(e.text()),
         }
@@ -236,9 +236,9 @@ impl Leader {
 
 /// What a renewal came to.
 enum Renewal {
-    Done(Lease),
+    Done(Box<Lease>),
     /// Not renewed, but still ours, in this version.
-    Written(Lease),
+    Written(Box<Lease>),
     Failed(String),
     Lost,
 }

@@ -223,21 +223,27 @@ impl<'a> Declared<'a> {
         }
     }
 
+    /// containerd's socket, in the last file that sets it: file, key, value. From 2.3 on a plugin of its own has it; what `[grpc]` says is brought
+    /// there from files of older versions that do not have that plugin's section, and is ignored in others.
+    fn address(&self) -> Option<(usize, &'static [&'static str], &'a str)> {
+        let newest = self.generation.newest();
+        self.texts.iter().enumerate().rev().find_map(|(file, text)| {
+            let root = text.root()?;
+            let moved = newest >= 4 && (text.version().unwrap_or(0) >= 4 || find(root, &["plugins", SERVER]).is_some());
+            let key: &'static [&'static str] = if moved { &["plugins", SERVER, "address"] } else { &["grpc", "address"] };
+            Some((file, key, find(root, key)?.1.as_str().filter(|a| !a.is_empty())?))
+        })
+    }
+
     /// containerd's socket as the files have it.
     fn endpoint(&self) -> String {
-        let root = |path: &[&str]| {
-            let said = |t: &Text<'_>| Some(find(t.root()?, path)?.1.as_str()?.to_owned()).filter(|a| !a.is_empty());
-            self.texts.iter().rev().find_map(said)
-        };
-        let server = if self.generation == (Generation::Two { newest: 4 }) { root(&["plugins", SERVER, "address"]) } else { None };
-        server.or_else(|| root(&["grpc", "address"])).unwrap_or_else(|| crate::config::defaults::CONTAINERD_SOCKET.to_owned())
+        self.address().map_or(crate::config::defaults::CONTAINERD_SOCKET, |(_, _, address)| address).to_owned()
     }
 
     /// Where the socket is set.
     pub(super) fn endpoint_place(&self) -> Option<Place> {
-        let place = |path: &[&str]| self.texts.iter().enumerate().rev().find_map(|(n, t)| t.place(n, path));
-        let server = if self.generation == (Generation::Two { newest: 4 }) { place(&["plugins", SERVER, "address"]) } else { None };
-        server.or_else(|| place(&["grpc", "address"]))
+        let (file, key, _) = self.address()?;
+        self.texts[file].place(file, key)
     }
 
     /// What containerd would have with these files. `builtin`: what it has without any.

@@ -29,7 +29,7 @@ impl std::fmt::Display for Generation {
             Self::One { minor: Some(minor) } => write!(f, "containerd 1.{minor}"),
             Self::One { minor: None } => f.write_str("containerd 1.x"),
             Self::Two { newest: 3 } => f.write_str("containerd 2.0 to 2.2"),
-            Self::Two { .. } => f.write_str("containerd 2.3"),
+            Self::Two { .. } => f.write_str("containerd 2.3 or newer"),
         }
     }
 }

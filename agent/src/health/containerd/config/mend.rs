@@ -22,8 +22,8 @@ use crate::host::runtime::ConfigText;
 pub struct Mended {
     /// Which one.
     pub path: PathBuf,
-    /// What it holds; `None`: there is none yet.
-    pub was: Option<String>,
+    /// What it holds.
+    pub was: String,
     /// What it is to hold.
     pub text: String,
     /// Ids of the checks that are mended.
@@ -53,7 +53,7 @@ pub fn mend(facts: &Facts) -> Vec<Mended> {
         match files.iter_mut().find(|f| f.path == path) {
             Some(file) if file.text == text => break,
             Some(file) => file.text = text,
-            None => files.push(ConfigText { path, text }),
+            None => return Vec::new(),
         }
         if steps == STEPS {
             return Vec::new();
@@ -70,9 +70,15 @@ pub fn mend(facts: &Facts) -> Vec<Mended> {
     }
     let partly: Vec<&'static str> =
         judged(&work).into_iter().filter(|f| f.state == State::Degraded && mends.contains(&f.id)).map(|f| f.id).collect();
-    let was = |path: &PathBuf| files.iter().find(|f| f.path == *path).map(|f| f.text.clone());
-    let changed = work.files.unwrap_or_default().into_iter().filter(|f| was(&f.path).as_ref() != Some(&f.text));
-    changed.map(|f| Mended { was: was(&f.path), path: f.path, text: f.text, mends: mends.clone(), partly: partly.clone() }).collect()
+    let changed = files.iter().zip(work.files.unwrap_or_default()).filter(|(was, now)| was.text != now.text);
+    let mended = |(was, now): (&ConfigText, ConfigText)| Mended {
+        path: now.path,
+        was: was.text.clone(),
+        text: now.text,
+        mends: mends.clone(),
+        partly: partly.clone(),
+    };
+    changed.map(mended).collect()
 }
 
 /// Checks whose faults stand in the files and can be mended.
@@ -191,10 +197,7 @@ fn set(scene: &Scene<'_>, declared: &Declared<'_>, key: Key<'_>, value: &str) ->
         return done(scene, section.file, text);
     }
     let generation = declared.generation;
-    let Some(main) = scene.texts.first() else {
-        // The file begins.
-        return Some((scene.facts.main.clone(), format!("version = {}\n", generation.newest())));
-    };
+    let main = scene.texts.first()?;
     let plugin = match (generation, declared.version()) {
         (Generation::One { .. }, ..2) => SHORT,
         (Generation::One { .. }, _) => CRI,

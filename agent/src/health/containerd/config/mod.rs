@@ -181,9 +181,10 @@ fn with_scene<T>(facts: &Facts, run: impl FnOnce(&Scene<'_>) -> T) -> T {
         _ => None,
     };
     if let (Some(now), Some(next)) = (&mut now, &next) {
-        // 2.x tells nothing of images.
+        // 2.x tells nothing of images, and nothing of a key that it ignores.
         now.snapshotter = now.snapshotter.take().or_else(|| next.snapshotter.clone());
         now.sandbox_image = now.sandbox_image.take().or_else(|| next.sandbox_image.clone());
+        now.systemd_cgroup |= matches!(generation, Generation::Two { .. }) && next.systemd_cgroup;
     }
     let guessed = !Generation::is_known(version, plugins, builtin);
     run(&Scene { facts, texts: &texts, declared, generation, guessed, now, next })

@@ -336,9 +336,13 @@ impl RuntimeFiles for Process {
         self.call("dump", |host, _| if host.world.taken { Ok(text.to_owned()) } else { Err(refused) }).await
     }
 
-    async fn replace(&self, path: &Path, was: Option<&str>, text: &str) -> Result<(), Error> {
+    async fn try_edits(&self, edits: &[ConfigText], patience: Duration) -> Result<(), Error> {
+        self.dump(&edits[0].text, patience).await.map(drop)
+    }
+
+    async fn replace(&self, path: &Path, was: &str, text: &str) -> Result<(), Error> {
         self.call("replace", |_, model| {
-            if Some(model.file.as_str()) != was {
+            if model.file != was {
                 return Err(Error::RepairChanged { file: path.display().to_string() });
             }
             text.clone_into(&mut model.file);
@@ -355,5 +359,9 @@ impl RuntimeFiles for Process {
             Ok(PathBuf::from(format!("{}.{}", path.display(), model.backups.len())))
         })
         .await
+    }
+
+    async fn tidy(&self) -> Result<(), Error> {
+        Ok(())
     }
 }

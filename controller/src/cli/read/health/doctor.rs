@@ -58,14 +58,13 @@ fn worst(host: &HealthView) -> State {
 fn verdict(results: &[HostResult<HealthView>]) -> Exit {
     let of = |r: &HostResult<HealthView>| match &r.result {
         Ok(host) => match worst(host) {
-            State::Failed => Exit::Usage,
+            State::Failed => Exit::Critical,
             State::Degraded | State::Unknown => Exit::Failed,
             State::Ok | State::NotApplicable => Exit::Ok,
         },
-        Err(e) if e.unreachable() => Exit::Usage,
+        Err(e) if e.unreachable() => Exit::Critical,
         Err(_) => Exit::Failed,
     };
-    // The numbers are 2 for what has failed and 1 for what is degraded, as the help says.
     results.iter().map(of).max_by_key(|exit| *exit as u8).unwrap_or(Exit::Ok)
 }
 

@@ -72,7 +72,7 @@ pub(super) fn told(view: &View, generation: Generation) -> Value {
 
 /// What a release writes without files.
 pub(super) fn builtin(version: &str) -> &'static str {
-    if version.starts_with("v2.3") {
+    if version.starts_with("v2.3") || version.starts_with("v2.4") {
         "version = 4\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'registry.k8s.io/pause:3.10.2'\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/opt/cni/bin']\n"
     } else if version.starts_with("v2") {
         "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'registry.k8s.io/pause:3.10'\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/opt/cni/bin']\n"

@@ -21,7 +21,7 @@ fn facts(version: &str, texts: &[&str]) -> Facts {
 
 /// The changed lines, as `-` and `+`.
 fn diff(mended: &Mended) -> String {
-    let was = mended.was.as_deref().unwrap_or_default();
+    let was = mended.was.as_str();
     let diff = TextDiff::from_lines(was, &mended.text);
     diff.iter_all_changes().filter(|c| c.tag() != similar::ChangeTag::Equal).map(|c| format!("{}{}", c.tag(), c.value())).collect()
 }
@@ -34,7 +34,7 @@ fn mended(facts: &Facts) -> Vec<Mended> {
         let files = after.files.as_mut().unwrap();
         match files.iter_mut().find(|f| f.path == mended.path) {
             Some(file) => {
-                assert_eq!(mended.was.as_ref(), Some(&file.text));
+                assert_eq!(mended.was, file.text);
                 file.text.clone_from(&mended.text);
             }
             None => files.push(crate::host::runtime::ConfigText { path: mended.path.clone(), text: mended.text.clone() }),
