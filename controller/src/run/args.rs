@@ -194,8 +194,9 @@ impl Settings {
             mistakes.push(format!("--lease-duration: {seconds} is not in 2 to 300 (seconds)"));
         }
         for (flag, value) in [("--lease-namespace", &lease_namespace), ("--lease-name", &lease_name)] {
-            if let Some(Err(e)) = value.as_deref().map(id::dns_name) {
-                mistakes.push(format!("{flag}: {e}"));
+            let Some(value) = value else { continue };
+            if id::dns_name(value).is_err() || value.bytes().any(|b| b.is_ascii_uppercase()) {
+                mistakes.push(format!("{flag}: {value} is no name of Kubernetes: use lower-case letters, digits, '-' and '.'"));
             }
         }
         let store = match store {
