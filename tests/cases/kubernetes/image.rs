@@ -11,7 +11,7 @@ use std::{
 use pvelet_proto::identity::Role;
 use pvelet_tests::{
     Pki,
-    containerd::{self, Containerd},
+    containerd::Containerd,
     helm::file,
     program,
 };
@@ -117,7 +117,7 @@ async fn the_controller_runs_in_its_image_without_any_right() {
     let pid = dir.path().join("pid");
     let more = ["--rm", "--mount", &mount, "--pid-file", &pid.display().to_string()].map(str::to_owned);
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
-    let mut command = Command::new(containerd::program("ctr"));
+    let mut command = Command::new(containerd.place().program("ctr"));
     command.arg("--address").arg(containerd.place().socket()).args(["--namespace", "k8s.io"]);
     command.args(run(&more, "controller", &[CONTROLLER, "run", "--metrics-address", "127.0.0.1:0"]));
     let mut controller = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
