@@ -30,6 +30,7 @@ Examples:
   pveletctl network preflight                     what a change of the network would meet
   pveletctl doctor                                what is not well on the hosts, and what to do about it
   pveletctl watch                                 what happens, as it happens
+  pveletctl --kubeconfig ~/.kube/config vms       on all hosts that a cluster's PveHosts name
   pveletctl --agent 10.0.0.1:7443 --ca ca.crt --cert me.crt --key me.key hosts
   pveletctl pki init --dir pki --trust-domain pvelet.example
 
@@ -62,7 +63,7 @@ pub(super) struct Global {
     /// Configuration file
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub(super) config: Option<PathBuf>,
-    /// Only this host of the configuration; may be repeated
+    /// Only this host of the configuration, or of the cluster; may be repeated
     #[arg(long = "host", global = true, value_name = "NAME", help_heading = "Global options")]
     pub(super) hosts: Vec<String>,
     /// Talk to this agent instead of the configuration's hosts; with NODE= its certificate must name that node; may be repeated
@@ -75,6 +76,9 @@ pub(super) struct Global {
         help_heading = "Global options"
     )]
     pub(super) agents: Vec<parse::AgentArg>,
+    /// The hosts are the PveHosts of this kubeconfig's cluster, instead of the configuration's
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "agents", help_heading = "Global options")]
+    pub(super) kubeconfig: Option<PathBuf>,
     /// Certificates of the CAs that name hosts
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub(super) ca: Option<PathBuf>,

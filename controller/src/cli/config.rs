@@ -16,7 +16,9 @@ use serde::Deserialize;
 use super::{Exit, Io, args::Global, error::CliError, parse};
 use crate::{
     agents::Target,
+    kind, kubernetes,
     pki::write_public,
+    store,
     tls::{Address, CredentialFiles, Credentials},
 };
 
@@ -32,6 +34,8 @@ struct File {
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
     tenant: Option<String>,
+    /// Of the cluster whose `PveHost`s are the hosts.
+    kubeconfig: Option<PathBuf>,
     #[serde(default)]
     host: Vec<Host>,
 }
@@ -82,8 +86,8 @@ Example:
     },
 }
 
-/// Reads the file named or the default one, applies the flags, and loads the credentials.
-pub(super) fn settings(global: &Global, default: Option<&Path>) -> Result<Settings, CliError> {
+/// Reads the file named or the default one, applies the flags, loads the credentials, and asks the cluster for its hosts where that is said.
+pub(super) async fn settings(global: &Global, default: Option<&Path>) -> Result<Settings, CliError> {
     let (path, file) = match (&global.config, default) {
         (Some(path), _) => (Some(path.as_path()), read(path)?.ok_or_else(|| missing(path))?),
         (None, Some(path)) => (Some(path), read(path)?.unwrap_or_default()),
@@ -102,7 +106,14 @@ pub(super) fn settings(global: &Global, default: Option<&Path>) -> Result<Settin
         cert: pick(&global.cert, &file.cert, "cert")?,
         key: pick(&global.key, &file.key, "key")?,
     };
-    let targets = targets(global, &file, &path_text)?;
+    let kubeconfig = global.kubeconfig.clone().or_else(|| file.kubeconfig.as_ref().map(|p| base.join(p)));
+    let targets = match kubeconfig {
+        Some(kubeconfig) if global.agents.is_empty() => {
+            let hosts = cluster_hosts(&kubeconfig).await?;
+            targets(global, &hosts, &format!("the cluster of {}", kubeconfig.display()))?
+        }
+        _ => targets(global, &file.host, &path_text)?,
+    };
     let credentials = Credentials::load(files)?;
     let tenant = file.tenant.unwrap_or_else(|| match &credentials.current().identity.subject {
         Subject::Tenant { tenant, .. } => tenant.clone(),
@@ -111,7 +122,17 @@ pub(super) fn settings(global: &Global, default: Option<&Path>) -> Result<Settin
     Ok(Settings { credentials, targets, tenant })
 }
 
-fn targets(global: &Global, file: &File, path: &str) -> Result<Vec<Target>, CliError> {
+/// The `PveHost`s of a cluster, in the order of their names.
+async fn cluster_hosts(kubeconfig: &Path) -> Result<Vec<Host>, CliError> {
+    let failed = |text: String| CliError::Unreachable(format!("--kubeconfig {}: cannot read its PveHosts: {text}", kubeconfig.display()));
+    let client = kubernetes::of_kubeconfig(kubeconfig).await.map_err(|e| CliError::Usage(format!("--kubeconfig: {e}")))?;
+    let hosts = store::kubernetes::list::<kind::Host>(&client).await.map_err(failed)?;
+    let host =
+        |h: kind::PveHost| Host { name: h.metadata.name, address: h.spec.address, cluster: Some(h.spec.cluster), node: Some(h.spec.node) };
+    Ok(hosts.into_iter().map(host).collect())
+}
+
+fn targets(global: &Global, hosts: &[Host], path: &str) -> Result<Vec<Target>, CliError> {
     let mut targets = Vec::new();
     if !global.agents.is_empty() {
         for a in &global.agents {
@@ -119,13 +140,13 @@ fn targets(global: &Global, file: &File, path: &str) -> Result<Vec<Target>, CliE
             targets.push(Target { name, address: a.address.clone(), cluster: None, node: a.node.clone() });
         }
     } else if global.hosts.is_empty() {
-        for h in &file.host {
+        for h in hosts {
             targets.push(h.target(path)?);
         }
     } else {
         for wanted in &global.hosts {
-            let host = file.host.iter().find(|h| h.name == *wanted).ok_or_else(|| {
-                let known: Vec<&str> = file.host.iter().map(|h| h.name.as_str()).collect();
+            let host = hosts.iter().find(|h| h.name == *wanted).ok_or_else(|| {
+                let known: Vec<&str> = hosts.iter().map(|h| h.name.as_str()).collect();
                 CliError::NotFound(format!("--host '{wanted}' is not in {path}: use one of {}", list(&known)))
             })?;
             targets.push(host.target(path)?);
@@ -135,7 +156,7 @@ fn targets(global: &Global, file: &File, path: &str) -> Result<Vec<Target>, CliE
     targets.retain(|t| seen.insert((t.name.clone(), t.address.clone())));
     if targets.is_empty() {
         return Err(CliError::Usage(format!(
-            "no hosts are known: give --agent ADDRESS, or add hosts to {path} with pveletctl config add-host NAME ADDRESS"
+            "no hosts are known from {path}: give --agent ADDRESS, or --kubeconfig FILE, or add hosts with pveletctl config add-host NAME ADDRESS"
         )));
     }
     Ok(targets)
@@ -171,6 +192,11 @@ fn read(path: &Path) -> Result<Option<File>, CliError> {
 fn parse_file(text: &str) -> Result<File, String> {
     // toml's own message shows the line and names what is allowed.
     let file: File = toml::from_str(text).map_err(|e| format!("not a configuration of pveletctl: {}", e.to_string().trim_end()))?;
+    if file.kubeconfig.is_some() && !file.host.is_empty() {
+        return Err(
+            "kubeconfig and [[host]] are both there: hosts are either the cluster's or listed here; remove one of the two".to_owned()
+        );
+    }
     let mut seen = HashSet::new();
     for h in &file.host {
         if !seen.insert(h.name.as_str()) {

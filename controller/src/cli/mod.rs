@@ -169,8 +169,8 @@ struct Session {
 }
 
 impl Session {
-    fn open(global: &args::Global, io: &Io) -> Result<Self, CliError> {
-        let settings = config::settings(global, io.default_config.as_deref())?;
+    async fn open(global: &args::Global, io: &Io) -> Result<Self, CliError> {
+        let settings = config::settings(global, io.default_config.as_deref()).await?;
         let limits = Limits { deadline: global.deadline, ..Limits::default() };
         let agents = Agents::new(settings.credentials, limits);
         // Kept in the order of the configuration, which its author chose.
@@ -190,39 +190,39 @@ async fn dispatch(cli: Cli, io: &Io) -> Result<Exit, CliError> {
     let format = cli.global.output;
     let session = || Session::open(&cli.global, io);
     match cli.command {
-        Command::Hosts => read::hosts(&session()?).await,
-        Command::Vms(args) => read::vms(&session()?, &args).await,
-        Command::Storages => read::volume::storages(&session()?).await,
-        Command::Volumes(args) => act::volume::run(&session()?, &args).await,
-        Command::Network(command) => act::network::run(&session()?, &command).await,
-        Command::Health(args) => read::health::health(&session()?, &args).await,
+        Command::Hosts => read::hosts(&session().await?).await,
+        Command::Vms(args) => read::vms(&session().await?, &args).await,
+        Command::Storages => read::volume::storages(&session().await?).await,
+        Command::Volumes(args) => act::volume::run(&session().await?, &args).await,
+        Command::Network(command) => act::network::run(&session().await?, &command).await,
+        Command::Health(args) => read::health::health(&session().await?, &args).await,
         Command::Doctor(args) => {
             let mut global = cli.global;
             args.take_hosts(&mut global)?;
-            read::health::doctor(&Session::open(&global, io)?, &args).await
+            read::health::doctor(&Session::open(&global, io).await?, &args).await
         }
-        Command::Check(args::Check::Run(args)) => read::health::run(&session()?, &args).await,
-        Command::Repair(args) => act::repair::repair(&session()?, &args).await,
-        Command::Get(get) => read::get(&session()?, &get).await,
-        Command::Ops(args) => read::operations(&session()?, &args).await,
-        Command::Clone(args) => act::clone(&session()?, &args).await,
-        Command::Start(on) => act::on_vms(&session()?, &on, act::Verb::Start).await,
-        Command::Stop(on) => act::on_vms(&session()?, &on, act::Verb::Stop).await,
-        Command::Reset(on) => act::on_vms(&session()?, &on, act::Verb::Reset).await,
+        Command::Check(args::Check::Run(args)) => read::health::run(&session().await?, &args).await,
+        Command::Repair(args) => act::repair::repair(&session().await?, &args).await,
+        Command::Get(get) => read::get(&session().await?, &get).await,
+        Command::Ops(args) => read::operations(&session().await?, &args).await,
+        Command::Clone(args) => act::clone(&session().await?, &args).await,
+        Command::Start(on) => act::on_vms(&session().await?, &on, act::Verb::Start).await,
+        Command::Stop(on) => act::on_vms(&session().await?, &on, act::Verb::Stop).await,
+        Command::Reset(on) => act::on_vms(&session().await?, &on, act::Verb::Reset).await,
         Command::Shutdown(args) => {
             let verb = act::Verb::Shutdown { grace: args.grace, force: args.force };
-            act::on_vms(&session()?, &args.on, verb).await
+            act::on_vms(&session().await?, &args.on, verb).await
         }
-        Command::Delete(args) => act::delete(&session()?, &args).await,
-        Command::Op(args::Op::Cancel { name, mutation }) => act::cancel(&session()?, &name, &mutation).await,
-        Command::AcceptController(args) => accept::accept(&session()?, &args).await,
-        Command::Watch(args) => watch::watch(&session()?, &args).await,
+        Command::Delete(args) => act::delete(&session().await?, &args).await,
+        Command::Op(args::Op::Cancel { name, mutation }) => act::cancel(&session().await?, &name, &mutation).await,
+        Command::AcceptController(args) => accept::accept(&session().await?, &args).await,
+        Command::Watch(args) => watch::watch(&session().await?, &args).await,
         Command::Pki(command) => pki::run(&command, format, io),
         Command::Config(command) => config::run(&command, &cli.global, io),
         Command::Version { client: true } => {
             output::print(io, format, &view::Versions::of_client(), |v| format!("pveletctl {}\n", v.client)).map(|()| Exit::Ok)
         }
-        Command::Version { client: false } => read::version(&session()?).await,
+        Command::Version { client: false } => read::version(&session().await?).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pveletctl", &mut script);

@@ -19,7 +19,7 @@ use std::{
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Api, Client,
-    api::{DynamicObject, Patch, PatchParams},
+    api::{DynamicObject, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -178,6 +178,18 @@ impl KubernetesStore {
             Err(e) => Err(failed(e)),
         }
     }
+}
+
+/// All objects of a kind, in the order of their names, asked for once. Those that cannot be understood are left out.
+///
+/// # Errors
+/// The API server did not answer, or not with a list.
+pub async fn list<K: Kind>(client: &Client) -> Result<Vec<Object<K>>, String> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &object::resource::<K>());
+    let all = within(api.list(&ListParams::default())).await.map_err(|e| e.text())?;
+    let mut objects: Vec<Object<K>> = all.items.into_iter().filter_map(|raw| object::read(raw).ok()).collect();
+    objects.sort_by_key(Object::key);
+    Ok(objects)
 }
 
 /// The reason of objects that cannot be understood.

@@ -1,8 +1,14 @@
 //! What users do every day.
 
 use pve_sim::control::Request;
+use pvelet_proto::identity::Role;
 use pvelet_tests::{
-    kubernetes::site::{LIMIT, MACHINES, Site},
+    StackOptions,
+    kubernetes::{
+        programs,
+        site::{LIMIT, MACHINES, Site},
+    },
+    program,
     status::{condition, condition_reason},
 };
 use serde_json::{Value, json};
@@ -17,6 +23,34 @@ async fn events(site: &Site, name: &str) -> Vec<String> {
     let all = all["items"].as_array().cloned().unwrap_or_default();
     let about = |e: &&Value| e["regarding"]["name"] == name;
     all.iter().filter(about).map(|e| e["reason"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// What kubectl prints.
+fn kubectl(site: &Site, args: &[&str]) -> String {
+    let mut kubectl = std::process::Command::new(programs().path("kubectl"));
+    let out = kubectl.arg("--kubeconfig").arg(site.server.admin_kubeconfig()).args(args).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// What pveletctl prints, with the hosts of the cluster.
+fn pveletctl(site: &Site, args: &[&str]) -> String {
+    let (cert, key) = site.stack.pki.role(Role::Reader, "people");
+    let mut pveletctl = std::process::Command::new(program("pveletctl"));
+    pveletctl.env("PVELETCTL_CONFIG", "/nonexistent/config.toml").arg("--kubeconfig").arg(site.server.admin_kubeconfig());
+    pveletctl.arg("--ca").arg(site.stack.pki.dir.ca_cert_path()).arg("--cert").arg(cert).arg("--key").arg(key);
+    let out = pveletctl.args(args).output().unwrap();
+    String::from_utf8_lossy(if out.status.success() { &out.stdout } else { &out.stderr }).into_owned()
+}
+
+#[tokio::test]
+async fn pveletctl_finds_the_agents_by_the_clusters_hosts() {
+    let site = Site::start(StackOptions { nodes: vec!["pve1", "pve2"], ..StackOptions::default() }).await;
+    let shown = pveletctl(&site, &["hosts"]);
+    assert!(["pve1", "pve2"].iter().all(|host| shown.lines().any(|l| l.starts_with(host))), "{shown}");
+    let shown = pveletctl(&site, &["--host", "pve2", "vms"]);
+    assert!(shown.contains("9002") && !shown.contains("9001"), "{shown}");
+    assert!(pveletctl(&site, &["--host", "pve9", "vms"]).contains("use one of pve1, pve2"));
 }
 
 #[tokio::test]
@@ -40,6 +74,13 @@ async fn a_machine_is_made_changed_mended_and_removed() {
     let vmid = u32::try_from(machine["status"]["vmid"].as_u64().unwrap()).unwrap();
     let told = events(&site, "web-1").await;
     assert!(told.iter().any(|reason| reason == "Placed"), "{told:?}");
+
+    // As people see it.
+    let shown = kubectl(&site, &["get", "pvehosts,pvemachines"]);
+    println!("{shown}");
+    let line = |name: &str| shown.lines().find(|l| l.contains(name)).unwrap_or_default().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(line("pvehost.pvelet.dev/pve1")[1], "True", "{shown}");
+    assert!(line("pvemachine.pvelet.dev/web-1").contains(&vmid.to_string().as_str()), "{shown}");
 
     // A change.
     let path = format!("{MACHINES}/web-1");
