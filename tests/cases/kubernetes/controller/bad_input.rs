@@ -52,7 +52,7 @@ async fn what_a_machine_names_and_is_not_there_is_told() {
     controller.start();
     let rows: [(&str, Value, &str, &str); 4] = [
         ("no-host", json!({"host": "pve9"}), "HostNotUsable", "pve9"),
-        ("no-template", json!({"source": {"tags": ["nothing"]}}), "", "nothing"),
+        ("no-template", json!({"source": {"tags": ["nothing"]}}), "NoHostFits", "no such template"),
         ("no-bridge", json!({"nics": [{"bridge": "vmbr99"}]}), "", "vmbr99"),
         ("pinned", json!({"host": "pve1", "vmid": 100_500}), "Running", ""),
     ];

@@ -87,7 +87,7 @@ async fn a_lease_that_is_made_anew_needs_an_administrators_word() {
         lease_uid: lease["metadata"]["uid"].as_str().unwrap().to_owned(),
         transitions: transitions(&lease),
     };
-    let request = v1::AcceptControllerRequest { epoch: Some(epoch), ..Default::default() };
+    let request = v1::AcceptControllerRequest { epoch: Some(epoch) };
     admin.agent.host().accept_controller(request).await.unwrap();
     site.admin().wait(HOSTS, "pve1", LIMIT, host("Ready")).await;
 }
