@@ -10,6 +10,8 @@ use tokio::time::timeout;
 
 /// How long a call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a connection may be silent while an answer is awaited. Watches are told something each minute, if only a bookmark.
+const SILENCE: Duration = Duration::from_secs(100);
 
 /// A client of the cluster that a kubeconfig's current context names. Connects to nothing yet. Must be called inside a tokio runtime.
 ///
@@ -19,7 +21,7 @@ pub async fn of_kubeconfig(path: &Path) -> Result<Client, String> {
     let failed = |e: &dyn std::error::Error| format!("{}: {}", path.display(), chain(e));
     let file = Kubeconfig::read_from(path).map_err(|e| failed(&e))?;
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|e| failed(&e))?;
-    Client::try_from(config).map_err(|e| failed(&e))
+    client(config).map_err(|e| failed(&e))
 }
 
 /// A client of the cluster in which this runs as a pod, with the pod's service account.
@@ -28,7 +30,12 @@ pub async fn of_kubeconfig(path: &Path) -> Result<Client, String> {
 /// It does not run in one, or its service account cannot be read.
 pub fn in_cluster() -> Result<Client, String> {
     let config = Config::incluster().map_err(|e| chain(&e))?;
-    Client::try_from(config).map_err(|e| chain(&e))
+    client(config).map_err(|e| chain(&e))
+}
+
+fn client(mut config: Config) -> kube::Result<Client> {
+    config.read_timeout = Some(SILENCE);
+    Client::try_from(config)
 }
 
 /// Why a call failed.

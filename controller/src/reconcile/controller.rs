@@ -114,6 +114,15 @@ impl<S: Store> Controller<S> {
     /// # Errors
     /// The store cannot be read at the beginning.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), StoreError> {
+        self.lead(stop, CancellationToken::new()).await
+    }
+
+    /// The same for a leader: when its term is over, passes under way are cut off where they are, as by a crash. What they have begun stands in
+    /// the statuses, and is the next leader's.
+    ///
+    /// # Errors
+    /// As [`Controller::run`].
+    pub async fn lead(self: Arc<Self>, stop: CancellationToken, over: CancellationToken) -> Result<(), StoreError> {
         let wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut wakes) = wakes else { return Ok(()) };
         let mut changes = self.store.watch();
@@ -126,6 +135,7 @@ impl<S: Store> Controller<S> {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
+                () = over.cancelled() => break,
                 Some(id) = changes.recv() => self.queue.add(id),
                 Some(wake) = wakes.recv() => self.wake(wake),
                 Some(node) = async { node_changes.as_mut()?.recv().await } => {
@@ -148,8 +158,16 @@ impl<S: Store> Controller<S> {
                 }
             }
         }
-        let drained = tokio::time::timeout(DRAIN, async { while passes.join_next().await.is_some() {} }).await;
-        if drained.is_err() {
+        self.metrics.queue.set(0);
+        let drained = tokio::select! {
+            drained = tokio::time::timeout(DRAIN, async { while passes.join_next().await.is_some() {} }) => drained.is_ok(),
+            () = over.cancelled() => {
+                passes.abort_all();
+                while passes.join_next().await.is_some() {}
+                true
+            }
+        };
+        if !drained {
             warn!("{} passes did not end in time; they go on after the next start", passes.len());
         }
         Ok(())
@@ -175,7 +193,12 @@ impl<S: Store> Controller<S> {
         let next = match result {
             Ok(next) => next,
             Err(StoreError::Conflict(_) | StoreError::NotFound(_)) => {
-                self.queue.add(id.clone());
+                // At once, the first time. Somebody who writes all the time is not answered by writing all the time.
+                let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+                let count = failures.entry(id.clone()).or_insert(0);
+                let pause = if *count == 0 { Duration::ZERO } else { pause(*count) };
+                *count += 1;
+                self.queue.add_at(id.clone(), Instant::now() + pause);
                 return;
             }
             Err(e) => {
@@ -187,9 +210,9 @@ impl<S: Store> Controller<S> {
         match next {
             Next::Backoff => {
                 let count = failures.entry(id.clone()).or_insert(0);
-                let pause = Duration::from_millis(100).saturating_mul(1 << (*count).min(12)).min(RETRY_MAX);
+                let pause = pause(*count);
                 *count += 1;
-                self.queue.add_at(id.clone(), Instant::now() + pause.mul_f64(rand::random_range(0.75..1.0)));
+                self.queue.add_at(id.clone(), Instant::now() + pause);
             }
             Next::At(time) => {
                 failures.remove(id);
@@ -253,6 +276,12 @@ impl<S: Store> Controller<S> {
             }
         }
     }
+}
+
+/// How long to wait after so many failures in a row.
+fn pause(failures: u32) -> Duration {
+    let pause = Duration::from_millis(100).saturating_mul(1 << failures.min(12)).min(RETRY_MAX);
+    pause.mul_f64(rand::random_range(0.75..1.0))
 }
 
 /// An object being worked on. However the work ends, the object may be given out again.

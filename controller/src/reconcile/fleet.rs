@@ -178,30 +178,32 @@ impl Fleet {
         })
     }
 
-    /// VMs that may be this machine's, as the agents that are connected see them.
-    pub(super) fn sightings(&self, uid: &str, status: &MachineStatus) -> Vec<Sighting> {
-        let mut found = Vec::new();
+    /// All hosts, and the VMs that may be this machine's, as the agents that are connected see them. Both of one moment for each host: a connection
+    /// that is lost in between would prove that a VM is gone.
+    pub(super) fn look(&self, uid: &str, status: &MachineStatus) -> (Vec<HostView>, Vec<Sighting>) {
+        let (mut hosts, mut found) = (Vec::new(), Vec::new());
         for session in self.all() {
             let state = session.state();
+            hosts.push(state.view.clone());
             if state.view.link == Link::Up {
                 let vmid = status.vmid.filter(|_| status.cluster.as_ref() == Some(&state.view.cluster));
                 let vms = state.vms.of_machine(uid, status.uuid.as_deref(), vmid);
                 found.extend(vms.into_iter().map(|vm| sighting(&state.view, vm)));
             }
         }
-        found
+        (hosts, found)
     }
 
-    /// A VM of this name that this controller made for a machine that is not `exists` any more.
-    pub(super) fn orphan(&self, vm_name: &str, exists: impl Fn(&str) -> bool) -> Option<Sighting> {
+    /// A VM of this name that this controller made for a machine of this tenant that does not `exists` any more. What other tenants have is
+    /// nobody's business here.
+    pub(super) fn orphan(&self, vm_name: &str, tenant: &str, exists: impl Fn(&str) -> bool) -> Option<Sighting> {
         for session in self.all() {
             let state = session.state();
             let ours = |vm: &&Arc<VmView>| {
                 vm.name == vm_name
-                    && vm
-                        .owner
-                        .as_ref()
-                        .is_some_and(|o| o.cluster == self.controller && !o.machine_uid.is_empty() && !exists(&o.machine_uid))
+                    && vm.owner.as_ref().is_some_and(|o| {
+                        o.cluster == self.controller && o.tenant == tenant && !o.machine_uid.is_empty() && !exists(&o.machine_uid)
+                    })
             };
             if state.view.link == Link::Up
                 && let Some(vm) = state.vms.all().find(ours)

@@ -19,7 +19,13 @@ const WAITING: &str = "waiting for confirmation";
 const UNIMPLEMENTED: &str = "UNIMPLEMENTED";
 
 /// The agent's reason, where the error is an answer of the agent about this call and not one of the connection.
+///
+/// That we do not lead any more says nothing about the call: the present leader may have made the same one. A former leader that took it for a
+/// refusal would write down that nothing is under way.
 pub(super) fn answered(error: &AgentError) -> Option<String> {
+    if error.is(reason::STALE_EPOCH) || error.is(reason::UNKNOWN_LEASE) {
+        return None;
+    }
     let unimplemented = || (error.code == Code::Unimplemented).then(|| UNIMPLEMENTED.to_owned());
     if matches!(error.cause, Cause::Agent) { error.reason.clone().or_else(unimplemented) } else { None }
 }

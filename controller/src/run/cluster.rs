@@ -17,6 +17,8 @@ use crate::{
 
 /// How often it is looked whether the definitions of the resources have come.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// The pause before objects are read again that could not be read.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 /// What a Deployment puts the pod's name into.
 const POD_NAME: &str = "POD_NAME";
 
@@ -33,21 +35,17 @@ pub(super) async fn run(common: Common, client: kube::Client, lease: LeaseSettin
     common.ready.store(true, Ordering::Relaxed);
     let leader = Leader::new(client.clone(), LeaseOptions { namespace, name: lease.name, identity, duration: lease.duration });
     while let Some(term) = leader.lead(&common.stop).await {
-        let nodes: Arc<dyn Nodes> = Arc::new(KubernetesNodes::new(client.clone()));
-        let controller = common.controller(Arc::clone(&store), term.epoch.clone(), Some(nodes));
-        common.metrics.leader.set(1);
-        let stop = common.stop.child_token();
-        let over = term.over.clone();
-        let ended = {
-            let stop = stop.clone();
-            tokio::spawn(async move {
-                over.cancelled().await;
-                stop.cancel();
-            })
+        // What was watched while another one led may be out of date by more than the watch knows.
+        let fresh = term.over.run_until_cancelled(common.stop.run_until_cancelled(refresh(&store))).await;
+        let result = if let Some(Some(())) = fresh {
+            let nodes: Arc<dyn Nodes> = Arc::new(KubernetesNodes::new(client.clone()));
+            let controller = common.controller(Arc::clone(&store), term.epoch.clone(), Some(nodes));
+            common.metrics.leader.set(1);
+            controller.lead(common.stop.clone(), term.over.clone()).await
+        } else {
+            Ok(())
         };
-        let result = controller.run(stop).await;
         common.metrics.leader.set(0);
-        ended.abort();
         // After the last pass: whoever leads next meets none of this term.
         term.end().await;
         result?;
@@ -59,6 +57,14 @@ pub(super) async fn run(common: Common, client: kube::Client, lease: LeaseSettin
 fn instance() -> String {
     let pod = std::env::var(POD_NAME).ok().filter(|name| !name.is_empty());
     pod.or_else(|| gethostname().ok()?.into_string().ok()).unwrap_or_else(|| "pvelet-controller".to_owned())
+}
+
+/// Reads all objects anew, for as long as it takes.
+async fn refresh(store: &KubernetesStore) {
+    while let Err(e) = store.refresh().await {
+        warn!("{e}");
+        tokio::time::sleep(READ_AGAIN).await;
+    }
 }
 
 /// Waits until the definitions of all kinds are there and new enough. Nothing may be written before: what an older definition does not know

@@ -195,6 +195,9 @@ pub trait Store: Send + Sync + 'static {
         finalizers: Vec<String>,
     ) -> impl Future<Output = Result<Object<K>, StoreError>> + Send;
 
+    /// Whether a machine with this uid stands there that cannot be understood: [`Store::list`] leaves it out, but what it has is not nobody's.
+    fn is_unreadable(&self, uid: &str) -> bool;
+
     /// Whose machines are in a namespace.
     fn tenancy(&self, namespace: &str) -> Tenancy;
 

@@ -17,6 +17,7 @@ use super::{
     controller::Index,
     operation::{answered, knowledge},
     session::Session,
+    tenant::Refusal,
 };
 use crate::{
     agents::AgentError,
@@ -57,21 +58,7 @@ impl<S: Store> Machines<S> {
             return Ok(Next::Sleep);
         };
         machine.status.not_after(Timestamp::now());
-        // What is under way is followed to its end, and what is to go goes.
-        let tenant = if machine.status.operation.is_some() || machine.is_deleting() {
-            machine.tenant().to_owned()
-        } else {
-            let tenancy = self.store.tenancy(&key.namespace);
-            let sound = super::invalid(&machine).map_or(Ok(()), |problem| Err((super::INVALID, problem)));
-            match sound.and_then(|()| super::tenant::of(&machine, &key.namespace, tenancy)) {
-                Ok(tenant) => tenant,
-                Err((reason, message)) => {
-                    self.index.put(key, &machine);
-                    super::refuse(&*self.store, machine, reason, message).await?;
-                    return Ok(Next::Sleep);
-                }
-            }
-        };
+        let mut tenant = machine.tenant().to_owned();
         let about = ObjectRef { kind: "PveMachine".to_owned(), key: key.clone() };
         // What this pass itself has learned of the attempt under way.
         let mut learned: Option<Knowledge> = None;
@@ -79,6 +66,17 @@ impl<S: Store> Machines<S> {
         let mut seen = BTreeMap::new();
         let mut finalizer = false;
         for _ in 0..MAX_STEPS {
+            // What is under way is followed to its end, and what is to go goes.
+            if machine.status.operation.is_none() && !machine.is_deleting() {
+                match self.allowed(&machine) {
+                    Ok(whose) => tenant = whose,
+                    Err((reason, message)) => {
+                        self.index.put(key, &machine);
+                        super::refuse(&*self.store, machine, reason, message).await?;
+                        return Ok(Next::Sleep);
+                    }
+                }
+            }
             // Each answer of the store has the spec as it was written.
             machine.spec.tenant = Some(tenant.clone());
             self.index.put(key, &machine);
@@ -97,8 +95,8 @@ impl<S: Store> Machines<S> {
                 }
                 continue;
             }
-            self.tell(&about, &before, &machine);
             machine = self.store.update_status(&machine).await?;
+            self.tell(&about, &before, &machine);
             self.index.put(key, &machine);
             drop(placing);
             // After the placement and before the call: a finalizer never stands without the status that says what it is for.
@@ -152,12 +150,25 @@ impl<S: Store> Machines<S> {
         Ok(Next::Backoff)
     }
 
+    /// Whose the machine is; or why nothing new is begun with it.
+    fn allowed(&self, machine: &PveMachine) -> Result<String, Refusal> {
+        if let Some(problem) = super::invalid(machine) {
+            return Err((super::INVALID, problem));
+        }
+        let namespace = machine.key().namespace;
+        super::tenant::of(machine, &namespace, self.store.tenancy(&namespace))
+    }
+
     fn decide(&self, machine: &PveMachine, known: Knowledge, volumes: &BTreeMap<(String, String), VolumeSight>) -> decide::Decision {
         let status = &machine.status;
         let unplaced = status.host.is_none() && !status.created;
         let candidates = if unplaced { self.fleet.candidates(&machine.spec, &self.index.reservations(&machine.key())) } else { Vec::new() };
-        let orphan = if unplaced { self.fleet.orphan(machine.vm_name(), |uid| self.index.has_uid(uid)) } else { None };
-        let (hosts, sightings) = (self.fleet.hosts(), self.fleet.sightings(&machine.metadata.uid, status));
+        let orphan = if unplaced {
+            self.fleet.orphan(machine.vm_name(), machine.tenant(), |uid| self.index.has_uid(uid) || self.store.is_unreadable(uid))
+        } else {
+            None
+        };
+        let (hosts, sightings) = self.fleet.look(&machine.metadata.uid, status);
         decide(&Inputs {
             machine,
             controller: &self.controller,

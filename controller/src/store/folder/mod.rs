@@ -325,6 +325,11 @@ impl Store for FolderStore {
         .await
     }
 
+    /// `list` fails where there is one.
+    fn is_unreadable(&self, _: &str) -> bool {
+        false
+    }
+
     fn tenancy(&self, _: &str) -> Tenancy {
         Tenancy::Unbound
     }

@@ -27,57 +27,97 @@ pub(super) struct Known<K: Kind> {
 /// All objects of a kind. What comes on different ways (events, answers to writes) is put in order by its version.
 #[derive(Debug)]
 pub(super) struct Cache<K: Kind> {
-    objects: Mutex<BTreeMap<ObjectKey, Known<K>>>,
+    state: Mutex<State<K>>,
     watchers: Watchers,
+}
+
+#[derive(Debug)]
+struct State<K: Kind> {
+    objects: BTreeMap<ObjectKey, Known<K>>,
+    /// The newest version that was told by a list or an event.
+    told: u64,
 }
 
 impl<K: Kind> Cache<K> {
     pub(super) fn new(watchers: Watchers) -> Self {
-        Self { objects: Mutex::default(), watchers }
+        Self { state: Mutex::new(State { objects: BTreeMap::new(), told: 0 }), watchers }
     }
 
-    fn objects(&self) -> MutexGuard<'_, BTreeMap<ObjectKey, Known<K>>> {
+    fn state(&self) -> MutexGuard<'_, State<K>> {
         // Each change under the lock is one insert or remove.
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn get(&self, key: &ObjectKey) -> Option<Known<K>> {
-        self.objects().get(key).cloned()
+        self.state().objects.get(key).cloned()
     }
 
     pub(super) fn all(&self) -> Vec<(ObjectKey, Known<K>)> {
-        self.objects().iter().map(|(key, known)| (key.clone(), known.clone())).collect()
+        self.state().objects.iter().map(|(key, known)| (key.clone(), known.clone())).collect()
     }
 
     pub(super) fn keys(&self) -> Vec<ObjectKey> {
-        self.objects().keys().cloned().collect()
+        self.state().objects.keys().cloned().collect()
     }
 
-    /// Takes an object over, unless a newer one is known.
+    /// Takes an object over that a list or an event told, unless a newer one is known.
     pub(super) fn put(&self, raw: DynamicObject) {
-        let (key, version) = (object::key(&raw), object::version(&raw));
-        let uid = raw.metadata.uid.clone().unwrap_or_default();
-        {
-            let mut objects = self.objects();
-            // The same version says the same.
-            if objects.get(&key).is_some_and(|k| version > 0 && k.version >= version) {
-                return;
-            }
-            let object = object::read(raw).map(Arc::new).map_err(Arc::from);
-            objects.insert(key.clone(), Known { version, uid, object });
+        let key = object::key(&raw);
+        let changed = {
+            let mut state = self.state();
+            state.told = state.told.max(object::version(&raw));
+            state.insert(&key, raw)
+        };
+        if changed {
+            self.tell(&key);
         }
-        self.tell(&key);
+    }
+
+    /// Takes the answer to a write over. It may come later than the event that tells what became of the object since: one that is gone by then
+    /// does not come back.
+    pub(super) fn answer(&self, raw: DynamicObject) {
+        let (key, version) = (object::key(&raw), object::version(&raw));
+        let gone = raw.metadata.deletion_timestamp.is_some() && raw.metadata.finalizers.as_ref().is_none_or(Vec::is_empty);
+        if gone {
+            self.remove(&raw);
+            return;
+        }
+        let changed = {
+            let mut state = self.state();
+            let late = version <= state.told && !state.objects.contains_key(&key);
+            !late && state.insert(&key, raw)
+        };
+        if changed {
+            self.tell(&key);
+        }
+    }
+
+    /// Takes over what an object really is, after a write that was decided on version `known` was refused. Where versions went back (a cluster
+    /// that was restored from a backup), that is an older one.
+    pub(super) fn correct(&self, raw: DynamicObject, known: &str) {
+        let key = object::key(&raw);
+        let changed = {
+            let mut state = self.state();
+            if state.objects.get(&key).is_some_and(|k| k.version.to_string() == known) {
+                state.objects.remove(&key);
+            }
+            state.insert(&key, raw)
+        };
+        if changed {
+            self.tell(&key);
+        }
     }
 
     /// Forgets an object that is gone, unless there is another one of its name by now.
     pub(super) fn remove(&self, raw: &DynamicObject) {
         let (key, version) = (object::key(raw), object::version(raw));
         {
-            let mut objects = self.objects();
-            if objects.get(&key).is_none_or(|k| version > 0 && k.version > version) {
+            let mut state = self.state();
+            state.told = state.told.max(version);
+            if state.objects.get(&key).is_none_or(|k| version > 0 && k.version > version) {
                 return;
             }
-            objects.remove(&key);
+            state.objects.remove(&key);
         }
         self.tell(&key);
     }
@@ -86,21 +126,28 @@ impl<K: Kind> Cache<K> {
     pub(super) fn forget(&self, key: &ObjectKey, version: &str) {
         let version = version.parse().unwrap_or(0);
         {
-            let mut objects = self.objects();
-            if objects.get(key).is_none_or(|k| k.version > version) {
+            let mut state = self.state();
+            if state.objects.get(key).is_none_or(|k| k.version > version) {
                 return;
             }
-            objects.remove(key);
+            state.objects.remove(key);
         }
         self.tell(key);
     }
 
-    /// After a whole list: what does not stand in it is gone.
-    pub(super) fn keep(&self, listed: &BTreeSet<ObjectKey>) {
+    /// The newest version that is known of anything.
+    pub(super) fn newest(&self) -> u64 {
+        let state = self.state();
+        state.objects.values().map(|k| k.version).max().unwrap_or(0).max(state.told)
+    }
+
+    /// After a whole list of this version: what does not stand in it is gone, but for what is newer.
+    pub(super) fn keep(&self, listed: &BTreeSet<ObjectKey>, version: u64) {
         let gone: Vec<ObjectKey> = {
-            let mut objects = self.objects();
-            let gone = objects.keys().filter(|key| !listed.contains(key)).cloned().collect::<Vec<_>>();
-            gone.iter().for_each(|key| drop(objects.remove(key)));
+            let mut state = self.state();
+            let is_gone = |(key, known): &(&ObjectKey, &Known<K>)| !listed.contains(key) && known.version <= version;
+            let gone = state.objects.iter().filter(is_gone).map(|(key, _)| key.clone()).collect::<Vec<_>>();
+            gone.iter().for_each(|key| drop(state.objects.remove(key)));
             gone
         };
         gone.iter().for_each(|key| self.tell(key));
@@ -109,6 +156,20 @@ impl<K: Kind> Cache<K> {
     fn tell(&self, key: &ObjectKey) {
         let about = object::about::<K>(key);
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner).retain(|w| w.send(about.clone()).is_ok());
+    }
+}
+
+impl<K: Kind> State<K> {
+    /// Whether it was newer than what was known. The same version says the same.
+    fn insert(&mut self, key: &ObjectKey, raw: DynamicObject) -> bool {
+        let version = object::version(&raw);
+        if self.objects.get(key).is_some_and(|k| version > 0 && k.version >= version) {
+            return false;
+        }
+        let uid = raw.metadata.uid.clone().unwrap_or_default();
+        let object = object::read(raw).map(Arc::new).map_err(Arc::from);
+        self.objects.insert(key.clone(), Known { version, uid, object });
+        true
     }
 }
 
@@ -157,12 +218,45 @@ mod tests {
     }
 
     #[test]
+    fn a_late_answer_to_a_write_brings_nothing_back() {
+        let cache = Cache::<Host>::new(Watchers::default());
+        cache.put(host(5, "five"));
+        cache.remove(&host(9, "five"));
+        cache.answer(host(8, "eight"));
+        assert_eq!(node(&cache), None);
+        // One that tells more than any event has, does.
+        cache.answer(host(11, "eleven"));
+        assert_eq!(node(&cache).as_deref(), Some("eleven"));
+        // The last finalizer is off: that was the object's end.
+        let mut raw = host(12, "twelve");
+        raw.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-02T03:04:05Z")).unwrap();
+        cache.answer(raw);
+        assert_eq!(node(&cache), None);
+    }
+
+    #[test]
+    fn what_the_api_server_has_counts_where_versions_went_back() {
+        let cache = Cache::<Host>::new(Watchers::default());
+        cache.put(host(50, "fifty"));
+        cache.put(host(5, "five"));
+        assert_eq!(node(&cache).as_deref(), Some("fifty"));
+        cache.correct(host(5, "five"), "50");
+        assert_eq!(node(&cache).as_deref(), Some("five"));
+        // A version that was not decided on is newer than the correction.
+        cache.put(host(60, "sixty"));
+        cache.correct(host(7, "seven"), "5");
+        assert_eq!(node(&cache).as_deref(), Some("sixty"));
+    }
+
+    #[test]
     fn what_a_whole_list_does_not_hold_is_gone() {
         let cache = Cache::<Host>::new(Watchers::default());
         cache.put(host(5, "five"));
-        cache.keep(&BTreeSet::from([ObjectKey::named("pve1")]));
+        cache.keep(&BTreeSet::from([ObjectKey::named("pve1")]), 9);
         assert!(node(&cache).is_some());
-        cache.keep(&BTreeSet::new());
+        cache.keep(&BTreeSet::new(), 4);
+        assert!(node(&cache).is_some(), "newer than the list");
+        cache.keep(&BTreeSet::new(), 9);
         assert!(node(&cache).is_none());
     }
 

@@ -27,6 +27,12 @@ use crate::kubernetes::within;
 const WAITING: usize = 1024;
 /// How long an event counts as the same.
 const SAME: Duration = Duration::from_secs(600);
+/// How often those that do not any more are forgotten.
+const SWEEP: Duration = Duration::from_secs(60);
+/// How many are remembered.
+const REMEMBERED: usize = 4096;
+/// The longest name of an object.
+const NAME: usize = 253;
 /// How much text the API takes, in bytes.
 const NOTE: usize = 1024;
 /// What stands in events as their author.
@@ -73,21 +79,24 @@ impl Recorder {
 
 async fn write_all(client: Client, instance: String, mut receiver: mpsc::Receiver<(ObjectReference, Event)>) {
     let mut written: HashMap<(Option<String>, &'static str, String), Written> = HashMap::new();
+    let mut swept = Instant::now();
     while let Some((about, event)) = receiver.recv().await {
-        written.retain(|_, w| w.last.elapsed() < SAME);
+        if swept.elapsed() > SWEEP || written.len() >= REMEMBERED {
+            written.retain(|_, w| w.last.elapsed() < SAME);
+            swept = Instant::now();
+        }
+        if written.len() >= REMEMBERED {
+            written.clear();
+        }
         let key = (about.uid.clone(), event.reason, event.message.clone());
-        let result = match written.get_mut(&key) {
-            Some(before) => again(&client, before).await,
-            None => match first(&client, &instance, about, &event).await {
-                Ok(new) => {
-                    written.insert(key, new);
-                    Ok(())
-                }
-                Err(e) => Err(e),
-            },
+        // One that cannot be counted up, because somebody removed it, is made anew the next time.
+        let result = match written.remove(&key) {
+            Some(before) if before.last.elapsed() < SAME => again(&client, before).await,
+            _ => first(&client, &instance, about, &event).await,
         };
-        if let Err(text) = result {
-            debug!(reason = event.reason, "the event cannot be written: {text}");
+        match result {
+            Ok(new) => drop(written.insert(key, new)),
+            Err(text) => debug!(reason = event.reason, "the event cannot be written: {text}"),
         }
     }
 }
@@ -95,7 +104,10 @@ async fn write_all(client: Client, instance: String, mut receiver: mpsc::Receive
 async fn first(client: &Client, instance: &str, about: ObjectReference, event: &Event) -> Result<Written, String> {
     let now = Timestamp::now();
     let namespace = about.namespace.clone().unwrap_or_else(|| CLUSTER_NAMESPACE.to_owned());
-    let name = format!("{}.{:x}", about.name.as_deref().unwrap_or("pvelet"), now.as_nanosecond());
+    let suffix = format!(".{:x}", now.as_nanosecond());
+    // Names are ASCII.
+    let name: String = about.name.as_deref().unwrap_or("pvelet").chars().take(NAME - suffix.len()).collect();
+    let name = name + &suffix;
     let event = ApiEvent {
         metadata: ObjectMeta { namespace: Some(namespace.clone()), name: Some(name), ..ObjectMeta::default() },
         event_time: Some(MicroTime(now)),
@@ -114,11 +126,12 @@ async fn first(client: &Client, instance: &str, about: ObjectReference, event: &
     Ok(Written { namespace, name: made.name_any(), count: 1, last: Instant::now() })
 }
 
-async fn again(client: &Client, before: &mut Written) -> Result<(), String> {
+async fn again(client: &Client, mut before: Written) -> Result<Written, String> {
     (before.count, before.last) = (before.count + 1, Instant::now());
     let series = json!({"series": {"count": before.count, "lastObservedTime": MicroTime(Timestamp::now())}});
     let api = Api::<ApiEvent>::namespaced(client.clone(), &before.namespace);
-    within(api.patch(&before.name, &PatchParams::default(), &Patch::Merge(&series))).await.map(drop).map_err(|e| e.text())
+    within(api.patch(&before.name, &PatchParams::default(), &Patch::Merge(&series))).await.map_err(|e| e.text())?;
+    Ok(before)
 }
 
 /// A text that the API takes, cut at a character.

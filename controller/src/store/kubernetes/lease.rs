@@ -100,7 +100,7 @@ impl Leader {
             let due = match &seen {
                 None => None,
                 Some((None, _)) => Some(again),
-                Some((Some(lease), _)) if is_free(lease) => Some(again),
+                Some((Some(lease), _)) if is_free(lease) || self.is_ours(lease) => Some(again),
                 Some((Some(lease), since)) => Some((*since + held_for(lease, self.options.duration)).max(again)),
             };
             let time = async {
@@ -136,14 +136,22 @@ impl Leader {
                             Ok(term) => return term,
                             Err(text) => warn!("{text}"),
                         },
-                        // The watch tells what it is now.
-                        Try::Lost => {}
+                        // The watch would tell what it is now, unless its connection is dead.
+                        Try::Lost => match within(self.api.get_opt(&self.options.name)).await {
+                            Ok(lease) => seen = Some((lease, Instant::now())),
+                            Err(e) => debug!("the Lease cannot be read: {}", e.text()),
+                        },
                         Try::Failed(text) => warn!("cannot take the Lease {}/{}: {text}", self.options.namespace, self.options.name),
                     }
                     again = Instant::now() + self.options.renew_every().mul_f64(rand::random_range(0.75..1.25));
                 }
             }
         }
+    }
+
+    /// Taken by a call of this process whose answer was lost.
+    fn is_ours(&self, lease: &Lease) -> bool {
+        holder(lease) == Some(self.options.identity.as_str())
     }
 
     async fn take(&self, seen: Option<&Lease>) -> Try {
@@ -188,17 +196,20 @@ impl Leader {
         let _over = over.drop_guard();
         let deadline = self.options.renew_deadline();
         loop {
+            // The process may have stood still meanwhile, or the API server is away.
+            let end = since + deadline;
             tokio::select! {
                 () = done.cancelled() => return Some(lease),
-                () = tokio::time::sleep(self.options.renew_every()) => {}
+                () = tokio::time::sleep_until(end.min(Instant::now() + self.options.renew_every())) => {}
             }
             let before = Instant::now();
-            if before > since + deadline {
-                // The process stood still, or the API server is away.
-                warn!("the Lease could not be renewed for {} s: not leading any more", deadline.as_secs());
-                return None;
-            }
-            match tokio::time::timeout_at(since + deadline, self.renew_once(&lease)).await {
+            // One call that hangs leaves time for others.
+            let patience = end.min(before + deadline / 3);
+            match tokio::time::timeout_at(patience, self.renew_once(&lease)).await {
+                _ if Instant::now() >= end => {
+                    warn!("the Lease could not be renewed for {} s: not leading any more", deadline.as_secs());
+                    return None;
+                }
                 Ok(Renewal::Done(new)) => (lease, since) = (*new, before),
                 Ok(Renewal::Written(new)) => lease = *new,
                 Ok(Renewal::Failed(text)) => debug!("the Lease cannot be renewed: {text}"),
@@ -206,10 +217,7 @@ impl Leader {
                     warn!("the Lease was taken by another instance, or removed: not leading any more");
                     return None;
                 }
-                Err(_) => {
-                    warn!("the Lease could not be renewed for {} s: not leading any more", deadline.as_secs());
-                    return None;
-                }
+                Err(_) => debug!("the Lease cannot be renewed: no answer"),
             }
         }
     }
@@ -275,7 +283,7 @@ fn held_for(lease: &Lease, usual: Duration) -> Duration {
 }
 
 fn transitions(lease: Option<&Lease>) -> i32 {
-    lease.and_then(|l| l.spec.as_ref()).and_then(|s| s.lease_transitions).unwrap_or(0)
+    lease.and_then(|l| l.spec.as_ref()).and_then(|s| s.lease_transitions).unwrap_or(0).max(0)
 }
 
 fn version(lease: Option<&Lease>) -> Option<&str> {

@@ -13,6 +13,7 @@ mod watch;
 
 use std::{
     any::Any,
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -46,6 +47,8 @@ pub use lease::{LONGEST, Leader, LeaseOptions, Term};
 const MANAGER: &str = "pvelet-controller";
 /// Writes at once: the API server has others to serve.
 const WRITES: usize = 32;
+/// Objects in one page of a list.
+const PAGE: u32 = 500;
 
 /// The custom resources of one cluster.
 pub struct KubernetesStore {
@@ -84,6 +87,38 @@ impl KubernetesStore {
         store
     }
 
+    /// Reads all objects anew. A watch may hang unnoticed for a while, and a new leader must not decide on what was.
+    ///
+    /// # Errors
+    /// The API server did not answer.
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        self.refresh_kind(&self.tenants).await?;
+        self.refresh_kind(&self.hosts).await?;
+        self.refresh_kind(&self.machines).await?;
+        self.refresh_kind(&self.networks).await
+    }
+
+    async fn refresh_kind<K: Kind>(&self, cache: &Cache<K>) -> Result<(), StoreError> {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &object::resource::<K>());
+        let (mut listed, mut version, mut page) = (BTreeSet::new(), None, ListParams::default().limit(PAGE));
+        loop {
+            let answer = within(api.list(&page)).await;
+            let answer = answer.map_err(|e| StoreError::Api { what: format!("list {}", K::PLURAL), message: e.text() })?;
+            // All pages are of the moment of the first one.
+            version.get_or_insert_with(|| answer.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0));
+            for raw in answer.items {
+                listed.insert(object::key(&raw));
+                cache.put(raw);
+            }
+            match answer.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => break,
+            }
+        }
+        cache.keep(&listed, version.unwrap_or(0));
+        Ok(())
+    }
+
     fn follow<K: Kind>(&self, cache: &Arc<Cache<K>>) -> signal::Receiver<bool> {
         let (done, listed) = signal::channel(false);
         let api = Api::all_with(self.client.clone(), &object::resource::<K>());
@@ -120,20 +155,20 @@ impl KubernetesStore {
         let failed = |message: String| StoreError::Api { what: format!("write {what} of {about}"), message };
         match result {
             Ok(raw) => {
-                self.cache::<K>().put(raw.clone());
+                self.cache::<K>().answer(raw.clone());
                 object::read(raw).map_err(|problem| StoreError::Unreadable { about, problem })
             }
-            Err(e) if e.code() == Some(409) => {
+            Err(e) if matches!(e.code(), Some(404 | 409)) => {
+                let known = &object.metadata.resource_version;
                 match within(self.api::<K>(&key).get_opt(&key.name)).await {
-                    Ok(Some(raw)) => self.cache::<K>().put(raw),
-                    Ok(None) => self.cache::<K>().forget(&key, &object.metadata.resource_version),
+                    Ok(Some(raw)) => self.cache::<K>().correct(raw, known),
+                    Ok(None) => {
+                        self.cache::<K>().forget(&key, known);
+                        return Err(StoreError::NotFound(about));
+                    }
                     Err(e) => return Err(failed(e.text())),
                 }
-                Err(StoreError::Conflict(about))
-            }
-            Err(e) if e.code() == Some(404) => {
-                self.cache::<K>().forget(&key, &object.metadata.resource_version);
-                Err(StoreError::NotFound(about))
+                if e.code() == Some(404) { Err(failed(e.text())) } else { Err(StoreError::Conflict(about)) }
             }
             Err(e) => Err(failed(e.text())),
         }
@@ -171,7 +206,7 @@ impl KubernetesStore {
         let _turn = self.writes.acquire().await;
         match within(api.patch_status(&key.name, &params, &patch)).await {
             Ok(raw) => {
-                self.cache::<K>().put(raw);
+                self.cache::<K>().answer(raw);
                 Ok(())
             }
             Err(e) if e.code() == Some(409) => Err(StoreError::Conflict(about.clone())),
@@ -258,6 +293,10 @@ impl Store for KubernetesStore {
         let _turn = self.writes.acquire().await;
         let result = within(self.api::<K>(&key).patch(&key.name, &params, &patch)).await;
         self.written(object, "the finalizers", result).await
+    }
+
+    fn is_unreadable(&self, uid: &str) -> bool {
+        self.machines.all().iter().any(|(_, known)| known.uid == uid && known.object.is_err())
     }
 
     fn tenancy(&self, namespace: &str) -> Tenancy {

@@ -20,8 +20,9 @@ const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// Lists and watches until the task is ended. A watch that broke goes on where it was; one that is too old (410 Gone) begins with a list.
 /// `listed` becomes true with the first whole list.
 pub(super) async fn run<K: Kind>(api: Api<DynamicObject>, cache: Arc<Cache<K>>, listed: watch::Sender<bool>) {
-    let mut events = pin!(watcher(api, watcher::Config::default()));
-    let (mut found, mut pause, mut troubled) = (BTreeSet::new(), AGAIN.0, false);
+    // A watch is begun anew each minute, so that one whose connection is dead is noticed.
+    let mut events = pin!(watcher(api, watcher::Config::default().timeout(60)));
+    let (mut listed_version, mut found, mut pause, mut troubled) = (0, BTreeSet::new(), AGAIN.0, false);
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,
@@ -37,15 +38,18 @@ pub(super) async fn run<K: Kind>(api: Api<DynamicObject>, cache: Arc<Cache<K>>, 
                 continue;
             }
         };
-        (pause, troubled) = (AGAIN.0, false);
+        // That a list is begun is told before the API server has answered.
+        if !matches!(event, watcher::Event::Init) {
+            (pause, troubled) = (AGAIN.0, false);
+        }
         match event {
-            watcher::Event::Init => found.clear(),
+            watcher::Event::Init => (listed_version, found) = (cache.newest(), BTreeSet::new()),
             watcher::Event::InitApply(raw) => {
                 found.insert(object::key(&raw));
                 cache.put(raw);
             }
             watcher::Event::InitDone => {
-                cache.keep(&std::mem::take(&mut found));
+                cache.keep(&std::mem::take(&mut found), listed_version);
                 listed.send_replace(true);
             }
             watcher::Event::Apply(raw) => cache.put(raw),

@@ -157,7 +157,9 @@ fn missing(inputs: &Inputs<'_>, draft: &mut Draft<'_>) -> Action {
             }
         };
     }
-    if let Some(orphan) = inputs.orphan {
+    // Another tenant's is not for this one to take over, or to hear of.
+    let own = |orphan: &&Sighting| orphan.vm.owner.as_ref().is_some_and(|o| o.tenant == draft.tenant());
+    if let Some(orphan) = inputs.orphan.filter(own) {
         if inputs.machine.metadata.annotations.get(ADOPT) == Some(&orphan.vm.uuid) {
             draft.adopt(orphan);
             return Action::Again;
