@@ -12,6 +12,7 @@ pub mod definition;
 pub mod descent;
 pub(crate) mod diff;
 mod facts;
+mod laps;
 pub mod management;
 pub mod own_file;
 pub mod plan;
@@ -25,6 +26,7 @@ mod stack;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod text_check;
 mod undo;
 pub mod users;
 pub mod validate;

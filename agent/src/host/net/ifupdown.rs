@@ -1,22 +1,27 @@
 //! ifupdown2: how its programs are called. What they say by their exit status is passed on; whoever calls looks at the kernel.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs,
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    pin::pin,
     time::{Duration, Instant},
 };
 
+use tokio::sync::oneshot;
+
 use super::{Action, NetPaths, Step, command, failed, units};
-use crate::error::Error;
+use crate::{error::Error, host::units::SystemdUnits};
 
 /// A check of a text, or a comparison, takes a second on a slow host.
 const READING: Duration = Duration::from_secs(30);
 /// What ifupdown2 ends with at once while another one of it runs.
 const BUSY: i32 = 89;
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether an ifquery that was told to read has come so far.
+const GATE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Runs its arguments: a word that says what is done ("up", "down"), how many interfaces, the interfaces; and so on. All of them are run,
 /// whatever became of the first; the status is that of the last that failed. While another ifupdown2 runs (89), such as somebody's `ifreload`,
@@ -73,14 +78,18 @@ fn check_names<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<(), Er
     Ok(())
 }
 
-/// A file of the state folder that ifupdown2 reads; removed when dropped.
+/// In memory, where there is room: the disk may be full.
+fn scratch_folder(paths: &NetPaths) -> &Path {
+    let folder = [Path::new("/run/pvelet"), paths.state.as_path()].into_iter().find(|f| fs::create_dir_all(f).is_ok());
+    folder.unwrap_or(&paths.state)
+}
+
+/// A file that ifupdown2 reads; removed when dropped.
 struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(paths: &NetPaths, name: &str, text: &str) -> Result<Self, Error> {
-        // In memory, where there is room: the disk may be full.
-        let folder = [Path::new("/run/pvelet"), paths.state.as_path()].into_iter().find(|f| fs::create_dir_all(f).is_ok());
-        let path = folder.unwrap_or(&paths.state).join(name);
+        let path = scratch_folder(paths).join(name);
         let write = || {
             let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
             file.write_all(text.as_bytes())
@@ -97,7 +106,13 @@ impl Drop for Scratch {
 }
 
 /// Runs steps in the transient unit; returns what the tools wrote.
-pub(super) async fn run_steps(paths: &NetPaths, steps: &[Step], file: Option<&str>, patience: Duration) -> Result<String, Error> {
+pub(super) async fn run_steps(
+    paths: &NetPaths,
+    bus: Option<&SystemdUnits>,
+    steps: &[Step],
+    file: Option<&str>,
+    patience: Duration,
+) -> Result<String, Error> {
     check_names(steps.iter().map(|s| &s.interface))?;
     let scratch = file.map(|text| Scratch::new(paths, "steps.interfaces", text)).transpose()?;
     let mut argv: Vec<OsString> = ["/bin/sh", "-c", SCRIPT, "steps"].map(OsString::from).to_vec();
@@ -105,7 +120,7 @@ pub(super) async fn run_steps(paths: &NetPaths, steps: &[Step], file: Option<&st
     argv.extend(words(steps));
     fs::create_dir_all(&paths.state).map_err(|e| failed(format!("{}: {e}", paths.state.display())))?;
     let log = paths.state.join("steps.log");
-    let result = units::run(&argv, &log, patience).await;
+    let result = units::run(bus, &argv, &log, patience).await;
     let said = tail(&log);
     match result {
         Ok(()) => Ok(said),
@@ -144,16 +159,90 @@ pub(super) async fn check_text(paths: &NetPaths, text: &str) -> Result<(), Error
     Err(failed(format!("ifupdown2 does not take what was to be declared: {}", ended.complaint())))
 }
 
-/// Where interfaces differ from what is declared: one line each.
-pub(super) async fn compare(interfaces: &[String]) -> Result<Vec<String>, Error> {
+/// Where interfaces differ from what is declared, once `when` says so: one line each.
+///
+/// Starting takes ifquery most of its time. So it is started at once, and reads the live files when it is told. It has looked at the kernel by
+/// then, and hears of each change since; should it call anything different, another one is asked that begins from nothing. Errors:
+/// `NetworkFailed`, also where `when` is dropped.
+pub(super) async fn compare(paths: &NetPaths, interfaces: &[String], when: oneshot::Receiver<()>) -> Result<Vec<String>, Error> {
+    compare_by("ifquery", scratch_folder(paths), &paths.etc_network.join("interfaces"), interfaces, when).await
+}
+
+/// The same by another program. `folder`: for the pipe.
+async fn compare_by(
+    program: &str,
+    folder: &Path,
+    live: &Path,
+    interfaces: &[String],
+    mut when: oneshot::Receiver<()>,
+) -> Result<Vec<String>, Error> {
+    let unwanted = |_| failed("ifquery -c is not wanted any more");
     if interfaces.is_empty() {
-        return Ok(Vec::new());
+        return when.await.map(|()| Vec::new()).map_err(unwanted);
     }
     check_names(interfaces)?;
-    let mut args: Vec<OsString> = ["-c", "-o", "json"].map(OsString::from).to_vec();
-    args.extend(interfaces.iter().map(OsString::from));
-    let ended = command::run("ifquery", &args, READING).await?;
+    let args = |more: &[&OsStr]| -> Vec<OsString> {
+        let first = ["-c", "-o", "json"].into_iter().map(OsStr::new).chain(more.iter().copied());
+        first.chain(interfaces.iter().map(OsStr::new)).map(OsStr::to_owned).collect()
+    };
+    let mut told = false;
+    if let Ok(gate) = Gate::new(folder) {
+        let args = args(&["-i".as_ref(), gate.0.as_os_str()]);
+        let mut early = pin!(command::ask(program, &args, differences));
+        tokio::select! {
+            // It was to wait.
+            _ = &mut early => {}
+            said = &mut when => {
+                said.map_err(unwanted)?;
+                told = true;
+                let answered = async { tokio::join!(early, gate.open(live)).0 };
+                match tokio::time::timeout(READING, answered).await {
+                    Ok(Ok(Some(found))) if found.is_empty() => return Ok(found),
+                    other => tracing::debug!(?other, "ifquery is asked again"),
+                }
+            }
+        }
+    }
+    if !told {
+        when.await.map_err(unwanted)?;
+    }
+    let ended = command::run(program, &args(&[]), READING).await?;
     differences(&ended.stdout).ok_or_else(|| failed(format!("ifquery -c: {}", ended.complaint())))
+}
+
+/// A named pipe in the place of a file: who reads it stands still until it is opened. Removed when dropped.
+struct Gate(PathBuf);
+
+impl Gate {
+    fn new(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join("compare.interfaces");
+        // That of an agent which was killed.
+        let _ = fs::remove_file(&path);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)
+            .map_err(|e| failed(format!("{}: {e}", path.display())))?;
+        Ok(Self(path))
+    }
+
+    /// Lets the reader read what this file declares, once it is there.
+    async fn open(&self, live: &Path) {
+        let text = format!("source {}\n", live.display());
+        loop {
+            // Nobody is waited for here: opening it to write fails as long as it has no reader.
+            let opened = fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.0);
+            match opened {
+                Err(e) if e.raw_os_error() == Some(nix::libc::ENXIO) => tokio::time::sleep(GATE_PAUSE).await,
+                // Less than the pipe holds. Without it the reader ends with nothing to compare, which is no answer.
+                Ok(mut gate) => return drop(gate.write_all(text.as_bytes())),
+                Err(error) => return tracing::debug!(%error, "the pipe to ifquery"),
+            }
+        }
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 /// What `ifquery -c -o json` calls different.
@@ -234,6 +323,82 @@ mod tests {
         let mut command = std::process::Command::new("/bin/sh");
         let out = command.env("PATH", path).args(["-c", SCRIPT, "steps", ""]).args(words(&[step(Action::Up, "b")])).output().unwrap();
         assert_eq!((String::from_utf8(out.stdout).unwrap().as_str(), out.status.code()), ("ifup b\nslept\ncalled ifup b\n", Some(0)));
+    }
+
+    /// An ifquery that only says what it was told, and of which interface the MTU fails: `early` where it reads a pipe, else `late`.
+    fn ifquery(dir: &Path, early: &str, late: &str) -> String {
+        use std::os::unix::fs::PermissionsExt;
+        let path = dir.join("ifquery");
+        let answer = |mtu: &str| format!("printf '[{{\"name\":\"v100\",\"config_status\":{{\"mtu\":\"%s\"}}}}]\\n' {mtu}");
+        let script = format!(
+            "#!/bin/sh\n\
+             case \"$*\" in\n\
+             *-i*) echo early >>\"$0.calls\"; cat \"$5\" >>\"$0.calls\"; {}; exec tail -f /dev/null ;;\n\
+             *) echo \"late $*\" >>\"$0.calls\"; {} ;;\n\
+             esac\n",
+            answer(early),
+            answer(late)
+        );
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path.display().to_string()
+    }
+
+    async fn compared(dir: &Path, program: &str) -> Result<Vec<String>, Error> {
+        let (say, when) = oneshot::channel();
+        let names = ["v100".to_owned()];
+        let compared = compare_by(program, dir, Path::new("/etc/network/interfaces"), &names, when);
+        let started = async {
+            // It has said that it runs, and nobody has told it to read.
+            while !dir.join("ifquery.calls").exists() {
+                tokio::task::yield_now().await;
+            }
+            say.send(()).unwrap();
+        };
+        tokio::join!(compared, started).0
+    }
+
+    #[tokio::test]
+    async fn what_is_started_early_reads_when_it_is_told_and_is_not_waited_for_once_it_has_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = ifquery(dir.path(), "pass", "fail");
+        assert_eq!(compared(dir.path(), &program).await, Ok(Vec::new()));
+        let calls = fs::read_to_string(dir.path().join("ifquery.calls")).unwrap();
+        assert_eq!(calls, "early\nsource /etc/network/interfaces\n");
+        assert!(!dir.path().join("compare.interfaces").exists());
+    }
+
+    #[tokio::test]
+    async fn what_was_started_early_is_believed_only_where_it_agrees() {
+        for (late, wanted) in [("pass", vec![]), ("fail", vec!["v100: mtu is not as declared".to_owned()])] {
+            let dir = tempfile::tempdir().unwrap();
+            let program = ifquery(dir.path(), "fail", late);
+            assert_eq!(compared(dir.path(), &program).await, Ok(wanted));
+            let calls = fs::read_to_string(dir.path().join("ifquery.calls")).unwrap();
+            assert_eq!(calls, "early\nsource /etc/network/interfaces\nlate -c -o json v100\n");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_ends_before_it_is_told_is_started_again_when_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = ifquery(dir.path(), "fail", "pass");
+        let script = fs::read_to_string(&program).unwrap();
+        fs::write(&program, script.replace("cat \"$5\"", "exit 1")).unwrap();
+        assert_eq!(compared(dir.path(), &program).await, Ok(Vec::new()));
+        assert_eq!(fs::read_to_string(dir.path().join("ifquery.calls")).unwrap(), "early\nlate -c -o json v100\n");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_compared_for_a_change_that_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = ifquery(dir.path(), "pass", "pass");
+        for names in [vec![], vec!["v100".to_owned()]] {
+            let (say, when) = oneshot::channel();
+            drop(say);
+            compare_by(&program, dir.path(), Path::new("/i"), &names, when).await.unwrap_err();
+        }
+        assert!(!dir.path().join("compare.interfaces").exists());
     }
 
     #[test]

@@ -25,6 +25,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use tokio::sync::oneshot;
+
 use crate::error::Error;
 
 pub use host::HostNetwork;
@@ -75,8 +77,9 @@ pub trait Network: Send + Sync + 'static {
     /// Ends what [`Network::run_steps`] may have left running, also that of an agent that is dead. Errors: `NetworkFailed`.
     async fn stop_steps(&self) -> Result<(), Error>;
 
-    /// `ifquery -c`: where these interfaces differ from what is declared. Empty: nowhere. Errors: `NetworkFailed`.
-    async fn compare(&self, interfaces: &[String]) -> Result<Vec<String>, Error>;
+    /// `ifquery -c`: where these interfaces differ from what is declared, at the time that `when` tells; to be called well before, since it
+    /// takes long to start. Empty: nowhere. Errors: `NetworkFailed`, also where `when` is dropped.
+    async fn compare(&self, interfaces: &[String], when: oneshot::Receiver<()>) -> Result<Vec<String>, Error>;
 
     /// Removes a link from the kernel. Gone already: a success. Errors: `NetworkFailed`.
     async fn delete_link(&self, name: &str) -> Result<(), Error>;

@@ -16,7 +16,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, OwnedMutexGuard},
+    sync::{Notify, OwnedMutexGuard, oneshot},
     time::Instant,
 };
 
@@ -437,7 +437,8 @@ impl Network for FakeNetwork {
         .await
     }
 
-    async fn compare(&self, _: &[String]) -> Result<Vec<String>, Error> {
+    async fn compare(&self, _: &[String], when: oneshot::Receiver<()>) -> Result<Vec<String>, Error> {
+        when.await.map_err(|_| failed("it is not wanted any more"))?;
         self.call("compare", |_| Ok(Vec::new())).await
     }
 
