@@ -143,6 +143,7 @@ impl Inner {
         confirm: Option<prost_types::Duration>,
         vlans: &Vlans,
     ) -> Result<String, Error> {
+        let mut laps = Laps::begin();
         let confirm = confirm_timeout(confirm, this.settings.confirm_timeout)?;
         this.not_latched().await?;
         let facts = this.gather().await?;
@@ -172,12 +173,14 @@ impl Inner {
                 let name = h.name().to_owned();
                 let (inner, tenant, handle) = (Arc::clone(this), call.meta.tenant.clone(), h.clone());
                 let check = TextCheck::begin(&this.net, plan.new_text);
+                laps.end("plan and checks");
                 Self::spawn(this, h, async move {
                     if handle.written().await.is_err() {
                         return;
                     }
                     crash_point!("network.intent_written");
-                    let result = Box::pin(inner.carry_out(&handle, &asked, &tenant, check)).await;
+                    laps.end("journal");
+                    let result = Box::pin(inner.carry_out(&handle, &asked, &tenant, check, laps)).await;
                     inner.end(&handle, result).await;
                 });
                 Ok(name)
@@ -204,12 +207,11 @@ impl Inner {
     }
 
     /// All steps, to the end of the change: final, or undone. `check`: of the text that was planned when it was accepted.
-    async fn carry_out(&self, h: &Handle, asked: &Asked, tenant: &str, check: TextCheck) -> Result<(), Error> {
+    async fn carry_out(&self, h: &Handle, asked: &Asked, tenant: &str, check: TextCheck, mut laps: Laps) -> Result<(), Error> {
         let state = h.state().network;
         if state.done {
             return Ok(());
         }
-        let mut laps = Laps::begin();
         h.step("checking");
         let gateways = self.answering(&self.net.kernel().await?).await;
         crash_point!("network.planned");
