@@ -172,7 +172,7 @@ impl Inner {
             Begun::New(h) => {
                 let name = h.name().to_owned();
                 let (inner, tenant, handle) = (Arc::clone(this), call.meta.tenant.clone(), h.clone());
-                let check = TextCheck::begin(&this.net, plan.new_text);
+                let check = this.checks.check(&this.net, plan.new_text);
                 laps.end("plan and checks");
                 Self::spawn(this, h, async move {
                     if handle.written().await.is_err() {

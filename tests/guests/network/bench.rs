@@ -185,12 +185,21 @@ impl Bench<'_> {
         let of = |what: &str| self.times.get(what).map(|t| median(t)).unwrap_or_default();
         println!("apply of {what}, medians of {ROUNDS}:");
         for (what, times) in &self.times {
-            println!("  {what:<60} {:>8.1} ms   ({:.1} to {:.1})", median(times), times.iter().copied().fold(f64::MAX, f64::min), times.iter().copied().fold(0.0, f64::max));
+            println!(
+                "  {what:<60} {:>8.1} ms   ({:.1} to {:.1})",
+                median(times),
+                times.iter().copied().fold(f64::MAX, f64::min),
+                times.iter().copied().fold(0.0, f64::max)
+            );
         }
         let hand = of("by hand: the file") + of("by hand: ifup");
         for how in ["the agent", "the agent, planned before"] {
             println!("  {:<60} {:>8.1} ms", format!("{how}: over by hand"), of(&format!("{how}: in all")) - hand);
-            println!("  {:<60} {:>8.1} ms", format!("{how}: over what ifup takes by hand"), of(&format!("{how}: in all")) - of("by hand: ifup"));
+            println!(
+                "  {:<60} {:>8.1} ms",
+                format!("{how}: over what ifup takes by hand"),
+                of(&format!("{how}: in all")) - of("by hand: ifup")
+            );
         }
         println!("  programs that the agent starts: {calls:?}");
     }

@@ -28,8 +28,7 @@ impl Ended {
     /// The last lines that a tool wrote, complaints first.
     pub(super) fn complaint(&self) -> String {
         let text = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
-        let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-        lines[lines.len().saturating_sub(4)..].join("; ")
+        last_lines(text)
     }
 
     /// What it wrote when it ended well.
@@ -55,6 +54,12 @@ fn start(program: &str, args: &[OsString]) -> Result<Child, Error> {
         io::ErrorKind::NotFound => failed(format!("'{program}' is not installed on this host; install it")),
         _ => failed(format!("{program} cannot be started: {error}")),
     })
+}
+
+/// The last lines of what a tool said, as one.
+pub(super) fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    lines[lines.len().saturating_sub(4)..].join("; ")
 }
 
 /// Runs a tool to its end, no longer than `patience`: then it is killed, as it is when the future is dropped.

@@ -122,6 +122,14 @@ impl Network for HostNetwork {
         lock::take_to_undo(&self.paths, patience).await
     }
 
+    async fn check_text_aside(&self, text: &str) -> Option<Result<(), Error>> {
+        ifupdown::check_aside(&self.paths, self.bus.as_deref()?, text).await
+    }
+
+    fn check_mark(&self) -> u64 {
+        ifupdown::mark()
+    }
+
     async fn check_text(&self, text: &str) -> Result<(), Error> {
         ifupdown::check_text(&self.paths, text).await
     }

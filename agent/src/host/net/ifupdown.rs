@@ -3,10 +3,12 @@
 use std::{
     ffi::{OsStr, OsString},
     fs,
+    hash::{DefaultHasher, Hash, Hasher},
     io::Write,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     pin::pin,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -20,6 +22,19 @@ const READING: Duration = Duration::from_secs(30);
 /// What ifupdown2 ends with at once while another one of it runs.
 const BUSY: i32 = 89;
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// Where ifupdown2 has its lock.
+const LOCKS: &str = "/run/network";
+/// What ifupdown2's verdict on a text depends on, beside the text.
+const JUDGES: [&str; 8] = [
+    "/usr/share/ifupdown2",
+    "/usr/share/ifupdown2/__main__.py",
+    "/usr/share/ifupdown2/addons",
+    "/etc/network/ifupdown2",
+    "/etc/network/ifupdown2/ifupdown2.conf",
+    "/etc/network/ifupdown2/addons.conf",
+    "/etc/network/ifupdown2/policy.d",
+    "/var/lib/ifupdown2/policy.d",
+];
 /// How often it is looked whether an ifquery that was told to read has come so far.
 const GATE_PAUSE: Duration = Duration::from_millis(5);
 
@@ -125,8 +140,7 @@ pub(super) async fn run_steps(
     match result {
         Ok(()) => Ok(said),
         Err(error) => {
-            let lines: Vec<&str> = said.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-            let last = lines[lines.len().saturating_sub(4)..].join("; ");
+            let last = command::last_lines(&said);
             Err(failed(if last.is_empty() { error.to_string() } else { format!("{last} ({error})") }))
         }
     }
@@ -136,6 +150,47 @@ fn tail(log: &Path) -> String {
     const KEPT: usize = 16 << 10;
     let bytes = fs::read(log).unwrap_or_default();
     String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(KEPT)..]).into_owned()
+}
+
+/// Whether a text is one that ifupdown2 takes, asked where nobody notices: ifupdown2's own lock is not taken, for which somebody's `ifreload`
+/// would be turned away. `None`: that cannot be told here, or not so.
+pub(super) async fn check_aside(paths: &NetPaths, bus: &SystemdUnits, text: &str) -> Option<Result<(), Error>> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    let scratch = Scratch::new(paths, &format!("check-{next}.interfaces"), text).ok()?;
+    let log = Scratch::new(paths, &format!("check-{next}.log"), "").ok()?;
+    let mut argv: Vec<String> = ["/bin/sh", "-c", "exec ifup -s -a -i \"$1\"", "check"].map(str::to_owned).to_vec();
+    argv.push(scratch.0.to_str()?.to_owned());
+    let unit = format!("pvelet-network-check-{next}.service");
+    let looked = units::look_aside(bus, &unit, (&argv, LOCKS, log.0.to_str()?), READING).await;
+    match looked {
+        Ok(result) if result == "done" => Some(verdict(&tail(&log.0))),
+        // Nor does it say that it is wrong: it was killed, or could not be started so.
+        other => {
+            tracing::debug!(?other, "a declaration was not checked aside");
+            None
+        }
+    }
+}
+
+/// What ifupdown2 makes of a text, from what it says. It complains about what it does not understand with a status of 0, too; and ends with 1
+/// for a mere warning, such as that a bridge has the MTU of its ports anyway, or that a VLAN's is above its parent's, which stands in another
+/// file.
+fn verdict(said: &str) -> Result<(), Error> {
+    if !said.contains("error:") {
+        return Ok(());
+    }
+    Err(failed(format!("ifupdown2 does not take what was to be declared: {}", command::last_lines(said))))
+}
+
+/// What changes whenever ifupdown2 or its settings do: a verdict holds as long.
+pub(super) fn mark() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for path in JUDGES {
+        let stat = fs::metadata(path).ok().map(|m| (m.ino(), m.mtime(), m.mtime_nsec(), m.len()));
+        stat.hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// Whether a text is one that ifupdown2 takes.
@@ -151,10 +206,8 @@ pub(super) async fn check_text(paths: &NetPaths, text: &str) -> Result<(), Error
         }
         tokio::time::sleep(BUSY_PAUSE).await;
     };
-    // It complains about what it does not understand with a status of 0, too; and ends with 1 for a mere warning, such as that a bridge has the MTU of
-    // its ports anyway, or that a VLAN's is above its parent's, which stands in another file.
-    if matches!(ended.code, Some(0 | 1)) && !ended.stderr.contains("error:") {
-        return Ok(());
+    if matches!(ended.code, Some(0 | 1)) {
+        return verdict(&ended.stderr);
     }
     Err(failed(format!("ifupdown2 does not take what was to be declared: {}", ended.complaint())))
 }
@@ -407,6 +460,13 @@ mod tests {
             assert!(check_names([&bad.to_owned()]).is_err(), "{bad}");
         }
         check_names([&"bond0.70".to_owned(), &"vmbr_x-1".to_owned()]).unwrap();
+    }
+
+    #[test]
+    fn a_warning_refuses_no_text_and_an_error_does() {
+        verdict("warning: vmbr70: bridge inherits mtu from its ports\n").unwrap();
+        let error = verdict("info: x\nerror: /f: line 3: iface a: invalid syntax 'b'\n").unwrap_err().to_string();
+        assert!(error.contains("does not take") && error.contains("line 3"), "{error}");
     }
 
     #[test]

@@ -59,6 +59,12 @@ pub trait Network: Send + Sync + 'static {
     /// Whether ifupdown2 takes this text as a file of its own (`ifup -s -i`). Errors: `NetworkFailed` with what it says.
     async fn check_text(&self, text: &str) -> Result<(), Error>;
 
+    /// The same without anybody noticing, such as whoever runs ifupdown2 at that moment. `None`: it cannot be told so here.
+    async fn check_text_aside(&self, text: &str) -> Option<Result<(), Error>>;
+
+    /// Another number whenever what checks texts is another one: what was said of a text holds no longer than that.
+    fn check_mark(&self) -> u64;
+
     /// The agent's own file; `None`: there is none. Errors: `NetworkFailed` when it cannot be read.
     async fn own_file(&self) -> Result<Option<String>, Error>;
 

@@ -136,6 +136,32 @@ async fn run_by(bus: &SystemdUnits, argv: &[String], log: &str, patience: Durati
     }
 }
 
+/// Runs a program that only looks, in a unit in which `hidden` is an empty folder, so that locks in it are nobody else's. An exit status of 1 is
+/// a success, too. What it writes goes to `log`. Returns how the unit ended. Errors: `Look`.
+pub(super) async fn look_aside(
+    bus: &SystemdUnits,
+    name: &str,
+    (argv, hidden, log): (&[String], &str, &str),
+    patience: Duration,
+) -> Result<String, Error> {
+    let micros = u64::try_from(patience.as_micros()).unwrap_or(u64::MAX);
+    let program = argv.first().map_or("", String::as_str);
+    let good: (Vec<i32>, Vec<i32>) = (vec![1], Vec::new());
+    let properties = [
+        ("Description", Variant::from("A declaration of pvelet is checked")),
+        ("Type", Variant::from("oneshot")),
+        ("CollectMode", Variant::from("inactive-or-failed")),
+        ("KillMode", Variant::from("control-group")),
+        ("TimeoutStartUSec", Variant::from(micros)),
+        ("SuccessExitStatus", Variant::new(good)),
+        ("TemporaryFileSystem", Variant::new(vec![(hidden, "")])),
+        ("StandardOutputFileToTruncate", Variant::from(log)),
+        ("StandardErrorFileToAppend", Variant::from(log)),
+        ("ExecStart", Variant::new(vec![(program, argv, false)])),
+    ];
+    bus.run(name, &properties, patience + AROUND).await
+}
+
 fn property(name: &str, path: &Path) -> OsString {
     let mut text = OsString::from(format!("--property={name}"));
     text.push(path);

@@ -175,6 +175,11 @@ impl FakeHost {
         self.model().old_own.is_some()
     }
 
+    /// ifupdown2 is another one from now on.
+    pub fn upgrade_ifupdown2(&self) {
+        self.model().check_mark += 1;
+    }
+
     /// Whether ifupdown2 hangs at this interface.
     pub fn hang(&self, interface: &str, hangs: bool) {
         let mut model = self.model();
@@ -376,6 +381,16 @@ impl Network for FakeNetwork {
     async fn check_text(&self, text: &str) -> Result<(), Error> {
         let text = text.to_owned();
         self.call("check_text", move |_| crate::network::own_file::OwnFile::parse(Some(&text)).map(drop).map_err(failed)).await
+    }
+
+    async fn check_text_aside(&self, text: &str) -> Option<Result<(), Error>> {
+        let text = text.to_owned();
+        let parsed = move |_: &mut Model| crate::network::own_file::OwnFile::parse(Some(&text)).map(drop).map_err(failed);
+        Some(self.call("check_text_aside", parsed).await)
+    }
+
+    fn check_mark(&self) -> u64 {
+        self.host.model().check_mark
     }
 
     async fn own_file(&self) -> Result<Option<String>, Error> {
