@@ -92,6 +92,6 @@ for _ in $(seq 300); do
     [ -z "$pid" ] || ! nsenter -t "$pid" -a /bin/systemctl --quiet is-active networking.service 2>/dev/null || break
     sleep 0.1
 done
-program=$1
+program=$(realpath "$1")
 shift
 nsenter -t "$pid" -a /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin "$program" "$@"

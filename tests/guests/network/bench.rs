@@ -1,11 +1,7 @@
 //! What a change costs over the same one made by hand: a measurement, not a test. In a guest without KVM the numbers are those of an emulated
 //! machine; [`here`] measures on the machine it runs on.
 
-use std::{
-    collections::BTreeMap,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, process::Command, time::Instant};
 
 use pvelet_proto::v1;
 use pvelet_tests::Segment;
@@ -22,6 +18,7 @@ use crate::{
 const ROUNDS: usize = 9;
 /// The network that is made and removed.
 const NAME: &str = "bench";
+const ADDRESSES: [&str; 2] = ["198.51.100.1/24", "198.51.100.2/24"];
 /// By hand: the same file, written so that it is on the disk, and `ifup` as the agent runs it; then the tools that the agent runs beside.
 const BY_HAND: &str = r#"
 set -e
@@ -55,7 +52,7 @@ const COUNTED: &str = r#"
 mkdir -p /usr/lib/bench
 for tool in ifup ifdown ifquery systemctl systemd-run; do
     real=$(command -v $tool)
-    mv "$real" /usr/lib/bench/$tool
+    if [ -L "$real" ]; then ln -s "$(readlink -f "$real")" /usr/lib/bench/$tool; rm "$real"; else mv "$real" /usr/lib/bench/$tool; fi
     printf '#!/bin/sh\necho "%s" >>/run/calls\nexec /usr/lib/bench/%s "$@"\n' "$tool $1" $tool >"$real"
     chmod 755 "$real"
 done
@@ -68,19 +65,19 @@ struct Bench<'a> {
     sh: &'a dyn Fn(&str) -> String,
     api: Api,
     runtime: &'a Runtime,
-    spec: v1::NetworkSpec,
+    /// Two that differ in an address, so that a plan of the first tells nothing of the second.
+    specs: [v1::NetworkSpec; 2],
     times: BTreeMap<String, Vec<f64>>,
 }
 
 /// Measures on one guest: a VLAN on its bond.
 pub fn run(lane: &Lane<'_>) {
-    let address = format!("198.51.100.{}/24", lane.host.n);
-    let spec = network(NAME, vec![with(vlan("bond0.100", TRUNK, 100), &[&address])]);
+    let spec = |address: &str| network(NAME, vec![with(vlan("bond0.100", TRUNK, 100), &[address])]);
     let bench = Bench {
         sh: &|script| lane.host.guest.sh(script),
         api: lane.host.api().clone(),
         runtime: &lane.lab.runtime,
-        spec,
+        specs: ADDRESSES.map(spec),
         times: BTreeMap::new(),
     };
     bench.all("one VLAN");
@@ -98,9 +95,13 @@ pub fn here() {
         sh(&format!("tar -C / -xf {}", file.display()));
     }
     sh(INSTALL);
-    let spec = network(NAME, vec![with(bridge("vmbr9", &["eth2"]), &["198.51.100.1/24"])]);
+    let spec = |address: &str| network(NAME, vec![with(bridge("vmbr9", &["eth2"]), &[address])]);
     let api = lab.api(1, ([192, 0, 2, 1], 7443).into());
-    Bench { sh: &sh, api, runtime: &lab.runtime, spec, times: BTreeMap::new() }.all("one bridge");
+    Bench { sh: &sh, api, runtime: &lab.runtime, specs: ADDRESSES.map(spec), times: BTreeMap::new() }.all("one bridge");
+}
+
+fn how(planned: bool) -> &'static str {
+    if planned { "the agent, planned before" } else { "the agent" }
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -113,8 +114,8 @@ impl Bench<'_> {
     fn all(mut self, what: &str) {
         // The agent writes the file that is then written by hand. Just started, it may not know PVE yet.
         loop {
-            match self.runtime.block_on(Drive::new(&self.api).carry(&Wish::Apply(self.spec.clone()))) {
-                Err(status) if status.code() == Code::Unavailable => std::thread::sleep(Duration::from_millis(200)),
+            match self.runtime.block_on(Drive::new(&self.api).carry(&Wish::Apply(self.specs[0].clone()))) {
+                Err(status) if status.code() == Code::Unavailable => drop((self.sh)("sleep 0.2")),
                 made => break drop(succeeded(made)),
             }
         }
@@ -127,14 +128,15 @@ impl Bench<'_> {
             self.apply(true);
             self.remove();
         }
+        self.print(what);
         (self.sh)(COUNTED);
-        self.apply(false);
-        let mut calls: BTreeMap<String, usize> = BTreeMap::new();
-        for line in (self.sh)("cat /run/calls 2>/dev/null || true").lines() {
-            *calls.entry(line.trim().to_owned()).or_default() += 1;
+        for planned in [false, true] {
+            (self.sh)("rm -f /run/calls");
+            self.apply(planned);
+            let called = (self.sh)("cat /run/calls");
+            println!("  {}, programs of the network that are started: {}", how(planned), called.lines().collect::<Vec<_>>().join(", "));
+            self.remove();
         }
-        self.remove();
-        self.print(what, &calls);
     }
 
     fn add(&mut self, what: &str, ms: f64) {
@@ -142,7 +144,7 @@ impl Bench<'_> {
     }
 
     fn by_hand(&mut self) {
-        let names: Vec<&str> = self.spec.interfaces.iter().map(|i| i.name.as_str()).collect();
+        let names: Vec<&str> = self.specs[0].interfaces.iter().map(|i| i.name.as_str()).collect();
         let script = format!("names='{}' bash -s <<'BENCH'\n{BY_HAND}BENCH\n", names.join(" "));
         for line in (self.sh)(&script).lines() {
             if let Some((what, micros)) = line.rsplit_once(' ').and_then(|(what, us)| Some((what, us.parse::<f64>().ok()?))) {
@@ -153,13 +155,14 @@ impl Bench<'_> {
 
     /// Makes it, to its end; `planned`: asked for a plan before, as a controller does.
     fn apply(&mut self, planned: bool) {
-        let (drive, wish) = (Drive::new(&self.api), Wish::Apply(self.spec.clone()));
-        let how = if planned { "the agent, planned before" } else { "the agent" };
+        let spec = &self.specs[usize::from(!planned)];
+        let (drive, wish) = (Drive::new(&self.api), Wish::Apply(spec.clone()));
+        let how = how(planned);
         if planned {
-            let request = v1::PlanNetworkRequest { network: Some(self.spec.clone()), remove: String::new() };
+            let request = v1::PlanNetworkRequest { network: Some(spec.clone()), remove: String::new() };
             self.runtime.block_on(async { self.api.fresh().agent.network().plan_network(request).await }).unwrap();
-            // A controller goes on at once; but it also looks at other hosts first.
-            (self.sh)("sleep 3");
+            // A controller goes on when it has looked at the other hosts and written down what it does.
+            (self.sh)("sleep 1; while systemctl --quiet is-active 'pvelet-network-check-*'; do sleep 0.2; done");
         }
         let begun = Instant::now();
         let op = self.runtime.block_on(drive.applied(&wish)).unwrap();
@@ -181,7 +184,7 @@ impl Bench<'_> {
         succeeded(self.runtime.block_on(Drive::new(&self.api).carry(&Wish::Remove(NAME.into()))));
     }
 
-    fn print(&self, what: &str, calls: &BTreeMap<String, usize>) {
+    fn print(&self, what: &str) {
         let of = |what: &str| self.times.get(what).map(|t| median(t)).unwrap_or_default();
         println!("apply of {what}, medians of {ROUNDS}:");
         for (what, times) in &self.times {
@@ -201,6 +204,5 @@ impl Bench<'_> {
                 of(&format!("{how}: in all")) - of("by hand: ifup")
             );
         }
-        println!("  programs that the agent starts: {calls:?}");
     }
 }

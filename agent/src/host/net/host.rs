@@ -11,8 +11,8 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Boot, Files, Kernel, KernelLink, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifupdown, kernel, lock,
-    offloads, port, probe, probe_port, state, units,
+    Boot, Files, Kernel, KernelLink, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifquery, ifupdown, kernel,
+    lock, offloads, port, probe, probe_port, state, units,
 };
 use crate::{
     error::Error,
@@ -156,7 +156,7 @@ impl Network for HostNetwork {
     }
 
     async fn compare(&self, interfaces: &[String], when: oneshot::Receiver<()>) -> Result<Vec<String>, Error> {
-        ifupdown::compare(&self.paths, interfaces, when).await
+        ifquery::compare(&self.paths, interfaces, when).await
     }
 
     async fn delete_link(&self, name: &str) -> Result<(), Error> {

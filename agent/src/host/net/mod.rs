@@ -5,6 +5,7 @@ mod command;
 pub mod fake;
 mod files;
 mod host;
+mod ifquery;
 mod ifupdown;
 pub mod kernel;
 mod kernel_decode;
