@@ -73,7 +73,9 @@ cgroups=/sys/fs/cgroup kind=2
 [ -e /sys/fs/cgroup/cgroup.controllers ] || { cgroups='/sys/fs/cgroup/systemd /sys/fs/cgroup/unified' kind=1; }
 group=pvelet-bench-$$
 pid=
+starter=
 clean() {
+    [ -z "$starter" ] || kill -KILL "$starter" 2>/dev/null || true
     [ -z "$pid" ] || kill -KILL "$pid" 2>/dev/null || true
     wait 2>/dev/null || true
     umount -l "$work/root"

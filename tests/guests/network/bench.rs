@@ -131,7 +131,6 @@ impl Bench<'_> {
         self.print(what);
         (self.sh)(COUNTED);
         for planned in [false, true] {
-            (self.sh)("rm -f /run/calls");
             self.apply(planned);
             let called = (self.sh)("cat /run/calls");
             println!("  {}, programs of the network that are started: {}", how(planned), called.lines().collect::<Vec<_>>().join(", "));
@@ -162,8 +161,9 @@ impl Bench<'_> {
             let request = v1::PlanNetworkRequest { network: Some(spec.clone()), remove: String::new() };
             self.runtime.block_on(async { self.api.fresh().agent.network().plan_network(request).await }).unwrap();
             // A controller goes on when it has looked at the other hosts and written down what it does.
-            (self.sh)("sleep 1; while systemctl --quiet is-active 'pvelet-network-check-*'; do sleep 0.2; done");
+            (self.sh)("sleep 1; while systemctl --quiet is-active pvelet-network-check.service; do sleep 0.2; done");
         }
+        (self.sh)("rm -f /run/calls");
         let begun = Instant::now();
         let op = self.runtime.block_on(drive.applied(&wish)).unwrap();
         self.add(&format!("{how}: seen by the client"), begun.elapsed().as_secs_f64() * 1e3);

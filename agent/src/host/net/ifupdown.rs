@@ -156,8 +156,7 @@ pub(super) async fn check_aside(paths: &NetPaths, bus: &SystemdUnits, text: &str
     let log = Scratch::new(paths, &format!("check-{next}.log"), "").ok()?;
     let mut argv: Vec<String> = ["/bin/sh", "-c", "exec ifup -s -a -i \"$1\"", "check"].map(str::to_owned).to_vec();
     argv.push(scratch.0.to_str()?.to_owned());
-    let unit = format!("pvelet-network-check-{next}.service");
-    let looked = units::look_aside(bus, &unit, (&argv, LOCKS, log.0.to_str()?), READING).await;
+    let looked = units::look_aside(bus, (&argv, LOCKS, log.0.to_str()?), READING).await;
     match looked {
         Ok(result) if result == "done" => Some(verdict(&tail(&log.0))),
         // Nor does it say that it is wrong: it was killed, or could not be started so.

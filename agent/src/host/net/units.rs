@@ -20,6 +20,8 @@ use crate::{
 /// The transient unit of the steps.
 const STEPS: &str = "pvelet-network-steps.service";
 const DESCRIPTION: &str = "Interfaces of a network change of pvelet";
+/// The one in which a declaration is checked. One name for all: of each the bus is asked to tell, and it keeps no more than a few hundred.
+const CHECK: &str = "pvelet-network-check.service";
 /// The dead man's switch.
 const TIMER: &str = "pvelet-network-deadline.timer";
 /// What undoes a change after a reboot.
@@ -28,6 +30,9 @@ const BOOT: &str = "pvelet-network-boot.service";
 const ANSWER: Duration = Duration::from_secs(20);
 /// A stopped unit is killed after this: nothing in it has anything to tidy up.
 const STOP: Duration = Duration::from_secs(2);
+/// How often, and how long apart, a unit is tried whose name is still taken.
+const PUT_AWAY: u32 = 20;
+const PUT_AWAY_PAUSE: Duration = Duration::from_millis(50);
 /// What systemd itself may take around the steps.
 const AROUND: Duration = Duration::from_secs(5);
 
@@ -128,7 +133,16 @@ async fn run_by(bus: &SystemdUnits, argv: &[String], log: &str, patience: Durati
         ("ExecStart", Variant::new(vec![(program, argv, false)])),
     ];
     let begun = Instant::now();
-    match bus.run(STEPS, &properties, patience + STOP + AROUND).await {
+    let mut ran = bus.run(STEPS, &properties, patience + STOP + AROUND).await;
+    // The one that has just ended is still being put away: refused, so nothing was started.
+    for _ in 0..PUT_AWAY {
+        if !matches!(&ran, Err(error) if error.to_string().contains("UnitExists")) {
+            break;
+        }
+        tokio::time::sleep(PUT_AWAY_PAUSE).await;
+        ran = bus.run(STEPS, &properties, patience + STOP + AROUND).await;
+    }
+    match ran {
         Ok(result) if result == "done" => Ok(()),
         Ok(_) if begun.elapsed() >= patience => Err(failed(format!("it did not end within {} s", patience.as_secs()))),
         Ok(result) => Err(failed(format!("{STEPS} ended '{result}'"))),
@@ -140,7 +154,6 @@ async fn run_by(bus: &SystemdUnits, argv: &[String], log: &str, patience: Durati
 /// a success, too. What it writes goes to `log`. Returns how the unit ended. Errors: `Look`.
 pub(super) async fn look_aside(
     bus: &SystemdUnits,
-    name: &str,
     (argv, hidden, log): (&[String], &str, &str),
     patience: Duration,
 ) -> Result<String, Error> {
@@ -159,7 +172,7 @@ pub(super) async fn look_aside(
         ("StandardErrorFileToAppend", Variant::from(log)),
         ("ExecStart", Variant::new(vec![(program, argv, false)])),
     ];
-    bus.run(name, &properties, patience + AROUND).await
+    bus.run(CHECK, &properties, patience + AROUND).await
 }
 
 fn property(name: &str, path: &Path) -> OsString {
