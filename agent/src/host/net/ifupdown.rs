@@ -14,8 +14,10 @@ use std::{
 use super::{Action, NetPaths, Step, command, failed, units};
 use crate::{error::Error, host::units::SystemdUnits};
 
-/// A check of a text, or a comparison, takes a second on a slow host.
+/// A comparison takes a second on a slow host.
 pub(super) const READING: Duration = Duration::from_secs(30);
+/// A check of a text does too, but goes on beside all else that begins a change, on a host that may have just booted.
+const CHECKING: Duration = Duration::from_secs(60);
 /// What ifupdown2 ends with at once while another one of it runs.
 const BUSY: i32 = 89;
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
@@ -156,7 +158,7 @@ pub(super) async fn check_aside(paths: &NetPaths, bus: &SystemdUnits, text: &str
     let log = Scratch::new(paths, &format!("check-{next}.log"), "").ok()?;
     let mut argv: Vec<String> = ["/bin/sh", "-c", "exec ifup -s -a -i \"$1\"", "check"].map(str::to_owned).to_vec();
     argv.push(scratch.0.to_str()?.to_owned());
-    let looked = units::look_aside(bus, (&argv, LOCKS, log.0.to_str()?), READING).await;
+    let looked = units::look_aside(bus, (&argv, LOCKS, log.0.to_str()?), CHECKING).await;
     match looked {
         Ok(result) if result == "done" => Some(verdict(&tail(&log.0))),
         // Nor does it say that it is wrong: it was killed, or could not be started so.
@@ -192,9 +194,9 @@ pub(super) async fn check_text(paths: &NetPaths, text: &str) -> Result<(), Error
     let scratch = Scratch::new(paths, "check.interfaces", text)?;
     let mut args: Vec<OsString> = ["-s", "-a", "-i"].map(OsString::from).to_vec();
     args.push(scratch.0.clone().into_os_string());
-    let end = Instant::now() + READING;
+    let end = Instant::now() + CHECKING;
     let ended = loop {
-        let ended = command::run("ifup", &args, READING).await?;
+        let ended = command::run("ifup", &args, CHECKING).await?;
         if ended.code != Some(BUSY) || Instant::now() >= end {
             break ended;
         }
