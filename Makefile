@@ -10,7 +10,7 @@ TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/
 REAL_FEATURES := $(TEST_FEATURES),pvelet-tests/guests,pvelet-tests/kubernetes
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-kubernetes test-full guest-image kubernetes-programs image check fmt clippy deny docs lint bench bench-network clean clean-guests clean-kubernetes
+.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-kubernetes test-full guest-image kubernetes-programs image check fmt clippy deny docs lint bench bench-network bench-network-here clean clean-guests clean-kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,11 @@ bench: setup ## Benchmarks: a table, and target/bench.json
 bench-network: guest-image ## What a network change costs beside ifupdown2, in a guest
 	@tests/with-rust.sh $(CARGO) build --release --workspace --bins --features $(REAL_FEATURES)
 	@tests/with-rust.sh $(CARGO) test --quiet --release --workspace --features $(REAL_FEATURES) --test network -- --bench
+
+bench-network-here: setup ## The same without emulation: beside a systemd of its own on this machine's kernel (as root)
+	@tests/setup.sh guests
+	@tests/with-rust.sh $(CARGO) build --release --workspace --bins --features $(REAL_FEATURES)
+	@tests/with-rust.sh $(CARGO) --config "target.'cfg(all())'.runner='$(CURDIR)/tests/bench/network.sh'" test --quiet --release --workspace --features $(REAL_FEATURES) --test network -- --bench-here
 
 clean: ## Remove what was built
 	@$(CARGO) clean

@@ -1,9 +1,11 @@
 //! ApplyNetwork and RemoveNetwork: from the checks before anything is touched to a change that waits for its confirmation.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use pvelet_proto::{reason, v1};
 use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
 
 use super::{
     Inner,
@@ -11,8 +13,10 @@ use super::{
     definition::{Definition, Kind},
     descent::descent,
     facts::Gathered,
+    laps::Laps,
     plan::{Plan, Wish},
     planner, preflight,
+    text_check::TextCheck,
     undo::{self, By},
     validate, verify,
 };
@@ -139,6 +143,7 @@ impl Inner {
         confirm: Option<prost_types::Duration>,
         vlans: &Vlans,
     ) -> Result<String, Error> {
+        let mut laps = Laps::begin();
         let confirm = confirm_timeout(confirm, this.settings.confirm_timeout)?;
         this.not_latched().await?;
         let facts = this.gather().await?;
@@ -167,12 +172,15 @@ impl Inner {
             Begun::New(h) => {
                 let name = h.name().to_owned();
                 let (inner, tenant, handle) = (Arc::clone(this), call.meta.tenant.clone(), h.clone());
+                let check = this.checks.check(&this.net, plan.new_text);
+                laps.end("plan and checks");
                 Self::spawn(this, h, async move {
                     if handle.written().await.is_err() {
                         return;
                     }
                     crash_point!("network.intent_written");
-                    let result = Box::pin(inner.carry_out(&handle, &asked, &tenant)).await;
+                    laps.end("journal");
+                    let result = Box::pin(inner.carry_out(&handle, &asked, &tenant, check, laps)).await;
                     inner.end(&handle, result).await;
                 });
                 Ok(name)
@@ -198,8 +206,8 @@ impl Inner {
         crash_point!("network.end_written");
     }
 
-    /// All steps, to the end of the change: final, or undone.
-    async fn carry_out(&self, h: &Handle, asked: &Asked, tenant: &str) -> Result<(), Error> {
+    /// All steps, to the end of the change: final, or undone. `check`: of the text that was planned when it was accepted.
+    async fn carry_out(&self, h: &Handle, asked: &Asked, tenant: &str, check: TextCheck, mut laps: Laps) -> Result<(), Error> {
         let state = h.state().network;
         if state.done {
             return Ok(());
@@ -208,9 +216,11 @@ impl Inner {
         let gateways = self.answering(&self.net.kernel().await?).await;
         crash_point!("network.planned");
         h.check_cancelled()?;
+        laps.end("gateways");
         h.step("waiting for the network's lock");
         let lock = self.net.lock(LOCK).await?;
         crash_point!("network.locked");
+        laps.end("lock");
         self.not_latched().await?;
         self.undo_orphan(h.name()).await?;
         // Once more, now that nobody else changes anything.
@@ -220,6 +230,7 @@ impl Inner {
             return Err(Error::NetworkChanged { what: "what is to be done is not what was accepted any more".to_owned() });
         }
         Self::refuse(&facts, &plan)?;
+        laps.end("plan and checks under the lock");
         h.commit(BEING_MADE)?;
         let confirm = Duration::from_millis(state.confirm_ms);
         let boot = self.net.boot()?;
@@ -227,13 +238,16 @@ impl Inner {
         // Not on the disk: nothing was touched, and nothing will be.
         checkpoint::save(&*self.net, &change).await?;
         crash_point!("network.checkpoint_written");
-        match Box::pin(self.make(h, &mut change)).await {
+        laps.end("checkpoint");
+        match Box::pin(self.make(h, &mut change, check, &mut laps)).await {
             Ok(()) => {
                 change.applied(&self.net.boot()?, confirm);
                 if let Err(error) = checkpoint::save(&*self.net, &change).await {
                     return self.undo(Some(h), &mut change, &format!("the checkpoint cannot be written: {error}")).await;
                 }
                 crash_point!("network.waiting");
+                laps.end("checkpoint, that it waits");
+                tracing::info!(operation = h.name(), took = %laps, "a network change is made and waits for its confirmation");
                 drop(lock);
                 self.wait(Some(h), change).await
             }
@@ -242,34 +256,35 @@ impl Inner {
     }
 
     /// From a written checkpoint to a verified change. Errors: why it must be undone.
-    async fn make(&self, h: &Handle, change: &mut Checkpoint) -> Result<(), String> {
+    async fn make(&self, h: &Handle, change: &mut Checkpoint, check: TextCheck, laps: &mut Laps) -> Result<(), String> {
         let net = &*self.net;
         net.arm().await.map_err(|e| format!("nothing would undo it without the agent: {e}"))?;
         crash_point!("network.armed");
+        laps.end("arming");
         h.step("writing the declaration");
         let plan = change.plan.clone();
-        if let Some(text) = &plan.new_text {
-            net.check_text(text).await.map_err(|e| e.to_string())?;
-        }
+        check.passed().await.map_err(|e| e.to_string())?;
         crash_point!("network.file_checked");
+        laps.end("ifup -s, what was left of it");
         net.write_own_file(plan.new_text.as_deref()).await.map_err(|e| e.to_string())?;
         crash_point!("network.file_written");
         change.phase = Phase::Applying;
         change.touched = true;
         checkpoint::save(net, change).await.map_err(|e| format!("the checkpoint cannot be written: {e}"))?;
         crash_point!("network.applying");
+        laps.end("own file and checkpoint");
         h.step("bringing interfaces up and down");
-        let complaint = self.unless_asked(h.name(), run(net, &plan)).await?.err();
-        crash_point!("network.steps_run");
-        let plugged = undo::plug_guests(net, &change.before).await;
-        if !plugged.is_empty() {
-            h.warn(format!("ifupdown2 took guests' ports off their bridges, and they were put back: {}", plugged.join(", ")));
+        // ifquery is started beside the steps, and compares after them.
+        let wanted: Vec<String> = plan.wanted.iter().map(|i| i.name.clone()).collect();
+        let (compare, when) = oneshot::channel();
+        let compared = self.unless_asked(h.name(), net.compare(&wanted, when));
+        let (made, compared) = tokio::join!(self.run_and_look(h, change, compare, laps), compared);
+        let complaint = made?;
+        let differs = compared?.map_err(|e| e.to_string())?;
+        if !differs.is_empty() {
+            return Err(with(&complaint, format!("ifquery -c: {}", differs.join("; "))));
         }
-        h.step("verifying");
-        self.unless_asked(h.name(), self.verify(change)).await?.map_err(|why| match &complaint {
-            Some(complaint) => format!("{why} ({complaint})"),
-            None => why,
-        })?;
+        laps.end("what was left of ifquery -c");
         // What a tool says by its exit status is not believed, but told.
         if let Some(complaint) = complaint {
             h.warn(format!("ifupdown2 complained, yet all is as it should be: {complaint}"));
@@ -278,24 +293,43 @@ impl Inner {
         Ok(())
     }
 
-    /// Whether the kernel has what was planned, ifupdown2 agrees, and the gateways answer as before. Errors: what is not so.
-    async fn verify(&self, change: &Checkpoint) -> Result<(), String> {
+    /// Runs the steps, and looks whether the kernel has what was planned and the gateways answer as before; `compare` is told when the kernel
+    /// has it. Returns what ifupdown2 complained about. Errors: what is not so.
+    async fn run_and_look(
+        &self,
+        h: &Handle,
+        change: &Checkpoint,
+        compare: oneshot::Sender<()>,
+        laps: &mut Laps,
+    ) -> Result<Option<String>, String> {
         let net = &*self.net;
-        let left = undo::look(net, |now| verify::applied(&change.plan, &change.before, now)).await.map_err(|e| e.to_string())?;
+        let complaint = self.unless_asked(h.name(), run(net, &change.plan)).await?.err().map(|e| e.to_string());
+        crash_point!("network.steps_run");
+        laps.end("steps");
+        let plugged = undo::plug_guests(net, &change.before).await;
+        if !plugged.is_empty() {
+            h.warn(format!("ifupdown2 took guests' ports off their bridges, and they were put back: {}", plugged.join(", ")));
+        }
+        h.step("verifying");
+        let looking = undo::look(net, |now| verify::applied(&change.plan, &change.before, now));
+        let left = self.unless_asked(h.name(), looking).await?.map_err(|e| with(&complaint, e.to_string()))?;
         if !left.is_empty() {
-            return Err(left.join("; "));
+            return Err(with(&complaint, left.join("; ")));
         }
-        let wanted: Vec<String> = change.plan.wanted.iter().map(|i| i.name.clone()).collect();
-        let differs = net.compare(&wanted).await.map_err(|e| e.to_string())?;
-        if !differs.is_empty() {
-            return Err(format!("ifquery -c: {}", differs.join("; ")));
+        // Nobody to be told: it has failed, which is seen where it is waited for.
+        let _ = compare.send(());
+        let silent = self.unless_asked(h.name(), self.silent(&change.gateways)).await?;
+        if let Some(gateway) = silent {
+            return Err(with(&complaint, format!("the gateway {} on {} does not answer any more", gateway.address, gateway.link)));
         }
-        for gateway in &change.gateways {
-            if !self.answers(gateway).await {
-                return Err(format!("the gateway {} on {} does not answer any more", gateway.address, gateway.link));
-            }
-        }
-        Ok(())
+        laps.end("kernel and gateways");
+        Ok(complaint)
+    }
+
+    /// The first of these gateways that does not answer.
+    async fn silent<'a>(&self, gateways: &'a [Gateway]) -> Option<&'a Gateway> {
+        let asked = gateways.iter().map(async |gateway| (!self.answers(gateway).await).then_some(gateway));
+        join_all(asked).await.into_iter().flatten().next()
     }
 
     async fn answers(&self, gateway: &Gateway) -> bool {
@@ -314,15 +348,10 @@ impl Inner {
 
     /// The default gateways that answer now.
     async fn answering(&self, kernel: &Kernel) -> Vec<Gateway> {
-        let mut found = Vec::new();
         let routes = kernel.default_routes().filter_map(|r| Some((r.link.clone(), r.gateway?)));
-        for (link, address) in routes.collect::<std::collections::BTreeSet<(String, IpAddr)>>() {
-            let gateway = Gateway { link, address };
-            if self.answers(&gateway).await {
-                found.push(gateway);
-            }
-        }
-        found
+        let all = routes.collect::<BTreeSet<(String, IpAddr)>>().into_iter().map(|(link, address)| Gateway { link, address });
+        let asked = all.map(async |gateway| self.answers(&gateway).await.then_some(gateway));
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// Undoes a change under the lock, and says how the operation ends.
@@ -376,6 +405,14 @@ impl Inner {
                 handle.finish(Err(Error::Internal("a fault of the agent, see its log".to_owned())), None).await;
             }
         });
+    }
+}
+
+/// Why something is not so, and what ifupdown2 had to say about it.
+fn with(complaint: &Option<String>, why: String) -> String {
+    match complaint {
+        Some(complaint) => format!("{why} ({complaint})"),
+        None => why,
     }
 }
 

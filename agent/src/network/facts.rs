@@ -59,10 +59,9 @@ impl Gathered {
 impl Inner {
     /// Reads it. Errors: `NetworkFailed`.
     pub(super) async fn gather(&self) -> Result<Gathered, Error> {
-        let (kernel, files) = tokio::join!(self.net.kernel(), self.net.files());
-        let (kernel, files) = (kernel?, files?);
+        let (kernel, files, offloads) = tokio::join!(self.net.kernel(), self.net.files(), self.net.offloads());
         // Not told where the kernel has no ethtool over netlink: a check says so.
-        let offloads = self.net.offloads().await.unwrap_or_default();
+        let (kernel, files, offloads) = (kernel?, files?, offloads.unwrap_or_default());
         let inventory = Arc::clone(&self.vms.inner.pve.inventory());
         Ok(Gathered {
             declared: declared::parse(&files.declared),

@@ -12,6 +12,7 @@ pub mod definition;
 pub mod descent;
 pub(crate) mod diff;
 mod facts;
+mod laps;
 pub mod management;
 pub mod own_file;
 pub mod plan;
@@ -25,6 +26,7 @@ mod stack;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod text_check;
 mod undo;
 pub mod users;
 pub mod validate;
@@ -45,6 +47,7 @@ use crate::{
 };
 
 use change::Asked;
+use text_check::EarlyChecks;
 
 /// What is configured about the network.
 #[derive(Debug, Clone)]
@@ -74,6 +77,7 @@ struct Inner {
     vms: Vms,
     settings: Settings,
     agent: Agent,
+    checks: EarlyChecks,
     /// Told when the checkpoint has changed.
     changes: watch::Sender<()>,
     /// Operation whose change is to be undone, and who asked for it.
@@ -84,7 +88,7 @@ impl Networks {
     /// The network beside `vms`.
     pub fn new(vms: &Vms, net: Arc<dyn Network>, settings: Settings, agent: Agent) -> Self {
         let (changes, undo_asked) = (watch::channel(()).0, watch::channel(None).0);
-        Self { inner: Arc::new(Inner { net, vms: vms.clone(), settings, agent, changes, undo_asked }) }
+        Self { inner: Arc::new(Inner { net, vms: vms.clone(), settings, agent, checks: EarlyChecks::default(), changes, undo_asked }) }
     }
 
     /// Goes on with the change that the last run of the agent left unfinished. To be called once, before calls are served.

@@ -60,6 +60,9 @@ impl Inner {
         let tenant = Self::tenant(&gathered, &asked);
         let plan = Self::plan(&gathered, &asked, &tenant, vlans)?;
         let checks = preflight::checks(&gathered.facts(), Some(&plan));
+        if let Some(text) = plan.new_text.as_deref().filter(|_| !plan.is_empty() && self.vms.inner.manages()) {
+            self.checks.begin(&self.net, text);
+        }
         let diff = planner::file_diff(&plan);
         Ok(v1::PlanNetworkResponse { plan: Some(view::plan(&plan, diff)), checks: checks.iter().map(view::check).collect() })
     }

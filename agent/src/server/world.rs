@@ -30,6 +30,7 @@ impl World {
     pub async fn of_host(config: &Config) -> Result<Self, Error> {
         let started = PveHost::start(pve_options(&config.pve));
         let pve: Arc<dyn Pve> = started.map_err(|e| Error::Start(format!("PVE cannot be watched: {e}")))?;
+        let systemd = Arc::new(SystemdUnits::new());
         let network = HostNetwork::new(NetPaths {
             etc_network: config.network.etc_network.clone(),
             corosync: config.network.corosync.clone(),
@@ -38,9 +39,10 @@ impl World {
             proc: config.pve.proc.clone(),
             sysfs: config.pve.sysfs.clone(),
         });
+        let network = network.with_bus(Arc::clone(&systemd));
         network.sweep().await;
         Ok(Self {
-            health: outside(config, &pve),
+            health: outside(config, &pve, systemd),
             network: Arc::new(network),
             store: Arc::new(LocalStore::new(config.pve.storage_root.clone(), config.pve.proc.clone())),
             links: Arc::new(SysfsLinks::new(config.pve.sysfs.clone())),
@@ -51,9 +53,8 @@ impl World {
 }
 
 /// What the host's health is read from, beside the network and the agent itself.
-fn outside(config: &Config, pve: &Arc<dyn Pve>) -> Outside {
+fn outside(config: &Config, pve: &Arc<dyn Pve>, units: Arc<dyn Units>) -> Outside {
     let settings = &config.health;
-    let units: Arc<dyn Units> = Arc::new(SystemdUnits::new());
     let runtime: Arc<dyn Runtime> = Arc::new(ContainerdSocket::new(&settings.containerd_socket));
     let files: Arc<dyn RuntimeFiles> = Arc::new(ContainerdFiles::new(&settings.containerd_config, &settings.containerd_program));
     let kubelet: Arc<dyn Kubelet> = Arc::new(HostKubelet::new(config.pve.proc.clone(), &config.pve.sysfs));

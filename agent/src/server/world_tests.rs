@@ -14,7 +14,7 @@ use crate::{
 fn looked_at() -> Vec<(Check, Duration)> {
     let (config, _) = config::parse("[tls]\ntrust_domain = \"a.b\"\n[pve]\nnode = \"pve1\"\n").unwrap();
     let pve: Arc<dyn Pve> = StillPve::new(&[]);
-    let sources = outside(&config, &pve).sources;
+    let sources = outside(&config, &pve, Arc::new(SystemdUnits::new())).sources;
     let mut all: Vec<(Check, Duration)> = sources.iter().flat_map(|s| s.checks().iter().map(|c| (*c, s.pace().period))).collect();
     all.sort_by_key(|(c, _)| (c.group, c.id));
     all

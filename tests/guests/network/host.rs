@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -17,7 +18,7 @@ use crate::snapshot::{self, Snapshot};
 /// For anything in a guest: several are emulated on two busy cores.
 pub const SOON: Duration = Duration::from_secs(300);
 const SETUP: &str = include_str!("files/setup.sh");
-const INSTALL: &str = include_str!("files/install.sh");
+pub const INSTALL: &str = include_str!("files/install.sh");
 /// The peer's port from which host `n` is reached is this and `n`.
 const PROXY: u16 = 7000;
 /// The peer.
@@ -45,6 +46,29 @@ impl Lab {
     /// Its folder.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// What is installed on host `n`, from `/`.
+    pub fn archives(&self, n: u8) -> [PathBuf; 2] {
+        let root = self.dir.path().join(name(n));
+        let (tls, own) = (root.join("etc/pvelet/tls"), self.dir.path().join(format!("{}.tar", name(n))));
+        if !tls.exists() {
+            fs::create_dir_all(&tls).unwrap();
+            let (cert, key) = self.pki.host(&name(n), &name(n));
+            copy(&cert, &tls.join("agent.crt"));
+            copy(&key, &tls.join("agent.key"));
+            copy(&self.pki.dir.ca_cert_path(), &tls.join("client-ca.crt"));
+            copy(&self.pki.dir.crl_path(), &tls.join("ca.crl"));
+            fs::write(root.join("etc/pvelet/agent.toml.in"), config(n)).unwrap();
+            tar(&root, &own);
+        }
+        [self.package.clone(), own]
+    }
+
+    /// The agent of host `n`, that answers at this address.
+    pub fn api(&self, n: u8, address: SocketAddr) -> Api {
+        let pair = self.pki.role(Role::Operator, &format!("tester-{n}"));
+        Api { node: name(n), address, ca: self.pki.dir.ca_cert_path(), pair, tenant: "default".into() }
     }
 
     fn options(&self, n: u8) -> GuestOptions {
@@ -96,6 +120,19 @@ fn pack(dir: &Path) -> PathBuf {
     file
 }
 
+fn config(n: u8) -> String {
+    let name = name(n);
+    let pve = format!("/var/lib/pve-sim/{name}");
+    format!(
+        "mode = \"manage\"\nlisten = \"192.0.2.{n}:7443\"\n\
+         [tls]\ncrl = \"/etc/pvelet/tls/ca.crl\"\ntrust_domain = \"{TRUST_DOMAIN}\"\n\
+         [pve]\nnode = \"{name}\"\napi_address = \"@API@\"\n\
+         ticket_command = [\"/usr/lib/pvelet/pve-sim\", \"ticket\", \"--dir\", \"/var/lib/pve-sim\", \"--node\", \"{name}\"]\n\
+         etc_pve = \"{pve}/etc/pve\"\nrun = \"{pve}/run\"\ntask_log = \"{pve}/var/log/pve/tasks\"\nstorage_root = \"{pve}\"\n\
+         [vm]\nvmid_range = \"100000-100999\"\n[log]\nformat = \"text\"\n"
+    )
+}
+
 /// How the agents are reached: through the peer, over the hosts' management interfaces.
 #[derive(Debug, Clone)]
 pub struct WayIn {
@@ -121,7 +158,7 @@ pub struct Host {
 #[derive(Clone)]
 pub struct Api {
     node: String,
-    port: u16,
+    address: SocketAddr,
     ca: PathBuf,
     pair: (PathBuf, PathBuf),
     pub tenant: String,
@@ -132,8 +169,7 @@ impl Api {
     pub fn fresh(&self) -> Client {
         use pvelet_controller::tls::{CredentialFiles, Credentials};
         let files = CredentialFiles { ca: self.ca.clone(), cert: self.pair.0.clone(), key: self.pair.1.clone() };
-        let address = ([127, 0, 0, 1], self.port).into();
-        let mut client = Client::at(address, &self.node, &self.node, Credentials::load(files).unwrap());
+        let mut client = Client::at(self.address, &self.node, &self.node, Credentials::load(files).unwrap());
         client.tenant.clone_from(&self.tenant);
         client
     }
@@ -147,39 +183,13 @@ impl Host {
 
     /// Installs the agent and starts it; it is reached through the peer.
     pub fn install(&mut self, lab: &Lab, way_in: &WayIn) {
-        let root = lab.dir.path().join(name(self.n));
-        let tls = root.join("etc/pvelet/tls");
-        if !tls.exists() {
-            fs::create_dir_all(&tls).unwrap();
-            let (cert, key) = lab.pki.host(&name(self.n), &name(self.n));
-            copy(&cert, &tls.join("agent.crt"));
-            copy(&key, &tls.join("agent.key"));
-            copy(&lab.pki.dir.ca_cert_path(), &tls.join("client-ca.crt"));
-            copy(&lab.pki.dir.crl_path(), &tls.join("ca.crl"));
-            fs::write(root.join("etc/pvelet/agent.toml.in"), self.config()).unwrap();
-            tar(&root, &lab.dir.path().join(format!("{}.tar", name(self.n))));
-        }
-        for file in [lab.package.clone(), lab.dir.path().join(format!("{}.tar", name(self.n)))] {
+        for file in lab.archives(self.n) {
             self.guest.copy_in(&file, "/root/package.tar").unwrap();
             self.guest.sh("tar -C / -xf /root/package.tar; rm /root/package.tar");
         }
         self.guest.sh(INSTALL);
-        let pair = lab.pki.role(Role::Operator, &format!("tester-{}", self.n));
         let port = way_in.ports[usize::from(self.n) - 1];
-        self.api = Some(Api { node: name(self.n), port, ca: lab.pki.dir.ca_cert_path(), pair, tenant: "default".into() });
-    }
-
-    fn config(&self) -> String {
-        let (n, name) = (self.n, name(self.n));
-        let pve = format!("/var/lib/pve-sim/{name}");
-        format!(
-            "mode = \"manage\"\nlisten = \"192.0.2.{n}:7443\"\n\
-             [tls]\ncrl = \"/etc/pvelet/tls/ca.crl\"\ntrust_domain = \"{TRUST_DOMAIN}\"\n\
-             [pve]\nnode = \"{name}\"\napi_address = \"@API@\"\n\
-             ticket_command = [\"/usr/lib/pvelet/pve-sim\", \"ticket\", \"--dir\", \"/var/lib/pve-sim\", \"--node\", \"{name}\"]\n\
-             etc_pve = \"{pve}/etc/pve\"\nrun = \"{pve}/run\"\ntask_log = \"{pve}/var/log/pve/tasks\"\nstorage_root = \"{pve}\"\n\
-             [vm]\nvmid_range = \"100000-100999\"\n[log]\nformat = \"text\"\n"
-        )
+        self.api = Some(lab.api(self.n, ([127, 0, 0, 1], port).into()));
     }
 
     /// Whom to ask.

@@ -8,13 +8,15 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::oneshot;
+
 use super::{
-    Boot, Files, Kernel, KernelLink, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifupdown, kernel, lock,
-    offloads, port, probe, probe_port, state, units,
+    Boot, Files, Kernel, KernelLink, NetPaths, Network, NetworkLock, ProbePort, Probed, Step, failed, files, ifquery, ifupdown, kernel,
+    lock, offloads, port, probe, probe_port, state, units,
 };
 use crate::{
     error::Error,
-    host::{blocking::Blocking, clock},
+    host::{blocking::Blocking, clock, units::SystemdUnits},
 };
 
 /// Files of the root file system are read at once, unless it hangs.
@@ -30,12 +32,20 @@ pub struct HostNetwork {
     writing: Arc<Mutex<()>>,
     /// The cluster file system is read once and again for health, also while it hangs.
     cluster: Blocking,
+    /// `None`: systemd is asked by its programs.
+    bus: Option<Arc<SystemdUnits>>,
 }
 
 impl HostNetwork {
     /// The network that is declared and kept at these places.
     pub fn new(paths: NetPaths) -> Self {
-        Self { paths, writing: Arc::default(), cluster: Blocking::new() }
+        Self { paths, writing: Arc::default(), cluster: Blocking::new(), bus: None }
+    }
+
+    /// The same, with systemd asked over the bus as long as that answers.
+    #[must_use]
+    pub fn with_bus(self, bus: Arc<SystemdUnits>) -> Self {
+        Self { bus: Some(bus), ..self }
     }
 
     /// Removes ports of probes that an agent left which died. To be called once, before anything is probed.
@@ -112,6 +122,14 @@ impl Network for HostNetwork {
         lock::take_to_undo(&self.paths, patience).await
     }
 
+    async fn check_text_aside(&self, text: &str) -> Option<Result<(), Error>> {
+        ifupdown::check_aside(&self.paths, self.bus.as_deref()?, text).await
+    }
+
+    fn check_mark(&self) -> u64 {
+        ifupdown::mark()
+    }
+
     async fn check_text(&self, text: &str) -> Result<(), Error> {
         ifupdown::check_text(&self.paths, text).await
     }
@@ -130,15 +148,15 @@ impl Network for HostNetwork {
     }
 
     async fn run_steps(&self, steps: &[Step], file: Option<&str>, patience: Duration) -> Result<String, Error> {
-        ifupdown::run_steps(&self.paths, steps, file, patience).await
+        ifupdown::run_steps(&self.paths, self.bus.as_deref(), steps, file, patience).await
     }
 
     async fn stop_steps(&self) -> Result<(), Error> {
         units::stop().await
     }
 
-    async fn compare(&self, interfaces: &[String]) -> Result<Vec<String>, Error> {
-        ifupdown::compare(interfaces).await
+    async fn compare(&self, interfaces: &[String], when: oneshot::Receiver<()>) -> Result<Vec<String>, Error> {
+        ifquery::compare(&self.paths, interfaces, when).await
     }
 
     async fn delete_link(&self, name: &str) -> Result<(), Error> {
@@ -154,11 +172,11 @@ impl Network for HostNetwork {
     }
 
     async fn arm(&self) -> Result<(), Error> {
-        units::arm().await
+        units::arm(self.bus.as_deref()).await
     }
 
     async fn disarm(&self) -> Result<(), Error> {
-        units::disarm().await
+        units::disarm(self.bus.as_deref()).await
     }
 
     async fn read_checkpoint(&self) -> Result<Option<Vec<u8>>, Error> {

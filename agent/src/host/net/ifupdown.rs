@@ -3,20 +3,37 @@
 use std::{
     ffi::OsString,
     fs,
+    hash::{DefaultHasher, Hash, Hasher},
     io::Write,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
 use super::{Action, NetPaths, Step, command, failed, units};
-use crate::error::Error;
+use crate::{error::Error, host::units::SystemdUnits};
 
-/// A check of a text, or a comparison, takes a second on a slow host.
-const READING: Duration = Duration::from_secs(30);
+/// A comparison takes a second on a slow host.
+pub(super) const READING: Duration = Duration::from_secs(30);
+/// A check of a text does too, but goes on beside all else that begins a change, on a host that may have just booted.
+const CHECKING: Duration = Duration::from_secs(60);
 /// What ifupdown2 ends with at once while another one of it runs.
 const BUSY: i32 = 89;
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// Where ifupdown2 has its lock.
+const LOCKS: &str = "/run/network";
+/// What ifupdown2's verdict on a text depends on, beside the text.
+const JUDGES: [&str; 8] = [
+    "/usr/share/ifupdown2",
+    "/usr/share/ifupdown2/__main__.py",
+    "/usr/share/ifupdown2/addons",
+    "/etc/network/ifupdown2",
+    "/etc/network/ifupdown2/ifupdown2.conf",
+    "/etc/network/ifupdown2/addons.conf",
+    "/etc/network/ifupdown2/policy.d",
+    "/var/lib/ifupdown2/policy.d",
+];
 
 /// Runs its arguments: a word that says what is done ("up", "down"), how many interfaces, the interfaces; and so on. All of them are run,
 /// whatever became of the first; the status is that of the last that failed. While another ifupdown2 runs (89), such as somebody's `ifreload`,
@@ -60,7 +77,7 @@ fn words(steps: &[Step]) -> Vec<OsString> {
 }
 
 /// Names as the kernel has them; anything else could be read as an option or as several words.
-fn check_names<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<(), Error> {
+pub(super) fn check_names<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<(), Error> {
     for name in names {
         let good = !name.is_empty()
             && name.len() <= 15
@@ -73,14 +90,18 @@ fn check_names<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<(), Er
     Ok(())
 }
 
-/// A file of the state folder that ifupdown2 reads; removed when dropped.
+/// In memory, where there is room: the disk may be full.
+pub(super) fn scratch_folder(paths: &NetPaths) -> &Path {
+    let folder = [Path::new("/run/pvelet"), paths.state.as_path()].into_iter().find(|f| fs::create_dir_all(f).is_ok());
+    folder.unwrap_or(&paths.state)
+}
+
+/// A file that ifupdown2 reads; removed when dropped.
 struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(paths: &NetPaths, name: &str, text: &str) -> Result<Self, Error> {
-        // In memory, where there is room: the disk may be full.
-        let folder = [Path::new("/run/pvelet"), paths.state.as_path()].into_iter().find(|f| fs::create_dir_all(f).is_ok());
-        let path = folder.unwrap_or(&paths.state).join(name);
+        let path = scratch_folder(paths).join(name);
         let write = || {
             let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
             file.write_all(text.as_bytes())
@@ -97,7 +118,13 @@ impl Drop for Scratch {
 }
 
 /// Runs steps in the transient unit; returns what the tools wrote.
-pub(super) async fn run_steps(paths: &NetPaths, steps: &[Step], file: Option<&str>, patience: Duration) -> Result<String, Error> {
+pub(super) async fn run_steps(
+    paths: &NetPaths,
+    bus: Option<&SystemdUnits>,
+    steps: &[Step],
+    file: Option<&str>,
+    patience: Duration,
+) -> Result<String, Error> {
     check_names(steps.iter().map(|s| &s.interface))?;
     let scratch = file.map(|text| Scratch::new(paths, "steps.interfaces", text)).transpose()?;
     let mut argv: Vec<OsString> = ["/bin/sh", "-c", SCRIPT, "steps"].map(OsString::from).to_vec();
@@ -105,13 +132,12 @@ pub(super) async fn run_steps(paths: &NetPaths, steps: &[Step], file: Option<&st
     argv.extend(words(steps));
     fs::create_dir_all(&paths.state).map_err(|e| failed(format!("{}: {e}", paths.state.display())))?;
     let log = paths.state.join("steps.log");
-    let result = units::run(&argv, &log, patience).await;
+    let result = units::run(bus, &argv, &log, patience).await;
     let said = tail(&log);
     match result {
         Ok(()) => Ok(said),
         Err(error) => {
-            let lines: Vec<&str> = said.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-            let last = lines[lines.len().saturating_sub(4)..].join("; ");
+            let last = command::last_lines(&said);
             Err(failed(if last.is_empty() { error.to_string() } else { format!("{last} ({error})") }))
         }
     }
@@ -123,63 +149,63 @@ fn tail(log: &Path) -> String {
     String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(KEPT)..]).into_owned()
 }
 
+/// Whether a text is one that ifupdown2 takes, asked where nobody notices: ifupdown2's own lock is not taken, for which somebody's `ifreload`
+/// would be turned away. `None`: that cannot be told here, or not so.
+pub(super) async fn check_aside(paths: &NetPaths, bus: &SystemdUnits, text: &str) -> Option<Result<(), Error>> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    let scratch = Scratch::new(paths, &format!("check-{next}.interfaces"), text).ok()?;
+    let log = Scratch::new(paths, &format!("check-{next}.log"), "").ok()?;
+    let mut argv: Vec<String> = ["/bin/sh", "-c", "exec ifup -s -a -i \"$1\"", "check"].map(str::to_owned).to_vec();
+    argv.push(scratch.0.to_str()?.to_owned());
+    let looked = units::look_aside(bus, (&argv, LOCKS, log.0.to_str()?), CHECKING).await;
+    match looked {
+        Ok(result) if result == "done" => Some(verdict(&tail(&log.0))),
+        // Nor does it say that it is wrong: it was killed, or could not be started so.
+        other => {
+            tracing::debug!(?other, "a declaration was not checked aside");
+            None
+        }
+    }
+}
+
+/// What ifupdown2 makes of a text, from what it says. It complains about what it does not understand with a status of 0, too; and ends with 1
+/// for a mere warning, such as that a bridge has the MTU of its ports anyway, or that a VLAN's is above its parent's, which stands in another
+/// file.
+fn verdict(said: &str) -> Result<(), Error> {
+    if !said.contains("error:") {
+        return Ok(());
+    }
+    Err(failed(format!("ifupdown2 does not take what was to be declared: {}", command::last_lines(said))))
+}
+
+/// What changes whenever ifupdown2 or its settings do: a verdict holds as long.
+pub(super) fn mark() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for path in JUDGES {
+        let stat = fs::metadata(path).ok().map(|m| (m.ino(), m.mtime(), m.mtime_nsec(), m.len()));
+        stat.hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
 /// Whether a text is one that ifupdown2 takes.
 pub(super) async fn check_text(paths: &NetPaths, text: &str) -> Result<(), Error> {
     let scratch = Scratch::new(paths, "check.interfaces", text)?;
     let mut args: Vec<OsString> = ["-s", "-a", "-i"].map(OsString::from).to_vec();
     args.push(scratch.0.clone().into_os_string());
-    let end = Instant::now() + READING;
+    let end = Instant::now() + CHECKING;
     let ended = loop {
-        let ended = command::run("ifup", &args, READING).await?;
+        let ended = command::run("ifup", &args, CHECKING).await?;
         if ended.code != Some(BUSY) || Instant::now() >= end {
             break ended;
         }
         tokio::time::sleep(BUSY_PAUSE).await;
     };
-    // It complains about what it does not understand with a status of 0, too; and ends with 1 for a mere warning, such as that a bridge has the MTU of
-    // its ports anyway, or that a VLAN's is above its parent's, which stands in another file.
-    if matches!(ended.code, Some(0 | 1)) && !ended.stderr.contains("error:") {
-        return Ok(());
+    if matches!(ended.code, Some(0 | 1)) {
+        return verdict(&ended.stderr);
     }
     Err(failed(format!("ifupdown2 does not take what was to be declared: {}", ended.complaint())))
-}
-
-/// Where interfaces differ from what is declared: one line each.
-pub(super) async fn compare(interfaces: &[String]) -> Result<Vec<String>, Error> {
-    if interfaces.is_empty() {
-        return Ok(Vec::new());
-    }
-    check_names(interfaces)?;
-    let mut args: Vec<OsString> = ["-c", "-o", "json"].map(OsString::from).to_vec();
-    args.extend(interfaces.iter().map(OsString::from));
-    let ended = command::run("ifquery", &args, READING).await?;
-    differences(&ended.stdout).ok_or_else(|| failed(format!("ifquery -c: {}", ended.complaint())))
-}
-
-/// What `ifquery -c -o json` calls different.
-fn differences(json: &str) -> Option<Vec<String>> {
-    let list: Vec<serde_json::Value> = serde_json::from_str(json).ok()?;
-    let mut found = Vec::new();
-    for interface in &list {
-        let name = interface["name"].as_str().unwrap_or("?");
-        let status = &interface["config_status"];
-        for (key, values) in status.as_object().into_iter().flatten() {
-            let texts: Vec<&str> = match values {
-                serde_json::Value::Array(list) => list.iter().filter_map(|v| v.as_str()).collect(),
-                other => other.as_str().into_iter().collect(),
-            };
-            if texts.contains(&"fail") && counts(key) {
-                found.push(format!("{name}: {key} is not as declared"));
-            }
-        }
-    }
-    Some(found)
-}
-
-/// Whether a difference is a real one. The kernel is compared by the agent itself; of ifupdown2's view only what it has no false alarm about
-/// counts.
-fn counts(key: &str) -> bool {
-    matches!(key, "vlan-id" | "vlan-raw-device" | "vlan-protocol" | "bridge-ports" | "bridge-vlan-aware" | "mtu" | "address")
 }
 
 #[cfg(test)]
@@ -245,10 +271,9 @@ mod tests {
     }
 
     #[test]
-    fn differences_that_ifquery_tells_are_found() {
-        let json = r#"[{"name":"v100","auto":true,"config":{"mtu":"1400"},"config_status":{"mtu":"fail","vlan-id":["pass"],"bridge-fd":"fail"},"status":"fail"}]"#;
-        assert_eq!(differences(json).unwrap(), ["v100: mtu is not as declared"]);
-        assert_eq!(differences("[]").unwrap(), Vec::<String>::new());
-        assert_eq!(differences("no json"), None);
+    fn a_warning_refuses_no_text_and_an_error_does() {
+        verdict("warning: vmbr70: bridge inherits mtu from its ports\n").unwrap();
+        let error = verdict("info: x\nerror: /f: line 3: iface a: invalid syntax 'b'\n").unwrap_err().to_string();
+        assert!(error.contains("does not take") && error.contains("line 3"), "{error}");
     }
 }

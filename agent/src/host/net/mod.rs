@@ -5,6 +5,7 @@ mod command;
 pub mod fake;
 mod files;
 mod host;
+mod ifquery;
 mod ifupdown;
 pub mod kernel;
 mod kernel_decode;
@@ -24,6 +25,8 @@ use std::{
     path::PathBuf,
     time::{Duration, SystemTime},
 };
+
+use tokio::sync::oneshot;
 
 use crate::error::Error;
 
@@ -57,6 +60,12 @@ pub trait Network: Send + Sync + 'static {
     /// Whether ifupdown2 takes this text as a file of its own (`ifup -s -i`). Errors: `NetworkFailed` with what it says.
     async fn check_text(&self, text: &str) -> Result<(), Error>;
 
+    /// The same without anybody noticing, such as whoever runs ifupdown2 at that moment. `None`: it cannot be told so here.
+    async fn check_text_aside(&self, text: &str) -> Option<Result<(), Error>>;
+
+    /// Another number whenever what checks texts is another one: what was said of a text holds no longer than that.
+    fn check_mark(&self) -> u64;
+
     /// The agent's own file; `None`: there is none. Errors: `NetworkFailed` when it cannot be read.
     async fn own_file(&self) -> Result<Option<String>, Error>;
 
@@ -75,8 +84,9 @@ pub trait Network: Send + Sync + 'static {
     /// Ends what [`Network::run_steps`] may have left running, also that of an agent that is dead. Errors: `NetworkFailed`.
     async fn stop_steps(&self) -> Result<(), Error>;
 
-    /// `ifquery -c`: where these interfaces differ from what is declared. Empty: nowhere. Errors: `NetworkFailed`.
-    async fn compare(&self, interfaces: &[String]) -> Result<Vec<String>, Error>;
+    /// `ifquery -c`: where these interfaces differ from what is declared, at the time that `when` tells; to be called well before, since it
+    /// takes long to start. Empty: nowhere. Errors: `NetworkFailed`, also where `when` is dropped.
+    async fn compare(&self, interfaces: &[String], when: oneshot::Receiver<()>) -> Result<Vec<String>, Error>;
 
     /// Removes a link from the kernel. Gone already: a success. Errors: `NetworkFailed`.
     async fn delete_link(&self, name: &str) -> Result<(), Error>;

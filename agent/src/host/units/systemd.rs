@@ -81,17 +81,50 @@ impl SystemdUnits {
         Self { keeper: Keeper::start(Some(address.into())) }
     }
 
+    /// Whether systemd can be asked about this unit now. Errors: `Look`; then nothing was asked for.
+    pub async fn ready(&self, unit: &str) -> Result<(), Error> {
+        self.keeper.bus.watching(unit).await.map(drop)
+    }
+
+    /// Starts a unit and waits until the job has ended, no longer than `patience`. Runs already: a success. Errors: also when the job ended
+    /// otherwise than "done".
+    pub async fn start(&self, unit: &str, patience: Duration) -> Result<(), Error> {
+        self.job("StartUnit", unit, patience).await
+    }
+
+    /// Starts a transient unit that is described by `properties`, and waits until the job has ended, no longer than `patience`; with `Type`
+    /// "oneshot" that is when its program has ended. The unit goes on without whoever waits. Returns how the job ended: "done", "failed",
+    /// "timeout", ... Errors: `Look`, also when there is such a unit already.
+    pub async fn run(&self, unit: &str, properties: &[(&str, Variant<'_>)], patience: Duration) -> Result<String, Error> {
+        let beside: [(&str, &[(&str, Variant<'_>)]); 0] = [];
+        self.ends("StartTransientUnit", unit, &(unit, "fail", properties, &beside[..]), patience).await
+    }
+
     /// Has systemd do something to a unit, and waits until it is done.
     async fn job(&self, method: &'static str, unit: &str, patience: Duration) -> Result<(), Error> {
+        let result = self.ends(method, unit, &(unit, "replace"), patience).await?;
+        if result == "done" {
+            return Ok(());
+        }
+        let state = self.state(unit).await.unwrap_or_default();
+        let seen = format!("{} ({}), result '{}', status {}", state.active, state.sub, state.result, state.status);
+        Err(look(Trouble::Failed, format!("{unit}: its job ended '{result}'; it is {seen}")))
+    }
+
+    /// Asks systemd for a job, and waits until it has ended. Returns how.
+    async fn ends<B>(&self, method: &'static str, unit: &str, body: &B, patience: Duration) -> Result<String, Error>
+    where
+        B: serde::Serialize + zbus::wire::DynamicType,
+    {
         let end = Instant::now() + patience;
         let bus = &self.keeper.bus;
         let connection = bus.watching(unit).await?;
         // Before it is asked for: it may end before the answer is read.
         let mut jobs = bus.jobs.subscribe();
-        let reply = call(&connection, unit, MANAGER, method, &(unit, "replace")).await?;
+        let reply = call(&connection, unit, MANAGER, method, body).await?;
         let garbled = |e: zbus::Error| look(Trouble::Garbled, format!("{unit}: systemd's answer to {method}: {e}"));
         let job: OwnedObjectPath = reply.body().deserialize().map_err(garbled)?;
-        let result = loop {
+        loop {
             let next = tokio::select! {
                 next = tokio::time::timeout_at(end, jobs.recv()) => next,
                 () = connection.closed() => {
@@ -99,7 +132,7 @@ impl SystemdUnits {
                 }
             };
             match next {
-                Ok(Ok((ended, result))) if ended == job => break result,
+                Ok(Ok((ended, result))) if ended == job => return Ok(result),
                 Ok(Ok(_)) => {}
                 Ok(Err(broadcast::error::RecvError::Lagged(_))) => {
                     if self.gone(&connection, &job).await? {
@@ -110,13 +143,7 @@ impl SystemdUnits {
                     return Err(look(Trouble::Silent, format!("{unit}: its job has not ended within {} s", patience.as_secs())));
                 }
             }
-        };
-        if result == "done" {
-            return Ok(());
         }
-        let state = self.state(unit).await.unwrap_or_default();
-        let seen = format!("{} ({}), result '{}', status {}", state.active, state.sub, state.result, state.status);
-        Err(look(Trouble::Failed, format!("{unit}: its job ended '{result}'; it is {seen}")))
     }
 
     /// Whether a job is no more.

@@ -95,7 +95,12 @@ struct Played {
     /// No call is answered.
     mute: bool,
     calls: Vec<String>,
+    /// Those of the last transient unit.
+    properties: Vec<String>,
 }
+
+type Properties<'a> = Vec<(&'a str, Variant<'a>)>;
+type Transient<'a> = (&'a str, &'a str, Properties<'a>, Vec<(&'a str, Properties<'a>)>);
 
 /// systemd, as far as the agent asks it.
 #[derive(Clone)]
@@ -106,7 +111,7 @@ struct Systemd {
 
 impl Systemd {
     async fn on(daemon: &Daemon) -> Self {
-        let played = Played { units: BTreeMap::new(), job: Job::Ends("done"), mute: false, calls: Vec::new() };
+        let played = Played { units: BTreeMap::new(), job: Job::Ends("done"), mute: false, calls: Vec::new(), properties: Vec::new() };
         let connection = Builder::address(daemon.address().as_str()).build().await.unwrap();
         let this = Self { connection, played: Arc::new(Mutex::new(played)) };
         let mut stream = MessageStream::from(&this.connection);
@@ -184,9 +189,19 @@ impl Systemd {
                     None => c.reply_error(&header, "org.freedesktop.DBus.Error.UnknownProperty", &"no such property").await.unwrap(),
                 }
             }
-            "RestartUnit" | "StopUnit" => {
-                let (unit, mode): (String, String) = call.body().deserialize().unwrap();
-                assert_eq!(mode, "replace");
+            "RestartUnit" | "StartUnit" | "StopUnit" | "StartTransientUnit" => {
+                let body = call.body();
+                let unit = if method == "StartTransientUnit" {
+                    assert_eq!(body.signature().to_string_no_parens(), "ssa(sv)a(sa(sv))");
+                    let (unit, mode, properties, beside): Transient<'_> = body.deserialize().unwrap();
+                    assert_eq!((mode, beside.len()), ("fail", 0));
+                    self.change(|p| p.properties = properties.iter().map(|(name, value)| format!("{name} {value:?}")).collect());
+                    unit.to_owned()
+                } else {
+                    let (unit, mode): (String, String) = body.deserialize().unwrap();
+                    assert_eq!(mode, "replace");
+                    unit
+                };
                 if unit != UNIT {
                     c.reply_error(&header, "org.freedesktop.systemd1.NoSuchUnit", &"NoSuchUnit: not loaded").await.unwrap();
                     return;
@@ -256,6 +271,31 @@ async fn a_job_is_followed_to_its_end() {
     systemd.change(|p| p.job = Job::Ends("done"));
     units.stop(UNIT, PATIENCE).await.unwrap();
     assert_eq!(systemd.called("StopUnit"), 2);
+}
+
+#[tokio::test]
+async fn a_transient_unit_is_described_and_followed_to_its_end() {
+    let daemon = Daemon::start();
+    let systemd = Systemd::on(&daemon).await;
+    let units = SystemdUnits::at(daemon.address());
+    units.ready(UNIT).await.unwrap();
+    let argv = ["/bin/true", "one"];
+    let properties = [("Type", Variant::from("oneshot")), ("ExecStart", Variant::new(vec![(argv[0], &argv[..], false)]))];
+    for (job, result) in [("done", "done"), ("failed", "failed"), ("timeout", "timeout")] {
+        systemd.change(|p| p.job = Job::Ends(job));
+        assert_eq!(units.run(UNIT, &properties, PATIENCE).await.unwrap(), result);
+    }
+    let told = systemd.played.lock().unwrap().properties.join("; ");
+    for part in ["Type", "oneshot", "ExecStart", "/bin/true", "one"] {
+        assert!(told.contains(part), "{told}");
+    }
+    systemd.change(|p| p.job = Job::Never);
+    assert_eq!(trouble(units.run(UNIT, &properties, Duration::from_millis(1)).await), Trouble::Silent);
+    assert_eq!(trouble(units.run("none.service", &properties, PATIENCE).await), Trouble::Missing);
+    systemd.change(|p| p.job = Job::Ends("done"));
+    units.start(UNIT, PATIENCE).await.unwrap();
+    systemd.change(|p| p.job = Job::Ends("dependency"));
+    assert_eq!(trouble(units.start(UNIT, PATIENCE).await), Trouble::Failed);
 }
 
 #[tokio::test]

@@ -139,9 +139,23 @@ async fn an_observing_agent_plans_and_changes_nothing() {
     let plan = planned.plan.unwrap();
     assert_eq!(plan.steps.iter().map(|s| s.interface.as_str()).collect::<Vec<_>>(), ["eth1.100", "vmbr100"]);
     assert!(plan.file_diff.contains("+auto eth1.100") && !planned.checks.is_empty());
+    assert!(!rig.net.calls().iter().any(|call| call.starts_with("check_text")), "{:?}", rig.net.calls());
     let neither = v1::PlanNetworkRequest::default();
     assert_eq!(rig.networks.plan(neither, &Vlans::all()).await.unwrap_err().reason(), r::INVALID_FIELD);
     assert!(!rig.get().await.latched);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_planned_is_not_checked_a_second_time() {
+    let rig = rig();
+    // Nobody has told for whom the plan is.
+    let request = v1::PlanNetworkRequest { network: apply("a", "n", classic()).network, remove: String::new() };
+    rig.networks.plan(request, &Vlans::all()).await.unwrap();
+    rig.make("a", "n", classic()).await;
+    let checks = |rig: &Rig| rig.net.calls().into_iter().filter(|call| call.starts_with("check_text")).collect::<Vec<_>>();
+    assert_eq!(checks(&rig), ["check_text_aside"]);
+    rig.make("b", "m", vec![vlan("eth2.7", "eth2", 7)]).await;
+    assert_eq!(checks(&rig), ["check_text_aside", "check_text"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, OwnedMutexGuard},
+    sync::{Notify, OwnedMutexGuard, oneshot},
     time::Instant,
 };
 
@@ -173,6 +173,11 @@ impl FakeHost {
     /// Whether a file is left beside the own one.
     pub fn old_file_is_left(&self) -> bool {
         self.model().old_own.is_some()
+    }
+
+    /// ifupdown2 is another one from now on.
+    pub fn upgrade_ifupdown2(&self) {
+        self.model().check_mark += 1;
     }
 
     /// Whether ifupdown2 hangs at this interface.
@@ -378,6 +383,16 @@ impl Network for FakeNetwork {
         self.call("check_text", move |_| crate::network::own_file::OwnFile::parse(Some(&text)).map(drop).map_err(failed)).await
     }
 
+    async fn check_text_aside(&self, text: &str) -> Option<Result<(), Error>> {
+        let text = text.to_owned();
+        let parsed = move |_: &mut Model| crate::network::own_file::OwnFile::parse(Some(&text)).map(drop).map_err(failed);
+        Some(self.call("check_text_aside", parsed).await)
+    }
+
+    fn check_mark(&self) -> u64 {
+        self.host.model().check_mark
+    }
+
     async fn own_file(&self) -> Result<Option<String>, Error> {
         self.call("own_file", |m| Ok(m.own.clone())).await
     }
@@ -437,7 +452,8 @@ impl Network for FakeNetwork {
         .await
     }
 
-    async fn compare(&self, _: &[String]) -> Result<Vec<String>, Error> {
+    async fn compare(&self, _: &[String], when: oneshot::Receiver<()>) -> Result<Vec<String>, Error> {
+        when.await.map_err(|_| failed("it is not wanted any more"))?;
         self.call("compare", |_| Ok(Vec::new())).await
     }
 

@@ -74,6 +74,7 @@ pub(super) struct Model {
     pub(super) loses_guests: bool,
     /// No space is left: nothing new is written. What was made room for is.
     pub(super) disk_full: bool,
+    pub(super) check_mark: u64,
 }
 
 fn nic(name: &str, index: u32) -> KernelLink {
@@ -120,6 +121,7 @@ impl Model {
             answering: vec![("eth0".to_owned(), gateway)],
             loses_guests: false,
             disk_full: false,
+            check_mark: 0,
         }
     }
 
