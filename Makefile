@@ -70,7 +70,7 @@ image: setup ## The controller's container image, as an OCI archive
 
 test-full: build ## All tests, with many more random cases, and every step of a network change with every fault
 	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
-	@$(MAKE) --no-print-directory test-kubernetes
+	@PVELET_CONTROLLER_KILLS=100 $(MAKE) --no-print-directory test-kubernetes
 	@PVELET_NETWORK_MATRIX=full $(MAKE) --no-print-directory test-guests
 
 check: setup fmt clippy deny docs lint ## Format, clippy, licences, docs, house rules
