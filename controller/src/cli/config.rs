@@ -110,6 +110,13 @@ pub(super) async fn settings(global: &Global, default: Option<&Path>) -> Result<
     let targets = match kubeconfig {
         Some(kubeconfig) if global.agents.is_empty() => {
             let hosts = cluster_hosts(&kubeconfig).await?;
+            if hosts.is_empty() {
+                let text = format!(
+                    "--kubeconfig {}: there is no PveHost in its cluster; create some, or give --agent ADDRESS",
+                    kubeconfig.display()
+                );
+                return Err(CliError::NotFound(text));
+            }
             targets(global, &hosts, &format!("the cluster of {}", kubeconfig.display()))?
         }
         _ => targets(global, &file.host, &path_text)?,
@@ -156,7 +163,7 @@ fn targets(global: &Global, hosts: &[Host], path: &str) -> Result<Vec<Target>, C
     targets.retain(|t| seen.insert((t.name.clone(), t.address.clone())));
     if targets.is_empty() {
         return Err(CliError::Usage(format!(
-            "no hosts are known from {path}: give --agent ADDRESS, or --kubeconfig FILE, or add hosts with pveletctl config add-host NAME ADDRESS"
+            "no hosts are known: give --agent ADDRESS, or --kubeconfig FILE, or add hosts to {path} with pveletctl config add-host NAME ADDRESS"
         )));
     }
     Ok(targets)
