@@ -145,7 +145,7 @@ async fn run(settings: Settings) -> Result<(), RunError> {
             let client = kubernetes.ok_or_else(|| {
                 RunError::Settings(vec!["--store kubernetes: this is no pod of a cluster; name one with --kubeconfig".to_owned()])
             })?;
-            cluster::run(common, client, lease).await?;
+            Box::pin(cluster::run(common, client, lease)).await?;
         }
     }
     info!("stopped");
