@@ -229,7 +229,9 @@ impl<'a> Declared<'a> {
         let newest = self.generation.newest();
         self.texts.iter().enumerate().rev().find_map(|(file, text)| {
             let root = text.root()?;
-            let moved = newest >= 4 && (text.version().unwrap_or(0) >= 4 || find(root, &["plugins", SERVER]).is_some());
+            // Of a version that it does not know nothing can be told; its `[grpc]` is what its author meant.
+            let known = text.version().is_some_and(|version| (4..=newest).contains(&version));
+            let moved = known || (newest >= 4 && find(root, &["plugins", SERVER]).is_some());
             let key: &'static [&'static str] = if moved { &["plugins", SERVER, "address"] } else { &["grpc", "address"] };
             Some((file, key, find(root, key)?.1.as_str().filter(|a| !a.is_empty())?))
         })
