@@ -34,6 +34,8 @@ fn join(violations: &[Violation]) -> String {
 pub enum Trouble {
     /// There is no such file, socket, unit or program.
     Missing,
+    /// There is one of that name already.
+    Taken,
     /// It may not be read or asked.
     Denied,
     /// Nobody listens.

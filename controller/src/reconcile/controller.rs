@@ -127,6 +127,12 @@ impl<S: Store> Controller<S> {
         let Some(mut wakes) = wakes else { return Ok(()) };
         let mut changes = self.store.watch();
         let mut node_changes = self.hosts.keeper.nodes.as_ref().and_then(|nodes| nodes.changes());
+        // Known before the first machine: where the agents are.
+        for host in self.store.list::<Host>().await? {
+            if !host.is_deleting() && super::invalid(&host).is_none() {
+                self.fleet.apply(&host);
+            }
+        }
         // Known before the first placement: what other machines were given.
         for machine in self.store.list::<Machine>().await? {
             self.index.put(&machine.key(), &machine);

@@ -178,6 +178,12 @@ impl Fleet {
         })
     }
 
+    /// Until when a host's agent is waited for before anything is told of that ([`Session::waited_for`]).
+    pub(super) fn waited_for(&self, name: &str, now: Timestamp) -> Option<Timestamp> {
+        let session = self.sessions().get(name).map(|r| Arc::clone(&r.session))?;
+        session.waited_for(now)
+    }
+
     /// All hosts, and the VMs that may be this machine's, as the agents that are connected see them. Both of one moment for each host: a connection
     /// that is lost in between would prove that a VM is gone.
     pub(super) fn look(&self, uid: &str, status: &MachineStatus) -> (Vec<HostView>, Vec<Sighting>) {

@@ -59,6 +59,12 @@ impl<S: Store> Hosts<S> {
         self.fleet.apply(&host);
         let Some((view, used, sight)) = self.fleet.host_with_health(&key.to_string()) else { return Ok(Next::Sleep) };
         let now = Timestamp::now();
+        if let Some(until) = self.fleet.waited_for(&view.name, now)
+            && host.status.observed_generation == host.metadata.generation
+        {
+            // What a controller told before this one holds until the agent answers, or is known not to.
+            return Ok(Next::At(until));
+        }
         let (mut host, node) = self.keeper.keep(host, &view, &sight, now).await?;
         let (health, due) = self.health().entry(key.clone()).or_default().settle(&view.name, view.link == Link::Up, &sight, now);
         let mut status = status(&host, &view, used, now);

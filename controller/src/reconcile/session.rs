@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::{SignedDuration, Timestamp};
 use pvelet_proto::{API_VERSION, reason, v1};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -29,6 +30,10 @@ const RECONNECT_MAX: Duration = Duration::from_secs(15);
 /// Ended operations to ask for after connecting: more than a host does in a day.
 const HISTORY: usize = 1000;
 
+/// How long what was told of a host before holds while its agent is asked for the first time. One that takes calls and does not get to tell what
+/// it has is no reason to say for ever that all is well.
+const FIRST_ANSWER: SignedDuration = SignedDuration::from_secs(20);
+
 /// What is known through one agent.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -36,6 +41,7 @@ pub(super) struct Session {
     pub(super) client: AgentClient,
     state: Mutex<State>,
     wake: mpsc::UnboundedSender<Wake>,
+    begun: Timestamp,
 }
 
 #[derive(Debug)]
@@ -55,7 +61,14 @@ struct Broken {
 impl Session {
     pub(super) fn new(name: String, client: AgentClient, view: HostView, wake: mpsc::UnboundedSender<Wake>) -> Arc<Self> {
         let state = State { view, vms: VmTable::default(), operations: OperationTable::default(), health: HealthSight::default() };
-        Arc::new(Self { name, client, state: Mutex::new(state), wake })
+        Arc::new(Self { name, client, state: Mutex::new(state), wake, begun: Timestamp::now() })
+    }
+
+    /// Until when the agent, which has neither answered nor failed to since it was asked first, is waited for before anything is told of that.
+    pub(super) fn waited_for(&self, now: Timestamp) -> Option<Timestamp> {
+        let until = self.begun + FIRST_ANSWER;
+        // A clock that was set back prolongs nothing.
+        (self.state().view.link == Link::Connecting && (self.begun..until).contains(&now)).then_some(until)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {

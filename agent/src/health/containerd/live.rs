@@ -164,7 +164,9 @@ fn judge_silence(unit: &str, (trouble, message): &(Trouble, String), missed: u32
             finding
         }
         Trouble::Failed if missed < BROKEN => Finding::unknown(RESPONDING, message.clone()),
-        Trouble::Failed => Finding::failed(RESPONDING, format!("it answers with an error: {message}"), format!("see why: {logs}")),
+        Trouble::Failed | Trouble::Taken => {
+            Finding::failed(RESPONDING, format!("it answers with an error: {message}"), format!("see why: {logs}"))
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use zbus::Variant;
 
 use super::{command, failed};
 use crate::{
-    error::Error,
+    error::{Error, Trouble},
     host::units::{SystemdUnits, Units},
 };
 
@@ -136,7 +136,7 @@ async fn run_by(bus: &SystemdUnits, argv: &[String], log: &str, patience: Durati
     let mut ran = bus.run(STEPS, &properties, patience + STOP + AROUND).await;
     // The one that has just ended is still being put away: refused, so nothing was started.
     for _ in 0..PUT_AWAY {
-        if !matches!(&ran, Err(error) if error.to_string().contains("UnitExists")) {
+        if !matches!(&ran, Err(Error::Look { trouble: Trouble::Taken, .. })) {
             break;
         }
         tokio::time::sleep(PUT_AWAY_PAUSE).await;

@@ -60,6 +60,7 @@ pub(super) fn meaning(what: &str, error: &zbus::Error) -> Error {
             _ => Trouble::Failed,
         },
         zbus::Error::MethodError(name, ..) if name.as_str() == "org.freedesktop.systemd1.NoSuchUnit" => Trouble::Missing,
+        zbus::Error::MethodError(name, ..) if name.as_str() == "org.freedesktop.systemd1.UnitExists" => Trouble::Taken,
         zbus::Error::MethodError(..) => Trouble::Failed,
         _ => Trouble::Garbled,
     };

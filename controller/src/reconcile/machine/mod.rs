@@ -58,6 +58,15 @@ impl<S: Store> Machines<S> {
             return Ok(Next::Sleep);
         };
         machine.status.not_after(Timestamp::now());
+        let session = machine.status.cluster.as_ref().zip(machine.status.node.as_ref());
+        let session = session.and_then(|(cluster, node)| self.fleet.session(cluster, node));
+        if let Some(until) = session.and_then(|s| s.waited_for(Timestamp::now()))
+            && machine.status.observed_generation == machine.metadata.generation
+        {
+            // What was told before holds until its host answers, or is known not to; both wake it.
+            self.index.put(key, &machine);
+            return Ok(Next::At(until));
+        }
         let mut tenant = machine.tenant().to_owned();
         let about = ObjectRef { kind: "PveMachine".to_owned(), key: key.clone() };
         // What this pass itself has learned of the attempt under way.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use kube::api::DynamicObject;
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::object;
@@ -20,8 +21,17 @@ pub(super) struct Known<K: Kind> {
     version: u64,
     /// Its UID.
     pub(super) uid: String,
-    /// The object, or why it cannot be understood.
-    pub(super) object: Result<Arc<Object<K>>, Arc<str>>,
+    /// The object, or what cannot be understood.
+    pub(super) object: Result<Arc<Object<K>>, Arc<Strange>>,
+}
+
+/// An object that cannot be understood.
+#[derive(Debug)]
+pub(super) struct Strange {
+    /// What is wrong, and where.
+    pub(super) problem: String,
+    /// Its spec as it came.
+    pub(super) spec: Value,
 }
 
 /// All objects of a kind. What comes on different ways (events, answers to writes) is put in order by its version.
@@ -167,7 +177,8 @@ impl<K: Kind> State<K> {
             return false;
         }
         let uid = raw.metadata.uid.clone().unwrap_or_default();
-        let object = object::read(raw).map(Arc::new).map_err(Arc::from);
+        let spec = raw.data["spec"].clone();
+        let object = object::read(raw).map(Arc::new).map_err(|problem| Arc::new(Strange { problem, spec }));
         self.objects.insert(key.clone(), Known { version, uid, object });
         true
     }
@@ -267,6 +278,6 @@ mod tests {
         raw.data["spec"]["of"] = json!("tomorrow");
         cache.put(raw);
         let known = cache.get(&ObjectKey::named("pve1")).unwrap();
-        assert!(known.object.unwrap_err().contains("spec.of: unknown field"));
+        assert!(known.object.unwrap_err().problem.contains("spec.of: unknown field"));
     }
 }

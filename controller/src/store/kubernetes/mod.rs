@@ -20,7 +20,7 @@ use std::{
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Api, Client,
-    api::{DynamicObject, ListParams, Patch, PatchParams},
+    api::{DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -231,7 +231,7 @@ pub async fn list<K: Kind>(client: &Client) -> Result<Vec<Object<K>>, String> {
 const NOT_UNDERSTOOD: &str = "NotUnderstood";
 
 fn understood<K: Kind>(known: Known<K>, about: ObjectRef) -> Result<Arc<Object<K>>, StoreError> {
-    known.object.map_err(|problem| StoreError::Unreadable { about, problem: problem.to_string() })
+    known.object.map_err(|strange| StoreError::Unreadable { about, problem: strange.problem.clone() })
 }
 
 impl Drop for KubernetesStore {
@@ -280,7 +280,17 @@ impl Store for KubernetesStore {
         let (key, patch) = (object.key(), Patch::Apply(object::status_patch(object)?));
         let params = PatchParams::apply(MANAGER).force();
         let _turn = self.writes.acquire().await;
-        let result = within(self.api::<K>(&key).patch_status(&key.name, &params, &patch)).await;
+        let api = self.api::<K>(&key);
+        let mut result = within(api.patch_status(&key.name, &params, &patch)).await;
+        if let Ok(raw) = &result
+            && object::read::<K>(raw.clone()).is_ok_and(|now| now.status != object.status)
+        {
+            // Somebody else owns fields of it too, as after an edit by hand, and an apply leaves those. A status is nobody's but ours.
+            let mut whole = raw.clone();
+            whole.data["status"] = object::status(object)?;
+            let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+            result = within(api.replace_status(&key.name, &params, &whole)).await;
+        }
         self.written(object, "the status", result).await
     }
 
@@ -300,7 +310,11 @@ impl Store for KubernetesStore {
     }
 
     fn tenancy(&self, namespace: &str) -> Tenancy {
-        let claims = |known: &Known<Tenant>| known.object.as_ref().is_ok_and(|t| t.spec.namespaces.iter().any(|n| n == namespace));
+        // What one of a later version claims is still its own.
+        let claims = |known: &Known<Tenant>| match &known.object {
+            Ok(tenant) => tenant.spec.namespaces.iter().any(|n| n == namespace),
+            Err(strange) => strange.spec["namespaces"].as_array().into_iter().flatten().any(|n| n == namespace),
+        };
         let mut tenants: Vec<String> = self.tenants.all().into_iter().filter(|(_, known)| claims(known)).map(|(key, _)| key.name).collect();
         match tenants.len() {
             0 => Tenancy::Nobody,

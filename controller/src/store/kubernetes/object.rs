@@ -79,14 +79,18 @@ fn typed<T: DeserializeOwned>(value: Value, at: &str) -> Result<Option<T>, Strin
 /// What is sent to have this status. The version and the uid make the API server refuse it once somebody changed the object, or there is
 /// another one of that name.
 pub(super) fn status_patch<K: Kind>(object: &Object<K>) -> Result<Value, StoreError> {
-    let status = serde_json::to_value(&object.status)
-        .map_err(|e| StoreError::Api { what: format!("write the status of {}", about::<K>(&object.key())), message: e.to_string() })?;
     Ok(json!({
         "apiVersion": API_VERSION,
         "kind": K::KIND,
         "metadata": precondition(&object.metadata),
-        "status": status,
+        "status": status(object)?,
     }))
+}
+
+/// The status as it is sent.
+pub(super) fn status<K: Kind>(object: &Object<K>) -> Result<Value, StoreError> {
+    serde_json::to_value(&object.status)
+        .map_err(|e| StoreError::Api { what: format!("write the status of {}", about::<K>(&object.key())), message: e.to_string() })
 }
 
 /// What is sent to have these finalizers, under the same conditions.

@@ -121,4 +121,18 @@ async fn an_object_of_another_version_is_told_and_left_alone() {
     let told = site.wait("later", |m| condition_reason(m, "Ready") == "NotUnderstood").await;
     assert!(condition_field(&told, "Ready", "message").contains("ofTomorrow"), "{told:#}");
     assert!(site.vms().await.is_empty());
+
+    // A tenant of a later version still has its namespaces.
+    let path = format!("{DEFINITIONS}/pvetenants.pvelet.dev");
+    let mut crd = site.admin().get(&path).await.unwrap();
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["ofTomorrow"] = json!({"type": "string"});
+    site.admin().replace(&path, &crd).await.unwrap();
+    let mut changed = Value::Null;
+    while changed["spec"]["ofTomorrow"].is_null() {
+        let later = json!({"spec": {"ofTomorrow": "yes"}});
+        changed = site.admin().merge(&format!("{TENANTS}/default"), &later).await.unwrap();
+    }
+    site.admin().wait(TENANTS, "default", LIMIT, |t| condition_reason(t, "Ready") == "NotUnderstood").await;
+    site.machine("web-1", json!({})).await;
+    site.wait("web-1", ready).await;
 }

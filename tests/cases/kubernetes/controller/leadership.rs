@@ -29,7 +29,7 @@ async fn a_leader_that_stood_still_is_refused_by_the_agents_and_stands_by() {
     a.start_with(&[("POD_NAME", "a")]).unwrap();
     let first = leads(&site, "a").await;
     site.machine("web-1", json!({})).await;
-    site.wait("web-1", |m| condition(m, "Ready") == "True").await;
+    let before = site.wait("web-1", |m| condition(m, "Ready") == "True").await;
     b.start_with(&[("POD_NAME", "b")]).unwrap();
 
     a.signal(Signal::SIGSTOP);
@@ -39,6 +39,10 @@ async fn a_leader_that_stood_still_is_refused_by_the_agents_and_stands_by() {
     // The new leader works, so it has announced itself.
     site.machine("web-2", json!({})).await;
     site.wait("web-2", |m| condition(m, "Ready") == "True").await;
+
+    // A new term is no reason to say that what was well is unknown.
+    let web = site.admin().get(&format!("{MACHINES}/web-1")).await.unwrap();
+    assert_eq!(web["status"], before["status"]);
 
     // What the former leader may still order is refused on the host.
     let epoch = |transitions: u64| v1::ControllerEpoch {

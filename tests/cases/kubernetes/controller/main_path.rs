@@ -100,6 +100,17 @@ async fn a_machine_is_made_changed_mended_and_removed() {
     site.wait("web-2", ready).await;
     assert_eq!(site.admin().get(&path).await.unwrap()["metadata"]["resourceVersion"], settled);
 
+    // What somebody else wrote into a status goes with the next change, though an apply alone would leave it; and then there is rest again.
+    let by_hand = json!({"status": {"addresses": ["192.0.2.9"]}});
+    site.admin().merge(&format!("{path}/status"), &by_hand).await.unwrap();
+    site.admin().merge(&path, &json!({"spec": {"startOnBoot": false}})).await.unwrap();
+    let verified = |m: &Value| ready(m) && m["status"]["verifiedGeneration"] == m["metadata"]["generation"];
+    site.wait("web-1", |m| verified(m) && m["status"]["addresses"].is_null()).await;
+    let settled = site.admin().get(&path).await.unwrap()["metadata"]["resourceVersion"].clone();
+    site.admin().merge(&format!("{MACHINES}/web-2"), &json!({"spec": {"startOnBoot": true}})).await.unwrap();
+    site.wait("web-2", |m| ready(m) && m["status"]["verifiedGeneration"] == m["metadata"]["generation"]).await;
+    assert_eq!(site.admin().get(&path).await.unwrap()["metadata"]["resourceVersion"], settled);
+
     // Both deletion policies.
     site.admin().merge(&format!("{MACHINES}/web-2"), &json!({"spec": {"deletionPolicy": "Retain"}})).await.unwrap();
     let kept = site.wait("web-2", ready).await["status"]["vmid"].as_u64().unwrap();
