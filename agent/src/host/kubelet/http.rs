@@ -44,7 +44,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
+        net::{TcpListener, TcpSocket},
     };
 
     use super::*;
@@ -103,7 +103,10 @@ mod tests {
         // The kernel accepts; nobody answers.
         let error = healthz(address, Duration::from_millis(20)).await.unwrap_err();
         assert_eq!(trouble(&error), Trouble::Silent, "{error}");
-        drop(listener);
+        // A port that is taken, so that nobody else gets it, and on which nobody listens.
+        let taken = TcpSocket::new_v4().unwrap();
+        taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = taken.local_addr().unwrap();
         let error = healthz(address, LONG).await.unwrap_err();
         assert_eq!(error.to_string(), format!("nobody listens at {address}"));
         assert_eq!(trouble(&error), Trouble::Refused);
