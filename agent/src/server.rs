@@ -23,8 +23,9 @@ use std::{
 };
 
 use pvelet_proto::v1::{
-    self, certificate_service_server::CertificateServiceServer, health_service_server::HealthServiceServer, host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
-    operation_service_server::OperationServiceServer, vm_service_server::VmServiceServer, volume_service_server::VolumeServiceServer,
+    self, certificate_service_server::CertificateServiceServer, health_service_server::HealthServiceServer,
+    host_service_server::HostServiceServer, network_service_server::NetworkServiceServer, operation_service_server::OperationServiceServer,
+    vm_service_server::VmServiceServer, volume_service_server::VolumeServiceServer,
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;

@@ -112,11 +112,7 @@ impl CertificateService for CertificateRpc {
             result
         })
         .await?;
-        Ok(Response::new(v1::CreateSigningRequestResponse {
-            request_pem: made.pem,
-            identity: made.identity,
-            key_sha256: made.key_sha256,
-        }))
+        Ok(Response::new(v1::CreateSigningRequestResponse { request_pem: made.pem, identity: made.identity, key_sha256: made.key_sha256 }))
     }
 
     async fn install_certificate(

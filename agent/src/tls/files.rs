@@ -279,7 +279,14 @@ pub(super) fn finish(files: &config::Tls) -> Result<(), Error> {
 
 /// As [`finish`], for who holds the files already.
 pub(super) fn finish_held(files: &config::Tls, _held: &Held) -> Result<(), Error> {
-    let Some(staged) = staged(files) else { return Ok(()) };
+    let Some(staged) = staged(files) else {
+        // What was written and never came to count.
+        let written = [Some(&files.cert), Some(&files.client_ca), files.crl.as_ref()].into_iter().flatten().map(|path| real(path));
+        for path in written.chain([install_file(files)]) {
+            let _ = fs::remove_file(beside(&path, ".new"));
+        }
+        return Ok(());
+    };
     tracing::info!("finishing an install of certificates that was interrupted");
     place(files, &staged)
 }

@@ -10,6 +10,7 @@ use rustls::{
     pki_types::{CertificateDer, UnixTime},
     server::ParsedCertificate,
 };
+use x509_parser::prelude::{ParsedExtension, X509Certificate};
 
 use super::{
     CertificateInfo, Material, Peer, connection,
@@ -84,12 +85,7 @@ pub fn install_local(place: &Place<'_>, new: &New, now: SystemTime) -> Result<In
 }
 
 /// Checks `new`, and puts it in place where it differs from what is there. Returns what the files hold now.
-pub(super) fn install(
-    place: &Place<'_>,
-    new: &New,
-    caller: Option<&Caller>,
-    now: SystemTime,
-) -> Result<(Sources, Material, bool), Error> {
+pub(super) fn install(place: &Place<'_>, new: &New, caller: Option<&Caller>, now: SystemTime) -> Result<(Sources, Material, bool), Error> {
     let files = place.files;
     sizes(new, files)?;
     let held = files::hold(files)?;
@@ -197,8 +193,7 @@ fn own(place: &Place<'_>, chain: &[CertificateDer<'_>], now: SystemTime) -> Resu
         return Err(refuse(CERTIFICATE, why));
     }
     let remedy = "sign the request of this host (pveletctl pki sign)";
-    let leaf =
-        Leaf::read(&chain[0], Purpose::Server, &files.trust_domain).map_err(|e| refuse(CERTIFICATE, format!("it {e}; {remedy}")))?;
+    let leaf = Leaf::read(&chain[0], Purpose::Server, &files.trust_domain).map_err(|e| refuse(CERTIFICATE, format!("it {e}; {remedy}")))?;
     match &leaf.identity.subject {
         Subject::Host { node, cluster } if node == place.node => {
             if let Some(wanted) = place.cluster.filter(|wanted| wanted != cluster) {
@@ -241,48 +236,52 @@ fn issued_by_known(
 ) -> Result<(), Error> {
     let mut roots = RootCertStore::empty();
     let clients = next.client_ca.as_deref().unwrap_or_default();
-    let clients = authorities(clients, &files.client_ca).map_err(|e| if new.client_ca.is_some() { refuse(CA, without_file(&e)) } else { e })?;
+    let clients =
+        authorities(clients, &files.client_ca).map_err(|e| if new.client_ca.is_some() { refuse(CA, without_file(&e)) } else { e })?;
     let named = match &new.server_ca {
         Some(pem) => authorities(pem.as_bytes(), &files.cert).map_err(|e| refuse(SERVER_CA, without_file(&e)))?,
         None => Vec::new(),
     };
+    let mut key_ids = Vec::new();
     for ca in clients.into_iter().chain(named) {
+        key_ids.extend(parse(&ca).ok().and_then(|cert| key_id(&cert)));
         roots.add(ca).map_err(|e| refuse(CA, format!("it holds a CA that cannot be used ({e})")))?;
     }
     let parsed = ParsedCertificate::try_from(&chain[0]).map_err(|e| refuse(CERTIFICATE, format!("it is malformed ({e})")))?;
     let algorithms = ring::default_provider().signature_verification_algorithms;
-    let (leaf, intermediates) = (parse(&chain[0]).map_err(|e| refuse(CERTIFICATE, e))?, &chain[1..]);
-    match verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, UnixTime::now(), algorithms.all) {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            // A host whose certificates are of another CA than its clients': the same one again.
-            let before = present.cert.as_deref().and_then(|pem| certificates(pem, &files.cert).ok());
-            let before = before.as_ref().and_then(|chain| parse(&chain[0]).ok());
-            let issuer = |cert: &x509_parser::certificate::X509Certificate<'_>| {
-                let id = cert.iter_extensions().find_map(|e| match e.parsed_extension() {
-                    x509_parser::prelude::ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|k| k.0.to_vec()),
-                    _ => None,
-                });
-                (cert.issuer().to_string(), id)
-            };
-            let known = before.map(|cert| issuer(&cert));
-            if known.as_ref().is_some_and(|known| known.1.is_some() && *known == issuer(&leaf)) && !is_own_ca(&error, &leaf, &roots) {
-                return Ok(());
-            }
-            let why = format!(
-                "it is of CA '{}', which is neither among those of {} nor that of the certificate in use ({error}); have it signed by one of them, or name its CA (ca_pem; server_ca_pem where clients' is another)",
-                leaf.issuer(),
-                files.client_ca.display()
-            );
-            Err(refuse(CERTIFICATE, why))
-        }
+    let leaf = parse(&chain[0]).map_err(|e| refuse(CERTIFICATE, e))?;
+    let Err(error) = verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &chain[1..], UnixTime::now(), algorithms.all) else {
+        return Ok(());
+    };
+    // A host whose certificates are of another CA than its clients': of the same one as the one in use. That CA is not here to verify it by.
+    let before = present.cert.as_deref().and_then(|pem| certificates(pem, &files.cert).ok());
+    let before = before.as_ref().and_then(|chain| parse(&chain[0]).ok()).map(|cert| issuer(&cert));
+    let own = issuer(&leaf);
+    if own.1.as_ref().is_some_and(|id| !key_ids.contains(id)) && before.as_ref() == Some(&own) {
+        return Ok(());
     }
+    let why = format!(
+        "it is of CA '{}', which is neither among those of {} nor that of the certificate in use ({error}); have it signed by one of them, or name its CA (ca_pem; server_ca_pem where clients' is another)",
+        leaf.issuer(),
+        files.client_ca.display()
+    );
+    Err(refuse(CERTIFICATE, why))
 }
 
-/// Whether a CA of that name is known, so that the certificate can be verified, and was found wrong.
-fn is_own_ca(error: &rustls::Error, leaf: &x509_parser::certificate::X509Certificate<'_>, roots: &RootCertStore) -> bool {
-    let unknown = matches!(error, rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer));
-    !unknown || roots.subjects().iter().any(|name| name.as_ref() == leaf.issuer().as_raw())
+/// Name and key of the CA that issued a certificate.
+fn issuer(cert: &X509Certificate<'_>) -> (String, Option<Vec<u8>>) {
+    let id = cert.iter_extensions().find_map(|e| match e.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|k| k.0.to_vec()),
+        _ => None,
+    });
+    (cert.issuer().to_string(), id)
+}
+
+fn key_id(cert: &X509Certificate<'_>) -> Option<Vec<u8>> {
+    cert.iter_extensions().find_map(|e| match e.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+        _ => None,
+    })
 }
 
 /// What is revoked stays so: the lists of CAs that stay are not older than those in place.

@@ -11,8 +11,8 @@ use rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject},
-    sign::CertifiedKey,
     server::{NoServerSessionStorage, WebPkiClientVerifier},
+    sign::CertifiedKey,
     version::TLS13,
 };
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
@@ -145,7 +145,9 @@ pub(super) fn not_valid(leaf: &Leaf, now: SystemTime) -> Option<String> {
     let clock = date(now);
     if now < leaf.not_before {
         let begin = date(leaf.not_before);
-        return Some(format!("is not valid yet: it begins {begin}, and this host's clock says {clock}; check the host's clock (timedatectl)"));
+        return Some(format!(
+            "is not valid yet: it begins {begin}, and this host's clock says {clock}; check the host's clock (timedatectl)"
+        ));
     }
     (now >= leaf.not_after).then(|| {
         let end = date(leaf.not_after);

@@ -7,7 +7,9 @@ use pvelet_proto::{
     identity::{Identity, Subject},
     reason,
 };
-use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+};
 
 use super::{
     files::{self, next_key},
@@ -37,8 +39,9 @@ impl Names {
     /// `Invalid` with every one that is malformed.
     pub fn parse(dns: Vec<String>, ips: &[String]) -> Result<Self, Error> {
         let mut wrong = Vec::new();
-        let mut violation =
-            |field: String, text: &str| wrong.push(Violation::new(field, reason::INVALID_FIELD, text.chars().take(256).collect::<String>()));
+        let mut violation = |field: String, text: &str| {
+            wrong.push(Violation::new(field, reason::INVALID_FIELD, text.chars().take(256).collect::<String>()))
+        };
         for (field, count) in [("dns_names", dns.len()), ("ip_addresses", ips.len())] {
             if count > MOST_NAMES {
                 violation(field.to_owned(), &format!("{count} are too many; at most {MOST_NAMES}"));
