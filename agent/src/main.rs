@@ -1,5 +1,7 @@
 //! The command `pvelet-agent`.
 
+mod certificate_commands;
+
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -60,7 +62,16 @@ enum Command {
         /// The configuration.
         #[arg(value_name = "FILE", default_value = defaults::CONFIG_FILE)]
         config: PathBuf,
+        /// Leave the certificates out: for a host that has none yet.
+        #[arg(long)]
+        no_certificates: bool,
     },
+    /// Print a request for the certificate of this host (PKCS #10, PEM), for `pveletctl pki sign` or another CA. Its key is made here, never
+    /// leaves the host, and stays the same until a certificate is installed.
+    SigningRequest(certificate_commands::Request),
+    /// Check a certificate for this host and put it in place, with its key, and with CAs and revocation lists of clients where they are given:
+    /// all or nothing. A running agent takes it over by itself. Done twice: "unchanged".
+    InstallCertificate(certificate_commands::Install),
     /// Print a commented configuration that holds every key with its default.
     ExampleConfig,
     /// Undo a change of the host's network that nobody confirmed. Called by systemd, not by people. Exit status: 0 when nothing is left to be
@@ -82,7 +93,9 @@ enum Command {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::ExampleConfig => print(config::EXAMPLE),
-        Command::CheckConfig { config } => check(&config),
+        Command::CheckConfig { config, no_certificates } => check(&config, !no_certificates),
+        Command::SigningRequest(request) => told(certificate_commands::request(&request)),
+        Command::InstallCertificate(install) => told(certificate_commands::install(&install)),
         Command::Run { config, ready_file } => run(&config, ready_file.as_deref()),
         Command::NetworkRecover { boot, config, .. } => recover(&config, boot),
     }
@@ -94,11 +107,22 @@ fn print(text: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// What a command has found or done, or why not.
+fn told(result: Result<String, String>) -> ExitCode {
+    match result {
+        Ok(text) => print(&text),
+        Err(error) => {
+            complain(&format!("pvelet-agent: {error}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn complain(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-fn check(file: &Path) -> ExitCode {
+fn check(file: &Path, certificates: bool) -> ExitCode {
     let (config, warnings) = match config::load(file) {
         Ok(loaded) => loaded,
         Err(mistakes) => {
@@ -108,6 +132,9 @@ fn check(file: &Path) -> ExitCode {
     };
     for warning in warnings {
         complain(&format!("{}: warning: {warning}\n", file.display()));
+    }
+    if !certificates {
+        return print(&format!("{}: good; its certificates were not looked at\n", file.display()));
     }
     match Material::load(&config.tls, &config.pve.node, SystemTime::now()) {
         Ok(material) => {

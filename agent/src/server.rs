@@ -23,8 +23,9 @@ use std::{
 };
 
 use pvelet_proto::v1::{
-    self, health_service_server::HealthServiceServer, host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
-    operation_service_server::OperationServiceServer, vm_service_server::VmServiceServer, volume_service_server::VolumeServiceServer,
+    self, certificate_service_server::CertificateServiceServer, health_service_server::HealthServiceServer,
+    host_service_server::HostServiceServer, network_service_server::NetworkServiceServer, operation_service_server::OperationServiceServer,
+    vm_service_server::VmServiceServer, volume_service_server::VolumeServiceServer,
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -43,8 +44,8 @@ use crate::{
     metrics::Metrics,
     network::{self, Networks},
     operation::{Deadlines, LaneSizes, Operations, Settings as OperationSettings},
-    rpc::{HealthRpc, HostRpc, NetworkRpc, OperationRpc, Shared, VmRpc, VolumeRpc},
-    tls::{self, Credentials},
+    rpc::{CertificateRpc, HealthRpc, HostRpc, NetworkRpc, OperationRpc, Shared, VmRpc, VolumeRpc},
+    tls::{self, Certificates, Credentials},
     vm::{self, Vms},
     volume::Volumes,
 };
@@ -56,6 +57,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls at once on one connection; the limits of each class come on top.
 const CALLS_PER_CONNECTION: u32 = 256;
+/// A bundle and its lists are larger than other requests; only administrators send them, and each field has its own bound.
+const CERTIFICATE_BYTES: usize = 4 << 20;
 /// After the last operation has ended, clients get so long to take their last answers.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long a journal may be in use by somebody who is about to end, and how often it is tried meanwhile: nobody tells when a lock is free.
@@ -186,6 +189,7 @@ impl Agent {
             repairs,
             volumes: Volumes::new(&vms),
             networks,
+            certificates: Certificates::new(credentials.clone()),
             vms,
             operations,
             host,
@@ -284,12 +288,13 @@ impl Agent {
 }
 
 /// The services of the API, by name, as health tells of them.
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "pvelet.v1.HostService",
     "pvelet.v1.VmService",
     "pvelet.v1.VolumeService",
     "pvelet.v1.NetworkService",
     "pvelet.v1.HealthService",
+    "pvelet.v1.CertificateService",
     "pvelet.v1.OperationService",
 ];
 
@@ -349,6 +354,7 @@ fn serve(
         .add_service(VolumeServiceServer::new(VolumeRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(NetworkServiceServer::new(NetworkRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(HealthServiceServer::new(HealthRpc::new(shared.clone())).max_decoding_message_size(bytes))
+        .add_service(CertificateServiceServer::new(CertificateRpc::new(shared.clone())).max_decoding_message_size(CERTIFICATE_BYTES))
         .add_service(OperationServiceServer::new(OperationRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(health)
         .add_service(reflection_v1)

@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod certificates;
 mod crash;
 mod daemon;
 mod error_table;

@@ -67,6 +67,21 @@ impl Agent {
         }
     }
 
+    /// Gives it files of its own for certificate, CAs and revocation lists, as on a real host: what it installs is not the CA's own folder.
+    /// Before it starts.
+    pub fn trust_apart(&mut self) {
+        let folder = self.dir.join("tls");
+        fs::create_dir_all(&folder).expect("folder for certificates");
+        let moved = |from: &Path, name: &str| {
+            let to = folder.join(name);
+            fs::copy(from, &to).expect("a copy");
+            to
+        };
+        self.cert = (moved(&self.cert.0, "agent.crt"), moved(&self.cert.1, "agent.key"));
+        self.ca = moved(&self.ca, "ca.crt");
+        self.crl = moved(&self.crl, "ca.crl");
+    }
+
     /// The file of the configuration.
     pub fn config_path(&self) -> PathBuf {
         self.dir.join("agent.toml")

@@ -108,7 +108,7 @@ async fn handshake(shared: &Shared, stream: TcpStream, opened: Duration) -> io::
         shared.metrics.shed("connections");
         io::Error::other(format!("{remote}: too many connections are open"))
     })?;
-    let peer = Peer::new(leaf.identity, remote, opened);
+    let peer = Peer::with_chain(leaf.identity, remote, opened, chain.clone());
     let close = CancellationToken::new();
     let connections: &Arc<Connections> = shared.credentials.connections();
     let entry = connections.enter(chain.clone(), peer.name().to_owned(), local, close.clone());
