@@ -96,6 +96,7 @@ lint:
 	@tests/lint.sh
 
 bench: setup ## Benchmarks: a table, and target/bench.json
+	@tests/setup.sh kubernetes
 	@tests/with-rust.sh $(CARGO) build --release --workspace --bins
 	@tests/with-rust.sh $(CARGO) run --release --package pvelet-tests --bin pvelet-bench
 

@@ -81,6 +81,8 @@ pub struct World {
     pub facts: Arc<dyn Facts>,
     /// What its health is read from, and mended with.
     pub health: Outside,
+    /// Whether changes of the TLS files are seen by themselves. Many agents in one process would use up what the kernel lets one user watch.
+    pub follow_tls_files: bool,
 }
 
 /// An agent that serves.
@@ -199,10 +201,12 @@ impl Agent {
         };
 
         let mut background = vec![
-            tokio::spawn(credentials.clone().follow_files()).abort_handle(),
             tokio::spawn(shared.host.clone().follow_version()).abort_handle(),
             tokio::spawn(shared.host.clone().follow_shutdown()).abort_handle(),
         ];
+        if world.follow_tls_files {
+            background.push(tokio::spawn(credentials.clone().follow_files()).abort_handle());
+        }
         let metrics_address = match config.metrics {
             Some(address) => {
                 let (address, task) = http::serve(address, shared.clone(), credentials.clone()).await?;

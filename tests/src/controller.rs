@@ -144,6 +144,11 @@ impl Controller {
         self.process.as_ref().expect("it runs").thaw().expect("SIGCONT");
     }
 
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").pid()
+    }
+
     /// Everything it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("controller.log")).unwrap_or_default()

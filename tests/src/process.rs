@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
@@ -15,7 +15,7 @@ use nix::{
         signal::{Signal, kill},
         wait::{Id, WaitPidFlag, waitid},
     },
-    unistd::Pid,
+    unistd::{Pid, SysconfVar, sysconf},
 };
 
 /// Where cargo put a program of this workspace: beside the running executable, or one folder up for test executables.
@@ -192,4 +192,40 @@ impl Drop for Process {
             eprintln!("--- end of {} ---\n{}", self.log.display(), self.log_tail());
         }
     }
+}
+
+/// CPU time of a process so far: what the scheduler counted, to the nanosecond, over all its threads.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let mut sum = 0.0;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+        if let Ok(text) = fs::read_to_string(task.path().join("schedstat")) {
+            sum += text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0) / 1e9;
+        }
+    }
+    if sum > 0.0 {
+        return sum;
+    }
+    // A kernel without schedstat: clock ticks.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    #[allow(clippy::cast_precision_loss, reason = "100")]
+    let per_second = sysconf(SysconfVar::CLK_TCK).unwrap().unwrap() as f64;
+    ticks / per_second
+}
+
+/// Resident memory of a process, in MiB.
+pub fn resident_mib(pid: u32) -> f64 {
+    memory_mib(pid, "VmRSS:")
+}
+
+/// The most that a process ever had resident, in MiB.
+pub fn resident_peak_mib(pid: u32) -> f64 {
+    memory_mib(pid, "VmHWM:")
+}
+
+fn memory_mib(pid: u32, key: &str) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with(key)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }

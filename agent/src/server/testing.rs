@@ -250,6 +250,7 @@ pub(super) async fn stand_seeing<P: Pve>(pve: Arc<P>, health: Vec<Arc<dyn Source
             mender: Arc::new(NothingToMend),
             record: Arc::new(FileRecord::new(config.state_dir.join("repair.json"))),
         },
+        follow_tls_files: true,
     };
     let operations = open_operations(&config).await.unwrap();
     let agent = Agent::start(&config, world, operations, None).await.unwrap();
