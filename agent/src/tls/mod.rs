@@ -12,7 +12,7 @@ mod verifier;
 mod watch;
 
 pub use connection::{Connection, Connections, Peer};
-pub use listener::{Options, incoming};
+pub use listener::{Doors, Options, incoming};
 pub use material::Material;
 pub use store::Credentials;
 
