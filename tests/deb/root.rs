@@ -8,10 +8,11 @@ use std::{
     process::{Command, Output},
 };
 
+use pvelet_tests::script;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::package::{must, repository};
+use crate::package::must;
 
 /// What is asked of systemctl is written to `/systemctl.log`; the agent runs for it while there is a file `/agent-runs`.
 const SYSTEMCTL: &str = r#"#!/bin/sh
@@ -45,10 +46,10 @@ pub(crate) struct Root(TempDir);
 impl Root {
     /// A fresh one, as if systemd ran in it.
     pub(crate) fn new() -> Self {
-        let archive = must(&mut Command::new(repository().join("tests/deb/root.sh")));
+        let archive = script::folder_of("tests/deb/root.sh");
         let dir = TempDir::with_prefix("pvelet-debian-").unwrap();
         let mut tar = Command::new("tar");
-        tar.args(["--extract", "--exclude=./dev/*", "--file", archive.trim(), "--directory"]).arg(dir.path());
+        tar.args(["--extract", "--exclude=./dev/*", "--directory"]).arg(dir.path()).arg("--file").arg(archive);
         if !nix::unistd::geteuid().is_root() {
             tar.arg("--no-same-owner");
         }
