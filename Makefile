@@ -7,10 +7,10 @@ CARGO ?= cargo
 # Test builds have the named crash points, at which a test makes a process end itself. Release builds do not.
 TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/crash-points
 # The same features for all test targets, so that nothing is built twice.
-REAL_FEATURES := $(TEST_FEATURES),pvelet-tests/guests,pvelet-tests/kubernetes
+REAL_FEATURES := $(TEST_FEATURES),pvelet-tests/guests,pvelet-tests/kubernetes,pvelet-tests/packages
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-kubernetes test-versions test-full guest-image kubernetes-programs image check fmt clippy deny docs lint bench bench-network bench-network-here clean clean-guests clean-kubernetes
+.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-kubernetes test-deb test-versions test-full guest-image kubernetes-programs image deb deb-tools check fmt clippy deny docs lint bench bench-network bench-network-here clean clean-guests clean-kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,12 @@ test-quick: build ## Unit tests only: the daily loop
 
 test: build ## All tests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+	@$(MAKE) --no-print-directory test-deb
 	@$(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-guests
+
+test-deb: build deb-tools ## The Debian packages: contents, and their life in a Debian 12
+	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(REAL_FEATURES) --test deb
 
 test-kubernetes: build kubernetes-programs ## What needs programs in Go: kube-apiserver, etcd, kubelet; containerd 2.x
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test kubernetes --test kubelet -- $(KUBERNETES_TESTS)
@@ -72,8 +76,18 @@ image: setup ## The controller's container image, as an OCI archive
 	@tests/with-rust.sh $(CARGO) build --release --package pvelet-controller --bins
 	@packaging/container/build.sh target/release target/pvelet-controller-image.tar
 
+deb: setup deb-tools ## The Debian packages, in target/debian (PROFILE=dev: of the test builds)
+	@if [ "$(PROFILE)" = dev ]; then $(MAKE) --no-print-directory build; \
+	else tests/with-rust.sh $(CARGO) build --release --package pvelet-agent --package pvelet-controller --bins; fi
+	@packaging/debian/build.sh $(if $(filter dev,$(PROFILE)),debug,release) $(DEB_VERSION)
+
+deb-tools: setup
+	@tests/setup.sh deb
+	@packaging/debian/cargo-deb.sh >/dev/null
+
 test-full: build ## All tests, with many more random cases, and every step of a network change with every fault
 	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+	@$(MAKE) --no-print-directory test-deb
 	@PVELET_CONTROLLER_KILLS=100 $(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-versions
 	@PVELET_NETWORK_MATRIX=full $(MAKE) --no-print-directory test-guests

@@ -17,6 +17,7 @@ mod main_path;
 mod monitoring;
 mod moves;
 mod pveletctl;
+mod restart;
 mod security;
 mod truth;
 mod user_data;

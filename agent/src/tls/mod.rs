@@ -19,7 +19,7 @@ mod watch;
 pub use connection::{Connection, Connections, Peer};
 pub use info::{AuthorityInfo, CertificateInfo, ListInfo};
 pub use install::{Installed, New, Place, install_local};
-pub use listener::{Options, incoming};
+pub use listener::{Doors, Options, incoming};
 pub use material::Material;
 pub use request::{Names, SigningRequest, signing_request};
 pub use service::Certificates;
