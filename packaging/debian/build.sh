@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 umask 022
 PATH=$PATH:/usr/sbin:/sbin
+[ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
 
 build=$1 version=${2:-} out=${3:-target/debian}
 own=packaging/debian

@@ -51,7 +51,7 @@ fn the_agents_package_holds_the_agent_its_units_and_what_tells_of_them() {
     }
     for (path, (mode, owner)) in &files {
         let expected = if path.starts_with("/usr/bin/") { "-rwxr-xr-x" } else { "-rw-r--r--" };
-        assert_eq!((mode.as_str(), owner.as_str()), (expected, "root/root"), "{path}");
+        assert_eq!((mode.as_str(), owner.as_str()), (expected, "0/0"), "{path}");
         assert!(path.starts_with("/usr/") || path == "/etc/pvelet/agent.toml", "{path} is not this package's to bring");
     }
     let depends = field(&packages.agent, "Depends");

@@ -208,7 +208,8 @@ fn it_is_not_removed_while_a_network_change_is_open_that_it_cannot_undo() {
     let said = text(&output);
     assert!(!output.status.success(), "{said}");
     assert!(said.contains("not removed") && said.contains("checkpoint"), "{said}");
-    assert_eq!(root.standing(), format!("install ok installed {VERSION}"));
+    // Still wanted away, and whole.
+    assert_eq!(root.standing(), format!("deinstall ok installed {VERSION}"));
     // Started again.
     assert_eq!(root.asked().last().map(|l| l.contains("start") && l.contains(AGENT)), Some(true));
     fs::remove_file(root.at("/var/lib/pvelet/network/checkpoint.json")).unwrap();
