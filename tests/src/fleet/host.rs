@@ -27,7 +27,7 @@ use pvelet_agent::{
         storage::fake::EmptyStore,
         units_fake::FakeUnits,
     },
-    server::{Agent, World, open_operations},
+    server::{Agent, World, bind, open_operations},
 };
 use tokio::sync::broadcast::error::RecvError;
 
@@ -98,7 +98,9 @@ impl Host {
         pve.add_template(files.template, "debian-13");
         pve.tell_all();
         let operations = open_operations(&config).await.expect("a journal");
-        let agent = Agent::start(&config, world(&pve, &files.state), operations, None).await.expect("the agent serves");
+        let listener = bind(config.listen).await.expect("an address");
+        let agent = Agent::start(&config, world(&pve, &files.state), operations, listener).await.expect("the agent serves");
+        agent.open();
         Self { name: files.name, cluster: files.cluster, template: files.template, address: agent.address, pve, _agent: agent }
     }
 
