@@ -242,7 +242,8 @@ class Gate(unittest.TestCase):
         self.assertEqual(len(agent.gate_problems(doctor, [])), 1)
         self.assertEqual(agent.gate_problems(doctor, ["host.clock"]), [])
         self.assertEqual(len(agent.gate_problems({"hosts": [], "errors": [{"host": "pve1", "message": "gone"}]}, ["host.clock"])), 1)
-        self.assertEqual(agent.failed_checks(doctor), ["host.clock"])
+        self.assertFalse(agent.all_seen(doctor))
+        self.assertTrue(agent.all_seen({"hosts": [{"checks": [check | {"observe_time": "now"}]}]}))
 
 
 class Firewall(unittest.TestCase):

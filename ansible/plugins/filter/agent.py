@@ -276,9 +276,9 @@ def gate_problems(doctor: dict, allowed: list) -> list[str]:
     return problems
 
 
-def failed_checks(doctor: dict) -> list[str]:
-    """The ids of the checks that have failed."""
-    return sorted({check["id"] for host in doctor.get("hosts", []) for check in host["checks"] if check["state"] == "failed"})
+def all_seen(doctor: dict) -> bool:
+    """Whether every check has run since the agent was started."""
+    return all(check.get("observe_time") for host in doctor.get("hosts", []) for check in host["checks"])
 
 
 class FilterModule:
@@ -296,5 +296,5 @@ class FilterModule:
             "answers": answers,
             "answer_problems": answer_problems,
             "gate_problems": gate_problems,
-            "failed_checks": failed_checks,
+            "all_seen": all_seen,
         }
