@@ -10,7 +10,7 @@ TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/
 REAL_FEATURES := $(TEST_FEATURES),pvelet-tests/guests,pvelet-tests/kubernetes,pvelet-tests/packages
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-kubernetes test-deb test-versions test-full guest-image kubernetes-programs image deb deb-tools check fmt clippy deny docs lint bench bench-network bench-network-here clean clean-guests clean-kubernetes
+.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-rollout test-kubernetes test-deb test-versions test-full guest-image kubernetes-programs image deb deb-tools check fmt clippy deny docs lint lint-ansible bench bench-network bench-network-here clean clean-guests clean-kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,9 +46,15 @@ test-versions: build kubernetes-programs ## Agents and controllers of this versi
 test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrfs and the network, in Debian 13 guests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test guests -- $(GUEST_TESTS)
 	@$(MAKE) --no-print-directory test-network
+	@$(MAKE) --no-print-directory test-rollout
 
 test-network: build guest-image ## Network changes in three guests at once: kills, power cuts, tagged frames
 	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(REAL_FEATURES) --test network -- $(NETWORK_TESTS)
+
+test-rollout: build guest-image ## The packages and the Ansible playbooks on three guests: install, manage, rotate, remove
+	@tests/setup.sh ansible
+	@PROFILE=dev $(MAKE) --no-print-directory deb
+	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(REAL_FEATURES) --test rollout -- $(ROLLOUT_TESTS)
 
 test-health: build ## A real containerd with every fault: found, repaired, and no false alarm
 	@PVELET_FAULTS=$$(mktemp) && export PVELET_FAULTS && trap 'rm -f "$$PVELET_FAULTS"' EXIT; bad=0; \
@@ -90,9 +96,9 @@ test-full: build ## All tests, with many more random cases, and every step of a 
 	@$(MAKE) --no-print-directory test-deb
 	@PVELET_CONTROLLER_KILLS=100 $(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-versions
-	@PVELET_NETWORK_MATRIX=full $(MAKE) --no-print-directory test-guests
+	@PVELET_NETWORK_MATRIX=full PVELET_ROLLOUT=full $(MAKE) --no-print-directory test-guests
 
-check: setup fmt clippy deny docs lint ## Format, clippy, licences, docs, house rules
+check: setup fmt clippy deny docs lint lint-ansible ## Format, clippy, licences, docs, house rules, Ansible
 
 fmt:
 	@tests/with-rust.sh $(CARGO) fmt --all --check
@@ -108,6 +114,10 @@ docs:
 
 lint:
 	@tests/lint.sh
+
+lint-ansible: ## ansible-lint (production profile), the playbooks' syntax, and the collection's plugins
+	@tests/setup.sh ansible
+	@tests/ansible/lint.sh
 
 bench: setup ## Benchmarks: a table, and target/bench.json
 	@tests/setup.sh kubernetes

@@ -2,6 +2,7 @@
 # Installs what a fresh Debian machine lacks for building and testing. Does nothing, and says nothing, where all is there.
 # `setup.sh guests`: also what the test guests need. `setup.sh containerd`: also Debian's containerd and runc, unpacked in the cache.
 # `setup.sh deb`: also what makes and tries Debian packages.
+# `setup.sh ansible`: also the Python that Ansible is installed into an environment of.
 # `setup.sh kubernetes`: also what builds the programs of Kubernetes, and containerd 2.x.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,11 +39,13 @@ if [ "${1:-}" = guests ]; then
   # mke2fs is there even where the folders of root are not searched.
   PATH=$PATH:/usr/sbin:/sbin
 fi
+if [ "${1:-}" = ansible ]; then need+=("python3:python3" "ssh:openssh-client"); fi
 missing=()
 for pair in "${need[@]}"; do
   command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}")
 done
 pkg-config --exists libsystemd 2>/dev/null || missing+=("libsystemd-dev")
+if [ "${1:-}" = ansible ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then missing+=("python3-venv"); fi
 # Debian 12 before its last updates does not know the keys of Debian 13.
 if [ "${1:-}" = guests ] && ! ls /usr/share/keyrings/debian-archive-trixie-stable.* >/dev/null 2>&1; then missing+=("debian-archive-keyring"); fi
 

@@ -1,0 +1,313 @@
+"""The collection's plugins: what is decided, by table; what is read, from files that look like a host's."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import socket
+import tempfile
+import tomllib
+import unittest
+
+PLUGINS = pathlib.Path(__file__).parents[2] / "ansible" / "plugins"
+
+
+def load(kind: str, name: str):
+    """A plugin as a module."""
+    spec = importlib.util.spec_from_file_location(name, PLUGINS / kind / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+agent = load("filter", "agent")
+facts = load("modules", "agent_facts")
+firewall = load("modules", "pve_firewall")
+
+NOW = 1_800_000_000.0
+HOST = {
+    "time": NOW,
+    "asked": NOW - 2,
+    "os": {"id": "debian", "version": "13", "name": "Debian GNU/Linux 13 (trixie)"},
+    "hostname": "pve1",
+    "machine": "x86_64",
+    "pve": {"nodes": ["pve1", "pve2"], "local": "pve1", "cluster": "lab", "storage_cfg": "dir: local\n\tpath /var/lib/vz\n"},
+    "bridges": ["vmbr0"],
+    "free": {"/var": 4 << 30},
+    "listeners": [],
+    "service": {"stored": 0},
+}
+SETTINGS = {
+    "node": "pve1",
+    "cluster": "lab",
+    "trust_domain": "t.example",
+    "port": 7443,
+    "storages": ["local"],
+    "bridges": ["vmbr0"],
+    "allow_debian_12": False,
+    "min_free_mib": 512,
+    "max_clock_skew": 300,
+    "certificate_file": "agent.crt",
+    "now": NOW + 2,
+}
+
+
+def changed(path: str, value) -> dict:
+    """HOST with one value changed."""
+    host = json.loads(json.dumps(HOST))
+    at = host
+    *way, last = path.split(".")
+    for key in way:
+        at = at[key]
+    at[last] = value
+    return host
+
+
+class Preflight(unittest.TestCase):
+    def test_a_good_host_has_no_problem(self):
+        self.assertEqual(agent.preflight_problems(HOST, SETTINGS), [])
+
+    def test_each_fault_is_told_once_and_names_what_was_seen(self):
+        table = [
+            (changed("os", {"id": "ubuntu", "version": "24.04", "name": "Ubuntu 24.04"}), "Ubuntu 24.04"),
+            (changed("os", {"id": "debian", "version": "12", "name": "Debian GNU/Linux 12"}), "pvelet_agent_allow_debian_12"),
+            (changed("os", {"id": "debian", "version": "14", "name": "Debian GNU/Linux 14"}), "Debian GNU/Linux 14"),
+            (changed("machine", "aarch64"), "aarch64"),
+            (changed("pve.nodes", []), "pve-cluster"),
+            (changed("pve.nodes", ["a", "b"]), "a, b"),
+            (changed("pve.local", "pve2"), "pve2"),
+            (changed("pve.cluster", "other"), "other"),
+            (changed("pve.storage_cfg", "dir: local\n\tdisable\n"), "pvelet_agent_storages"),
+            (changed("pve.storage_cfg", "dir: local\n\tnodes pve2,pve3\n\ndir: fast\n\tpath /f\n"), "fast"),
+            (changed("bridges", ["vmbr1"]), "vmbr1"),
+            (changed("listeners", [{"pid": 7, "name": "nginx"}]), "nginx (pid 7)"),
+            (changed("listeners", [{"pid": 1, "name": "systemd"}]), "systemd"),
+            (changed("free", {"/var": 100 << 20}), "100 MiB"),
+            (changed("time", NOW - 86_400), "behind"),
+            (changed("time", NOW + 86_400), "ahead of"),
+        ]
+        for host, text in table:
+            with self.subTest(text):
+                problems = agent.preflight_problems(host, SETTINGS)
+                self.assertEqual(len(problems), 1, problems)
+                self.assertIn(text, problems[0])
+
+    def test_faults_are_told_all_at_once(self):
+        host = changed("bridges", []) | {"free": {"/var": 0}, "machine": "arm"}
+        self.assertEqual(len(agent.preflight_problems(host, SETTINGS)), 3)
+
+    def test_what_is_unusual_but_well_is_no_problem(self):
+        twelve = changed("os", {"id": "debian", "version": "12", "name": "Debian GNU/Linux 12"})
+        self.assertEqual(agent.preflight_problems(twelve, SETTINGS | {"allow_debian_12": True}), [])
+        own = changed("listeners", [{"pid": 9, "name": "pvelet-agent"}])
+        self.assertEqual(agent.preflight_problems(own, SETTINGS), [])
+        kept = changed("listeners", [{"pid": 1, "name": "systemd"}]) | {"service": {"stored": 1}}
+        self.assertEqual(agent.preflight_problems(kept, SETTINGS), [])
+        alone = changed("pve.cluster", None)
+        self.assertEqual(agent.preflight_problems(alone, SETTINGS | {"cluster": "pve1"}), [])
+        slow = SETTINGS | {"now": NOW + 3_000}
+        self.assertEqual(agent.preflight_problems(HOST, slow), [])
+        self.assertEqual(agent.preflight_problems(changed("free", {"/var": None}), SETTINGS), [])
+
+    def test_storages_follow_pve_s_file(self):
+        text = "dir: local\n\tpath /var/lib/vz\n\nlvmthin: fast\n\tnodes a\n\tthinpool data\n\nnfs: off\n\tdisable\n\nrbd: all\n"
+        self.assertEqual(agent.storages(text, "a"), {"local", "fast", "all"})
+        self.assertEqual(agent.storages(text, "b"), {"local", "all"})
+        self.assertEqual(agent.storages(None, "b"), set())
+
+    def test_a_bad_node_name_is_told(self):
+        for name in ["", "-a", "a_b", "a.b", "x" * 64]:
+            self.assertEqual(len(agent.preflight_problems(HOST, SETTINGS | {"node": name})), 1, name)
+
+
+class Certificates(unittest.TestCase):
+    LEAF = {
+        "identity": "spiffe://t.example/cluster/lab/host/pve1",
+        "usage": "server",
+        "status": "valid",
+        "not_before": "then",
+        "not_after": "later",
+    }
+    CA = LEAF | {"identity": "spiffe://t.example", "usage": "CA"}
+
+    def test_a_host_takes_its_own_certificate_only(self):
+        self.assertEqual(agent.certificate_problems([self.LEAF, self.CA], SETTINGS), [])
+        for wrong, text in [
+            ({"identity": "spiffe://t.example/cluster/lab/host/pve2"}, "host/pve2"),
+            ({"identity": "spiffe://other/cluster/lab/host/pve1"}, "spiffe://other"),
+            ({"usage": "client"}, "client"),
+            ({"status": "expired"}, "expired"),
+            ({"status": "not yet valid"}, "not yet valid"),
+        ]:
+            problems = agent.certificate_problems([self.LEAF | wrong], SETTINGS)
+            self.assertEqual(len(problems), 1, problems)
+            self.assertIn(text, problems[0])
+        self.assertEqual(len(agent.certificate_problems([self.CA], SETTINGS)), 1)
+
+    def test_an_expired_one_that_is_replaced_is_no_problem(self):
+        replaced = SETTINGS | {"replaced": True}
+        self.assertEqual(agent.certificate_problems([self.LEAF | {"status": "expired"}], replaced), [])
+
+    def test_an_expired_or_foreign_ca_is_refused(self):
+        self.assertEqual(agent.ca_problems([self.CA], "t.example", "ca.crt"), [])
+        ending = [self.CA, self.CA | {"status": "expired"}]
+        self.assertEqual(agent.ca_problems(ending, "t.example", "ca.crt"), [])
+        for shown, text in [
+            ([], "pveletctl pki init"),
+            ([self.CA | {"status": "expired"}], "expired"),
+            ([self.CA | {"status": "not yet valid"}], "clock"),
+            ([self.CA | {"identity": "spiffe://other"}], "other"),
+        ]:
+            problems = agent.ca_problems(shown, "t.example", "ca.crt")
+            self.assertEqual(len(problems), 1, problems)
+            self.assertIn(text, problems[0])
+
+
+class Ranges(unittest.TestCase):
+    def test_hosts_have_vmids_of_their_own(self):
+        self.assertEqual(agent.vmid_overlaps({"a": "100-199", "b": "200-299", "c": "", "d": None}), [])
+        self.assertEqual(len(agent.vmid_overlaps({"a": "100-200", "b": "200-299"})), 1)
+        self.assertEqual(len(agent.vmid_overlaps({"a": "100-999", "b": "200-299", "c": "250-260"})), 3)
+        for bad in ["100", "a-b", "200-100", "100-", "-100"]:
+            self.assertEqual(len(agent.vmid_overlaps({"a": bad})), 1, bad)
+
+
+class Configuration(unittest.TestCase):
+    def test_what_is_written_is_what_was_meant(self):
+        config = {
+            "mode": "manage",
+            "listen": "[::]:7443",
+            "tls": {"trust_domain": "t.example", "crl": None},
+            "vm": {"short_lane": 4, "text": 'a "b"\\ \t\u00e9\U0001f600'},
+            "empty": {},
+            "none": {"key": None},
+            "health": {"probe": False, "list": ["a", "b"]},
+            "identity": [{"uri": "spiffe://x", "tenants": ["*"], "vlans": None}, {"uri": "spiffe://y", "tenants": []}],
+        }
+        read = tomllib.loads(agent.agent_toml(config))
+        self.assertEqual(read["vm"], config["vm"])
+        self.assertEqual(read["health"], config["health"])
+        self.assertEqual(read["tls"], {"trust_domain": "t.example"})
+        self.assertEqual(read["identity"], [{"uri": "spiffe://x", "tenants": ["*"]}, {"uri": "spiffe://y", "tenants": []}])
+        self.assertNotIn("empty", read)
+        self.assertNotIn("none", read)
+        self.assertEqual(agent.agent_toml({"mode": "observe", "identity": []}), 'mode = "observe"\n')
+
+    def test_only_what_the_agent_reloads_needs_no_restart(self):
+        old = 'mode = "observe"\n[log]\nlevel = "info"\n[vm]\nshort_lane = 4\n'
+        for new, restart in [
+            (old, False),
+            (old.replace("observe", "manage"), False),
+            (old.replace("info", "debug"), False),
+            (old.replace('[log]\nlevel = "info"\n', ""), False),
+            (old + '[[identity]]\nuri = "spiffe://x"\ntenants = ["*"]\n', False),
+            ("# a comment\n" + old, False),
+            (old.replace("4", "5"), True),
+            (old + "[limits]\nreads = 1\n", True),
+            ('listen = "[::]:1"\n' + old, True),
+        ]:
+            self.assertEqual(agent.needs_restart(old, new), restart, new)
+        self.assertTrue(agent.needs_restart("no toml", old))
+        self.assertTrue(agent.needs_restart(None, old))
+
+
+class Gate(unittest.TestCase):
+    FACTS = {"node": "pve1", "mode": "manage", "quorate": True, "network_latched": False}
+
+    def answer(self, **other) -> dict:
+        return {"rc": 0, "stdout": json.dumps({"hosts": [{"facts": self.FACTS | other, "error": None}]})}
+
+    def test_only_the_agent_that_is_meant_passes(self):
+        self.assertTrue(agent.answers(self.answer(), "pve1", "manage"))
+        self.assertTrue(agent.answers(self.answer(), "pve1", "any"))
+        for result, text in [
+            (self.answer(node="pve2"), "pve2"),
+            (self.answer(mode="observe"), "observe"),
+            (self.answer(quorate=False), "quorum"),
+            (self.answer(network_latched=True), "network"),
+            ({"rc": 5, "stdout": json.dumps({"hosts": [{"facts": None, "error": {"message": "refused"}}]})}, "refused"),
+            ({"rc": 64, "stdout": "", "stderr": "no such file"}, "no such file"),
+            ({"rc": 127, "msg": "no such program"}, "no such program"),
+            ({"rc": 0, "stdout": "half {"}, "does not answer"),
+        ]:
+            self.assertFalse(agent.answers(result, "pve1", "manage"))
+            problems = agent.answer_problems(result, "pve1", "manage")
+            self.assertEqual(len(problems), 1, problems)
+            self.assertIn(text, problems[0])
+
+    def test_what_has_failed_stops_unless_it_may_fail(self):
+        check = {"id": "host.clock", "state": "failed", "seen": "off by 3 s", "remedy": "chronyc makestep"}
+        well = check | {"id": "agent.certificate", "state": "degraded"}
+        doctor = {"hosts": [{"checks": [check, well]}], "errors": []}
+        self.assertEqual(len(agent.gate_problems(doctor, [])), 1)
+        self.assertEqual(agent.gate_problems(doctor, ["host.clock"]), [])
+        self.assertEqual(len(agent.gate_problems({"hosts": [], "errors": [{"host": "pve1", "message": "gone"}]}, ["host.clock"])), 1)
+        self.assertFalse(agent.all_seen(doctor))
+        self.assertTrue(agent.all_seen({"hosts": [{"checks": [check | {"observe_time": "now"}]}]}))
+
+
+class Firewall(unittest.TestCase):
+    OURS = "pvelet-agent (Ansible)"
+    RULE = {"type": "in", "action": "ACCEPT", "proto": "tcp", "dport": 7443, "enable": 1}
+
+    def stored(self, pos: int, source: str, **other) -> dict:
+        """As PVE tells a rule: numbers may be text."""
+        return {**self.RULE, "dport": "7443", "source": source, "pos": pos, "comment": self.OURS, **other}
+
+    def test_only_our_rules_are_planned_for(self):
+        wanted = [{**self.RULE, "source": "10.0.0.0/24"}]
+        rules = [self.stored(0, "10.0.0.0/24"), self.stored(1, "10.9.0.0/24"), self.stored(2, "0.0.0.0/0", comment="theirs")]
+        self.assertEqual(firewall.plan([], wanted, self.OURS), (wanted, []))
+        self.assertEqual(firewall.plan(rules, wanted, self.OURS), ([], [rules[1]]))
+        make, remove = firewall.plan(rules, [], self.OURS)
+        self.assertEqual((make, [r["pos"] for r in remove]), ([], [1, 0]))
+
+    def test_a_rule_that_is_off_or_twice_there_is_no_rule_of_ours(self):
+        wanted = [{**self.RULE, "source": "10.0.0.0/24"}]
+        off = self.stored(0, "10.0.0.0/24", enable=0)
+        self.assertEqual(firewall.plan([off], wanted, self.OURS), (wanted, [off]))
+        twice = [self.stored(0, "10.0.0.0/24"), self.stored(1, "10.0.0.0/24")]
+        self.assertEqual(firewall.plan(twice, wanted, self.OURS), ([], [twice[1]]))
+
+
+class Facts(unittest.TestCase):
+    def test_a_host_is_read_from_its_files(self):
+        with tempfile.TemporaryDirectory() as root:
+            files = {
+                "etc/os-release": 'ID=debian\nVERSION_ID="13"\nPRETTY_NAME="Debian GNU/Linux 13 (trixie)"\n',
+                "etc/pve/corosync.conf": "totem {\n  cluster_name: lab\n  version: 2\n}\n",
+                "etc/pve/nodes/pve1/x": "",
+                "etc/pve/nodes/pve2/x": "",
+                "etc/network/interfaces": "iface vmbr1 inet manual\n\tovs_type OVSBridge\niface eno1 inet manual\n",
+                "sys/class/net/vmbr0/bridge/x": "",
+                "sys/class/net/eno1/mtu": "1500",
+            }
+            for name, text in files.items():
+                path = pathlib.Path(root, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+            os.symlink("nodes/pve1", os.path.join(root, "etc/pve/local"))
+            host = facts.Host(root)
+            self.assertEqual(host.os_release(), {"id": "debian", "version": "13", "name": "Debian GNU/Linux 13 (trixie)"})
+            self.assertEqual((host.cluster(), host.local_node()), ("lab", "pve1"))
+            self.assertEqual(host.names("/etc/pve/nodes"), ["pve1", "pve2"])
+            self.assertEqual(host.bridges(), ["vmbr0", "vmbr1"])
+            self.assertIsNone(host.text("/etc/pve/storage.cfg"))
+            self.assertIsNone(host.free_bytes("/none"))
+
+    def test_who_listens_is_found(self):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            found = facts.Host("/").listeners(listener.getsockname()[1])
+            self.assertEqual([who["pid"] for who in found], [os.getpid()])
+
+    def test_an_empty_host_is_read_without_an_error(self):
+        with tempfile.TemporaryDirectory() as root:
+            host = facts.look(root, 7443)
+            self.assertEqual((host["pve"]["nodes"], host["bridges"], host["listeners"], host["certificate"]), ([], [], [], None))
+            self.assertTrue(agent.preflight_problems({**host, "asked": host["time"]}, SETTINGS))
+
+
+if __name__ == "__main__":
+    unittest.main()
