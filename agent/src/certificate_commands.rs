@@ -59,7 +59,7 @@ pub(crate) struct Install {
 }
 
 fn load(file: &Path) -> Result<Config, String> {
-    config::load(file).map(|(config, _)| config).map_err(|mistakes| mistakes.to_string())
+    config::load_without_certificates(file).map(|(config, _)| config).map_err(|mistakes| mistakes.to_string())
 }
 
 /// The request in PEM.

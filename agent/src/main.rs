@@ -141,7 +141,8 @@ fn complain(text: &str) {
 }
 
 fn check(file: &Path, certificates: bool) -> ExitCode {
-    let (config, warnings) = match config::load(file) {
+    let loaded = if certificates { config::load(file) } else { config::load_without_certificates(file) };
+    let (config, warnings) = match loaded {
         Ok(loaded) => loaded,
         Err(mistakes) => {
             complain(&format!("{mistakes}\n"));

@@ -264,7 +264,7 @@ impl Agent {
         }
         let (named, found) = (&self.credentials.current().cluster, self.shared.host.cluster());
         if let Some(found) = found.filter(|found| found != named) {
-            let remedy = format!("issue one with `pveletctl pki issue host --cluster {found}`");
+            let remedy = format!("make a request for the right one on the host: `pvelet-agent signing-request --cluster {found}`");
             tracing::warn!(named, found, remedy, "the certificate names another PVE cluster: clients that mean this one will refuse it");
         }
     }

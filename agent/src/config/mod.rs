@@ -13,7 +13,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 pub use check::warnings;
 pub use example::EXAMPLE;
 pub use mistake::{Mistake, Mistakes};
-pub use parse::{load, parse};
+pub use parse::{load, load_without_certificates, parse};
 pub use recovery::{Recovery, recovery};
 
 /// Whether the agent changes anything.

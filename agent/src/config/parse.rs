@@ -21,6 +21,26 @@ use super::{
 /// # Errors
 /// Every mistake of the file, or that it cannot be read.
 pub fn load(file: &Path) -> Result<(Config, Vec<Mistake>), Mistakes> {
+    load_looking(file, Look::Everywhere)
+}
+
+/// The same, for a host that has no certificates yet: what `[tls]` names need not be there.
+///
+/// # Errors
+/// Every mistake of the file, or that it cannot be read.
+pub fn load_without_certificates(file: &Path) -> Result<(Config, Vec<Mistake>), Mistakes> {
+    load_looking(file, Look::AtAllButCertificates)
+}
+
+/// Which of the files that a configuration names are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Everywhere,
+    AtAllButCertificates,
+    Nowhere,
+}
+
+fn load_looking(file: &Path, look: Look) -> Result<(Config, Vec<Mistake>), Mistakes> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).map_err(|e| Mistakes {
         file: name.clone(),
@@ -32,7 +52,7 @@ pub fn load(file: &Path) -> Result<(Config, Vec<Mistake>), Mistakes> {
             remedy: "`pvelet-agent example-config` prints one to begin with".into(),
         }],
     })?;
-    read(&text, &name, true)
+    read(&text, &name, look)
 }
 
 /// Reads the text of a configuration without looking at the files it names.
@@ -40,10 +60,10 @@ pub fn load(file: &Path) -> Result<(Config, Vec<Mistake>), Mistakes> {
 /// # Errors
 /// Every mistake of the text.
 pub fn parse(text: &str) -> Result<(Config, Vec<Mistake>), Mistakes> {
-    read(text, "configuration", false)
+    read(text, "configuration", Look::Nowhere)
 }
 
-fn read(text: &str, file: &str, files: bool) -> Result<(Config, Vec<Mistake>), Mistakes> {
+fn read(text: &str, file: &str, look: Look) -> Result<(Config, Vec<Mistake>), Mistakes> {
     let document = Document::new(text);
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
@@ -56,7 +76,7 @@ fn read(text: &str, file: &str, files: bool) -> Result<(Config, Vec<Mistake>), M
         });
     }
     let mut root = Section::root(&document, table.get_ref());
-    let config = config(&mut root, files);
+    let config = config(&mut root, look);
     // What follows a syntax error may have been read wrongly: its other keys are not judged.
     if errors.is_empty() {
         root.finish();
@@ -69,13 +89,13 @@ fn read(text: &str, file: &str, files: bool) -> Result<(Config, Vec<Mistake>), M
     Ok((config, warnings))
 }
 
-fn config(root: &mut Section<'_, '_>, files: bool) -> Config {
+fn config(root: &mut Section<'_, '_>, look: Look) -> Config {
     let mode = root.choice("mode", &[("observe", Mode::Observe), ("manage", Mode::Manage)]).unwrap_or(Mode::Observe);
     let listen = root.address("listen").unwrap_or_else(|| fixed_address(d::LISTEN));
     let state_dir = root.path("state_dir").unwrap_or_else(|| d::STATE_DIR.into());
     let drain_deadline = root.duration("drain_deadline", seconds(0, 3600)).unwrap_or(d::DRAIN_DEADLINE);
-    let tls = tls(root.section("tls"), files);
-    let pve = pve(root.section("pve"), files);
+    let tls = tls(root.section("tls"), look == Look::Everywhere);
+    let pve = pve(root.section("pve"), look != Look::Nowhere);
     let vm = vm(root.section("vm"), mode);
     let volumes = volumes(root.section("volumes"), vm.vmid_range.as_ref());
     let network = network(root.section("network"));
@@ -122,7 +142,7 @@ fn tls(mut s: Section<'_, '_>, files: bool) -> Tls {
     if files {
         let named = [("cert", Some(&tls.cert)), ("key", Some(&tls.key)), ("client_ca", Some(&tls.client_ca)), ("crl", tls.crl.as_ref())];
         for (key, path) in named.into_iter().filter_map(|(k, p)| p.map(|p| (k, p))) {
-            check::readable(&s, key, path, "issue one with `pveletctl pki issue host`, or name the right file");
+            check::readable(&s, key, path, "put it there with `pvelet-agent install-certificate`, or name the right file");
         }
     }
     s.finish();

@@ -101,6 +101,7 @@ async fn a_full_disk_leaves_the_old_pair_in_use_and_is_told() {
     world.stack.agent("pve1").kill();
     world.stack.agent("pve1").start();
     assert_eq!(world.served("pve1").await.serial, before, "it starts with the old pair");
+    drop(filler);
     fs::remove_file(folder.join("filler")).unwrap();
     let client = world.admin("pve1");
     assert!(client.agent.certificate().install_certificate(ask).await.unwrap().into_inner().changed);
