@@ -10,7 +10,7 @@ TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/
 REAL_FEATURES := $(TEST_FEATURES),pvelet-tests/guests,pvelet-tests/kubernetes
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-kubernetes test-full guest-image kubernetes-programs image check fmt clippy deny docs lint bench bench-network bench-network-here clean clean-guests clean-kubernetes
+.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-kubernetes test-versions test-full guest-image kubernetes-programs image check fmt clippy deny docs lint bench bench-network bench-network-here clean clean-guests clean-kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: build ## All tests
 test-kubernetes: build kubernetes-programs ## What needs programs in Go: kube-apiserver, etcd, kubelet; containerd 2.x
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test kubernetes --test kubelet -- $(KUBERNETES_TESTS)
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test containerd -- $(or $(KUBERNETES_TESTS),v2::)
+
+test-versions: build kubernetes-programs ## Agents and controllers of this version and of the one before it together
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test versions
 
 test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrfs and the network, in Debian 13 guests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test guests -- $(GUEST_TESTS)
@@ -61,6 +64,7 @@ kubernetes-programs: ## Build the programs of Kubernetes and the containerd 2.x 
 	@tests/setup.sh kubernetes
 	@tests/kubernetes/build.sh >/dev/null
 	@tests/helm/build.sh >/dev/null
+	@tests/helm/definitions.sh >/dev/null
 	@tests/monitoring/fetch.sh >/dev/null
 	@tests/containerd/v2/build.sh >/dev/null
 
@@ -71,6 +75,7 @@ image: setup ## The controller's container image, as an OCI archive
 test-full: build ## All tests, with many more random cases, and every step of a network change with every fault
 	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
 	@PVELET_CONTROLLER_KILLS=100 $(MAKE) --no-print-directory test-kubernetes
+	@$(MAKE) --no-print-directory test-versions
 	@PVELET_NETWORK_MATRIX=full $(MAKE) --no-print-directory test-guests
 
 check: setup fmt clippy deny docs lint ## Format, clippy, licences, docs, house rules
@@ -110,5 +115,5 @@ clean: ## Remove what was built
 clean-guests: ## Remove the images and kept states of the test guests
 	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/guests"
 
-clean-kubernetes: ## Remove the programs of Kubernetes, helm and containerd that were built (the go command's own caches stay)
-	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/"{kubernetes,helm,promtool,containerd-v2}
+clean-kubernetes: ## Remove the programs of Kubernetes, helm, containerd and former versions that were built (the go command's own caches stay)
+	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/"{kubernetes,helm,definitions,promtool,containerd-v2,versions}

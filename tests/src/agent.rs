@@ -34,6 +34,8 @@ pub struct Agent {
     pub mode: String,
     /// Its VMIDs.
     pub range: (u32, u32),
+    /// The program; what was built beside the tests unless set.
+    pub program: PathBuf,
     cert: (PathBuf, PathBuf),
     ca: PathBuf,
     crl: PathBuf,
@@ -59,6 +61,7 @@ impl Agent {
             extra: BTreeMap::new(),
             mode: "manage".into(),
             range,
+            program: program("pvelet-agent"),
             cluster_dir: cluster_dir.to_owned(),
             process: None,
         }
@@ -147,7 +150,8 @@ impl Agent {
         let _ = fs::remove_file(&ready);
         let config = self.config_path().display().to_string();
         let args = ["run", "--config", &config, "--ready-file", &ready.display().to_string()];
-        let mut process = Process::start("pvelet-agent", &args, envs, &self.dir.join("agent.log"), Some(&self.dir.join("notify.sock")))?;
+        let (here, log, notify) = (Path::new("."), self.dir.join("agent.log"), self.dir.join("notify.sock"));
+        let mut process = Process::start_in(here, &self.program, &args, envs, &log, Some(&notify))?;
         process.wait_ready(SOON)?;
         let text = fs::read_to_string(&ready)?;
         self.address = text.trim().parse().map_err(|_| io::Error::other(format!("no address in the ready file: {text:?}")))?;

@@ -23,9 +23,11 @@ pub mod pki;
 pub mod process;
 pub mod pve;
 pub mod raw;
+pub mod script;
 pub mod stack;
 pub mod status;
 pub mod systemd;
+pub mod versions;
 pub mod volume_store;
 pub mod volumes;
 

@@ -11,7 +11,10 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, waitid},
+    },
     unistd::{Pid, SysconfVar, sysconf},
 };
 
@@ -108,6 +111,16 @@ impl Process {
         }
     }
 
+    /// Stops it with SIGSTOP, see [`freeze`].
+    pub fn freeze(&self) -> io::Result<()> {
+        freeze(self.child.id())
+    }
+
+    /// Lets it run on.
+    pub fn thaw(&self) -> io::Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         let pid = i32::try_from(self.child.id()).map_err(io::Error::other)?;
@@ -149,6 +162,19 @@ impl Process {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
+}
+
+/// Stops a child of this process with SIGSTOP, and comes back when it stands still: the signal alone leaves a thread that runs on another
+/// core time for an answer.
+///
+/// # Errors
+/// When there is no such child.
+pub fn freeze(pid: u32) -> io::Result<()> {
+    let pid = Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?);
+    kill(pid, Signal::SIGSTOP)?;
+    // WNOWAIT: what is seen here stays to be seen by whoever waits for its end.
+    waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
+    Ok(())
 }
 
 /// A descriptor that becomes readable when the process ends: std has none on stable, so procfs stands in (a directory descriptor cannot be

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use pvelet_tests::helm::{file, folder_of};
+use pvelet_tests::script::{file, folder_of};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
