@@ -7,10 +7,10 @@ CARGO ?= cargo
 # Test builds have the named crash points, at which a test makes a process end itself. Release builds do not.
 TEST_FEATURES := pvelet-agent/crash-points,pvelet-agent/fakes,pvelet-controller/crash-points
 # The same features for all test targets, so that nothing is built twice.
-REAL_FEATURES := $(TEST_FEATURES),pvelet-tests/guests,pvelet-tests/kubernetes
+REAL_FEATURES := $(TEST_FEATURES),pvelet-tests/guests,pvelet-tests/kubernetes,pvelet-tests/packages
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-rollout test-kubernetes test-full guest-image kubernetes-programs image check fmt clippy deny docs lint lint-ansible bench bench-network bench-network-here clean clean-guests clean-kubernetes
+.PHONY: help setup build demo test test-quick test-guests test-health test-volumes test-network test-rollout test-kubernetes test-deb test-versions test-full guest-image kubernetes-programs image deb deb-tools check fmt clippy deny docs lint lint-ansible bench bench-network bench-network-here clean clean-guests clean-kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,12 +29,19 @@ test-quick: build ## Unit tests only: the daily loop
 
 test: build ## All tests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+	@$(MAKE) --no-print-directory test-deb
 	@$(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-guests
+
+test-deb: build deb-tools ## The Debian packages: contents, and their life in a Debian 12
+	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(REAL_FEATURES) --test deb
 
 test-kubernetes: build kubernetes-programs ## What needs programs in Go: kube-apiserver, etcd, kubelet; containerd 2.x
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test kubernetes --test kubelet -- $(KUBERNETES_TESTS)
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test containerd -- $(or $(KUBERNETES_TESTS),v2::)
+
+test-versions: build kubernetes-programs ## Agents and controllers of this version and of the one before it together
+	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test versions
 
 test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrfs and the network, in Debian 13 guests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test guests -- $(GUEST_TESTS)
@@ -67,6 +74,7 @@ kubernetes-programs: ## Build the programs of Kubernetes and the containerd 2.x 
 	@tests/setup.sh kubernetes
 	@tests/kubernetes/build.sh >/dev/null
 	@tests/helm/build.sh >/dev/null
+	@tests/helm/definitions.sh >/dev/null
 	@tests/monitoring/fetch.sh >/dev/null
 	@tests/containerd/v2/build.sh >/dev/null
 
@@ -74,9 +82,20 @@ image: setup ## The controller's container image, as an OCI archive
 	@tests/with-rust.sh $(CARGO) build --release --package pvelet-controller --bins
 	@packaging/container/build.sh target/release target/pvelet-controller-image.tar
 
+deb: setup deb-tools ## The Debian packages, in target/debian (PROFILE=dev: of the test builds)
+	@if [ "$(PROFILE)" = dev ]; then $(MAKE) --no-print-directory build; \
+	else tests/with-rust.sh $(CARGO) build --release --package pvelet-agent --package pvelet-controller --bins; fi
+	@packaging/debian/build.sh $(if $(filter dev,$(PROFILE)),debug,release) $(DEB_VERSION)
+
+deb-tools: setup
+	@tests/setup.sh deb
+	@packaging/debian/cargo-deb.sh >/dev/null
+
 test-full: build ## All tests, with many more random cases, and every step of a network change with every fault
 	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
+	@$(MAKE) --no-print-directory test-deb
 	@PVELET_CONTROLLER_KILLS=100 $(MAKE) --no-print-directory test-kubernetes
+	@$(MAKE) --no-print-directory test-versions
 	@PVELET_NETWORK_MATRIX=full PVELET_ROLLOUT=full $(MAKE) --no-print-directory test-guests
 
 check: setup fmt clippy deny docs lint lint-ansible ## Format, clippy, licences, docs, house rules, Ansible
@@ -101,6 +120,7 @@ lint-ansible: ## ansible-lint (production profile), the playbooks' syntax, and t
 	@tests/ansible/lint.sh
 
 bench: setup ## Benchmarks: a table, and target/bench.json
+	@tests/setup.sh kubernetes
 	@tests/with-rust.sh $(CARGO) build --release --workspace --bins
 	@tests/with-rust.sh $(CARGO) run --release --package pvelet-tests --bin pvelet-bench
 
@@ -119,5 +139,5 @@ clean: ## Remove what was built
 clean-guests: ## Remove the images and kept states of the test guests
 	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/guests"
 
-clean-kubernetes: ## Remove the programs of Kubernetes, helm and containerd that were built (the go command's own caches stay)
-	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/"{kubernetes,helm,promtool,containerd-v2}
+clean-kubernetes: ## Remove the programs of Kubernetes, helm, containerd and former versions that were built (the go command's own caches stay)
+	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/pvelet/"{kubernetes,helm,definitions,promtool,containerd-v2,versions}

@@ -9,7 +9,8 @@ use protox::{
     file::{ChainFileResolver, DescriptorSetFileResolver, GoogleFileResolver, IncludeFileResolver},
 };
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
+    "pvelet/v1/certificate.proto",
     "pvelet/v1/common.proto",
     "pvelet/v1/health.proto",
     "pvelet/v1/host.proto",

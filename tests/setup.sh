@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian machine lacks for building and testing. Does nothing, and says nothing, where all is there.
 # `setup.sh guests`: also what the test guests need. `setup.sh containerd`: also Debian's containerd and runc, unpacked in the cache.
+# `setup.sh deb`: also what makes and tries Debian packages.
 # `setup.sh ansible`: also the Python that Ansible is installed into an environment of.
 # `setup.sh kubernetes`: also what builds the programs of Kubernetes, and containerd 2.x.
 set -euo pipefail
@@ -16,6 +17,15 @@ need=(
   "dbus-daemon:dbus-daemon"
   "/lib/systemd/systemd-journal-remote:systemd-journal-remote"
 )
+if [ "${1:-}" = deb ]; then
+  need+=(
+    "dpkg-parsechangelog:dpkg-dev"
+    "lintian:lintian"
+    "systemd-analyze:systemd"
+    "mmdebstrap:mmdebstrap"
+    "newuidmap:uidmap"
+  )
+fi
 if [ "${1:-}" = guests ]; then
   need+=(
     "qemu-system-x86_64:qemu-system-x86"

@@ -235,6 +235,12 @@ pub enum Error {
     RepairFailed { why: String },
     #[error("the repair did not help, and could not be undone: {why}; nothing more is repaired until `pveletctl repair --clear`")]
     RepairRestoreFailed { why: String },
+    #[error("{file}: {why}")]
+    CrlOlder { file: String, why: String },
+    #[error("your own certificate ({caller}) would not be accepted afterwards ({why}); call with one that will be, or leave your CA in")]
+    CallerLockedOut { caller: String, why: String },
+    #[error("{file}: {why}; what was in use stays in use")]
+    CertificateFiles { file: String, why: String },
     /// Of a look at the host, for checks: no call ends with it.
     #[error("{message}")]
     Look { trouble: Trouble, message: String },
@@ -378,6 +384,9 @@ impl Error {
             Self::RepairChanged { .. } => (C::FailedPrecondition, reason::REPAIR_CHANGED),
             Self::RepairFailed { .. } => (C::Internal, reason::REPAIR_FAILED),
             Self::RepairRestoreFailed { .. } => (C::Internal, reason::REPAIR_RESTORE_FAILED),
+            Self::CrlOlder { .. } => (C::FailedPrecondition, reason::CRL_OLDER),
+            Self::CallerLockedOut { .. } => (C::FailedPrecondition, reason::CALLER_LOCKED_OUT),
+            Self::CertificateFiles { .. } => (C::FailedPrecondition, reason::CERTIFICATE_FILES),
             Self::Look { .. } => (C::Internal, reason::INTERNAL),
             Self::ScopeNetwork { .. } => (C::PermissionDenied, reason::SCOPE_NETWORK),
             Self::Role { .. } => (C::PermissionDenied, reason::ROLE),

@@ -60,3 +60,10 @@ pub fn start(log: &Log) -> Result<Level, Error> {
     subscriber.try_init().map_err(|e| Error::Start(format!("logging was started before: {e}")))?;
     Ok(Level(handle))
 }
+
+/// Sends audit lines to the journal for as long as the guard lives, in a command that logs nothing else; `None`: there is no journal.
+pub fn audit_in_journal() -> Option<tracing::subscriber::DefaultGuard> {
+    let layer = tracing_journald::layer().ok()?.with_syslog_identifier("pvelet-agent".into()).with_field_prefix(None);
+    let filter = Targets::new().with_target("pvelet::audit", tracing::Level::INFO);
+    Some(tracing::subscriber::set_default(tracing_subscriber::registry().with(layer.with_filter(filter))))
+}

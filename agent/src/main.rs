@@ -1,5 +1,7 @@
 //! The command `pvelet-agent`.
 
+mod certificate_commands;
+
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -7,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use pvelet_agent::{
     config::{self, Config, Mistake, defaults},
     error::Error,
@@ -26,6 +28,8 @@ const STACK_BYTES: usize = 512 * 1024;
 const FIRST_READING: Duration = Duration::from_secs(5);
 /// The watchdog's question is answered at once, unless something is stuck.
 const ALIVE_WITHIN: Duration = Duration::from_secs(5);
+/// From the end of the last operation to that of the process.
+const HANGING_UP: Duration = Duration::from_secs(15);
 /// Threads for what blocks: the journal, files, a hung file system. They end when idle.
 const BLOCKING_THREADS: usize = 32;
 
@@ -60,12 +64,21 @@ enum Command {
         /// The configuration.
         #[arg(value_name = "FILE", default_value = defaults::CONFIG_FILE)]
         config: PathBuf,
+        /// Leave the certificates out: for a host that has none yet.
+        #[arg(long)]
+        no_certificates: bool,
     },
+    /// Print a request for the certificate of this host (PKCS #10, PEM), for `pveletctl pki sign` or another CA. Its key is made here, never
+    /// leaves the host, and stays the same until a certificate is installed.
+    SigningRequest(certificate_commands::Request),
+    /// Check a certificate for this host and put it in place, with its key, and with CAs and revocation lists of clients where they are given:
+    /// all or nothing. A running agent takes it over by itself. Done twice: "unchanged".
+    InstallCertificate(certificate_commands::Install),
     /// Print a commented configuration that holds every key with its default.
     ExampleConfig,
-    /// Undo a change of the host's network that nobody confirmed. Called by systemd, not by people. Exit status: 0 when nothing is left to be
-    /// done, else 1.
-    #[command(group = clap::ArgGroup::new("when").required(true).args(["deadline", "boot"]))]
+    /// Undo a change of the host's network that nobody confirmed. Called by systemd and by the package, not by people. Exit status: 0 when
+    /// nothing is left to be done, else 1.
+    #[command(group = clap::ArgGroup::new("when").required(true).args(["deadline", "boot", "now"]))]
     NetworkRecover {
         /// Undo a change whose time is over and that no agent works on.
         #[arg(long)]
@@ -73,18 +86,36 @@ enum Command {
         /// Before the network is up: give the agent's own file the text it had before an unconfirmed change.
         #[arg(long)]
         boot: bool,
+        /// Undo a change even within its time: the agent is stopped, and is about to be removed.
+        #[arg(long)]
+        now: bool,
         /// The configuration; a broken or missing one is no obstacle.
         #[arg(long, value_name = "FILE", default_value = defaults::CONFIG_FILE)]
         config: PathBuf,
+    },
+    /// Print a completion script: pvelet-agent completion bash > /etc/bash_completion.d/pvelet-agent
+    Completion {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder.
+    #[command(hide = true)]
+    GenerateMan {
+        /// The folder.
+        dir: PathBuf,
     },
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::ExampleConfig => print(config::EXAMPLE),
-        Command::CheckConfig { config } => check(&config),
+        Command::CheckConfig { config, no_certificates } => check(&config, !no_certificates),
+        Command::SigningRequest(request) => told(certificate_commands::request(&request)),
+        Command::InstallCertificate(install) => told(certificate_commands::install(&install)),
         Command::Run { config, ready_file } => run(&config, ready_file.as_deref()),
-        Command::NetworkRecover { boot, config, .. } => recover(&config, boot),
+        Command::NetworkRecover { boot, now, config, .. } => recover(&config, boot, now),
+        Command::Completion { shell } => completion(shell),
+        Command::GenerateMan { dir } => generate_man(&dir),
     }
 }
 
@@ -94,11 +125,22 @@ fn print(text: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// What a command has found or done, or why not.
+fn told(result: Result<String, String>) -> ExitCode {
+    match result {
+        Ok(text) => print(&text),
+        Err(error) => {
+            complain(&format!("pvelet-agent: {error}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn complain(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-fn check(file: &Path) -> ExitCode {
+fn check(file: &Path, certificates: bool) -> ExitCode {
     let (config, warnings) = match config::load(file) {
         Ok(loaded) => loaded,
         Err(mistakes) => {
@@ -108,6 +150,9 @@ fn check(file: &Path) -> ExitCode {
     };
     for warning in warnings {
         complain(&format!("{}: warning: {warning}\n", file.display()));
+    }
+    if !certificates {
+        return print(&format!("{}: good; its certificates were not looked at\n", file.display()));
     }
     match Material::load(&config.tls, &config.pve.node, SystemTime::now()) {
         Ok(material) => {
@@ -121,7 +166,23 @@ fn check(file: &Path) -> ExitCode {
     }
 }
 
-fn recover(file: &Path, boot: bool) -> ExitCode {
+fn completion(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "pvelet-agent", &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+fn generate_man(dir: &Path) -> ExitCode {
+    match std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Arguments::command(), dir)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("pvelet-agent: {}: {error}\n", dir.display()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn recover(file: &Path, boot: bool, now: bool) -> ExitCode {
     let found = config::recovery(file);
     if let Some(warning) = &found.warning {
         complain(&format!("pvelet-agent: warning: {warning}\n"));
@@ -137,7 +198,11 @@ fn recover(file: &Path, boot: bool) -> ExitCode {
     };
     let work = async {
         let net = HostNetwork::new(paths);
-        if boot { network::recover::boot(&net).await } else { network::recover::deadline(&net).await }
+        match (boot, now) {
+            (true, _) => network::recover::boot(&net).await,
+            (_, true) => network::recover::now(&net).await,
+            _ => network::recover::deadline(&net).await,
+        }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
@@ -209,11 +274,23 @@ async fn serve(config: &Config, file: &Path, ready_file: Option<&Path>, level: l
 
     let operations = server::open_operations(config).await?;
     let world = World::of_host(config).await?;
-    let listener = notify::passed_listener().map_err(|e| failed("LISTEN_FDS", e))?;
+    // The agent takes it, so that it shall be kept once it is served, and not before.
+    let (listener, keep) = match notify::passed_listener(config.listen).map_err(|e| failed("LISTEN_FDS", e))? {
+        Some(listener) => (listener, None),
+        None => {
+            let listener = server::bind(config.listen).await?;
+            let keep = listener.try_clone().map_err(|e| failed("the listening socket", e))?;
+            (listener, Some(keep))
+        }
+    };
     let mut agent = Agent::start(config, world, operations, listener).await?;
+    if let Some(listener) = keep {
+        notify::keep_listener(&listener);
+    }
     let reload = agent.reloader(file.to_owned(), Some(level));
 
     agent.known(FIRST_READING).await;
+    agent.open();
     tracing::info!(address = %agent.address, node = config.pve.node, version = env!("CARGO_PKG_VERSION"), "serving");
     if let Some(address) = agent.metrics_address {
         tracing::info!(%address, "serving metrics");
@@ -242,7 +319,7 @@ async fn serve(config: &Config, file: &Path, ready_file: Option<&Path>, level: l
             error = agent.ended() => return Err(error),
         }
     }
-    notify::stopping("draining");
+    notify::stopping("draining", config.drain_deadline + HANGING_UP);
     tracing::info!(deadline = ?config.drain_deadline, "draining");
     let left = agent.drain(config.drain_deadline).await;
     if left > 0 {

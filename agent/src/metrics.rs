@@ -130,6 +130,7 @@ pub struct Metrics {
     handshake_failures: Counter,
     reload_failures: Counter,
     certificate_expiry: Gauge<i64, AtomicI64>,
+    client_ca_expiry: Gauge<i64, AtomicI64>,
     events: Counter,
     streams_ended: Counter,
     vms: Gauge,
@@ -168,6 +169,7 @@ impl Metrics {
         let operations = Family::<OperationLabels, Gauge>::default();
         let (handshake_failures, reload_failures, events, streams_ended) =
             (Counter::default(), Counter::default(), Counter::default(), Counter::default());
+        let client_ca_expiry = Gauge::<i64, AtomicI64>::default();
         let certificate_expiry = Gauge::<i64, AtomicI64>::default();
         let hung = Gauge::<f64, AtomicU64>::default();
         let (vms, nodes, quorate, connections) = (Gauge::default(), Gauge::default(), Gauge::default(), Gauge::default());
@@ -186,6 +188,8 @@ impl Metrics {
         registry.register("tls_reload_failures", "Reloads of TLS files that kept the last good set", reload_failures.clone());
         let help = "When the agent's certificate ends, seconds since the Unix epoch";
         registry.register("tls_certificate_expiry_timestamp_seconds", help, certificate_expiry.clone());
+        let help = "When the first of the CAs whose clients are heard ends, seconds since the Unix epoch";
+        registry.register("tls_client_ca_expiry_timestamp_seconds", help, client_ca_expiry.clone());
         registry.register("events", "Host events sent to clients", events.clone());
         registry.register("slow_consumers", "Streams ended because their client read too slowly", streams_ended.clone());
         registry.register("vms", "VMs of the PVE cluster as the agent sees them", vms.clone());
@@ -209,6 +213,7 @@ impl Metrics {
             handshake_failures,
             reload_failures,
             certificate_expiry,
+            client_ca_expiry,
             events,
             streams_ended,
             vms,
@@ -282,8 +287,12 @@ impl Metrics {
 
     /// The agent's certificate ends then.
     pub fn certificate_expires(&self, at: SystemTime) {
-        let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.certificate_expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        self.certificate_expiry.set(unix_seconds(at));
+    }
+
+    /// The first of the client CAs ends then; `None`: there is none.
+    pub fn client_ca_expires(&self, at: Option<SystemTime>) {
+        self.client_ca_expiry.set(at.map_or(0, unix_seconds));
     }
 
     /// A host event went to a client.
@@ -313,6 +322,10 @@ impl Metrics {
         let _ = encode(&mut text, &self.registry);
         text
     }
+}
+
+fn unix_seconds(at: SystemTime) -> i64 {
+    i64::try_from(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()).unwrap_or(i64::MAX)
 }
 
 /// The code as gRPC writes it.

@@ -17,16 +17,19 @@ mod tests;
 mod world;
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use pvelet_proto::v1::{
-    self, health_service_server::HealthServiceServer, host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
-    operation_service_server::OperationServiceServer, vm_service_server::VmServiceServer, volume_service_server::VolumeServiceServer,
+    self, certificate_service_server::CertificateServiceServer, health_service_server::HealthServiceServer,
+    host_service_server::HostServiceServer, network_service_server::NetworkServiceServer, operation_service_server::OperationServiceServer,
+    vm_service_server::VmServiceServer, volume_service_server::VolumeServiceServer,
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
@@ -43,8 +46,8 @@ use crate::{
     metrics::Metrics,
     network::{self, Networks},
     operation::{Deadlines, LaneSizes, Operations, Settings as OperationSettings},
-    rpc::{HealthRpc, HostRpc, NetworkRpc, OperationRpc, Shared, VmRpc, VolumeRpc},
-    tls::{self, Credentials},
+    rpc::{CertificateRpc, HealthRpc, HostRpc, NetworkRpc, OperationRpc, Shared, VmRpc, VolumeRpc},
+    tls::{self, Certificates, Connection, Credentials},
     vm::{self, Vms},
     volume::Volumes,
 };
@@ -56,11 +59,18 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls at once on one connection; the limits of each class come on top.
 const CALLS_PER_CONNECTION: u32 = 256;
+/// A bundle and its lists are larger than other requests; only administrators send them, and each field has its own bound.
+const CERTIFICATE_BYTES: usize = 4 << 20;
+/// Who is just coming in when the agent ends gets so long to be let in; the others wait for the next process in the kernel's queue.
+const ARRIVALS: Duration = Duration::from_secs(1);
 /// After the last operation has ended, clients get so long to take their last answers.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long a journal may be in use by somebody who is about to end, and how often it is tried meanwhile: nobody tells when a lock is free.
 const JOURNAL_RELEASED: Duration = Duration::from_secs(5);
 const JOURNAL_RETRY: Duration = Duration::from_millis(50);
+/// The same for the address.
+const ADDRESS_RELEASED: Duration = Duration::from_secs(2);
+const ADDRESS_RETRY: Duration = Duration::from_millis(50);
 /// A range for an agent that gives out no VMIDs: empty.
 const NO_RANGE: (u32, u32) = (1, 0);
 
@@ -78,6 +88,8 @@ pub struct World {
     pub facts: Arc<dyn Facts>,
     /// What its health is read from, and mended with.
     pub health: Outside,
+    /// Whether changes of the TLS files are seen by themselves. Many agents in one process would use up what the kernel lets one user watch.
+    pub follow_tls_files: bool,
 }
 
 /// An agent that serves.
@@ -89,7 +101,9 @@ pub struct Agent {
     shared: Shared,
     credentials: Arc<Credentials>,
     health: HealthReporter,
-    /// No new connections and calls.
+    /// When connections are accepted.
+    doors: tls::Doors,
+    /// No new calls (GOAWAY).
     closing: CancellationToken,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     background: Vec<tokio::task::AbortHandle>,
@@ -134,20 +148,14 @@ pub async fn open_operations(config: &Config) -> Result<Arc<Operations>, Error> 
 }
 
 impl Agent {
-    /// Puts the parts together and serves on `listener`, or on `listen` of the configuration. Settling what the last run left begins in the
-    /// background.
+    /// Puts the parts together; [`Self::open`] lets clients in. Settling what the last run left begins in the background.
     ///
     /// # Errors
-    /// `Credentials` when a TLS file is bad; `Start` when an address cannot be bound.
-    pub async fn start(
-        config: &Config,
-        world: World,
-        operations: Arc<Operations>,
-        listener: Option<std::net::TcpListener>,
-    ) -> Result<Self, Error> {
+    /// `Credentials` when a TLS file is bad; `Start` when the address of the metrics cannot be bound.
+    pub async fn start(config: &Config, world: World, operations: Arc<Operations>, listener: std::net::TcpListener) -> Result<Self, Error> {
         let metrics = Arc::new(Metrics::new());
         let credentials = Credentials::open(config.tls.clone(), config.pve.node.clone(), metrics.clone())?;
-        let listener = bind(config.listen, listener).await?;
+        let listener = TcpListener::from_std(listener).map_err(|e| Error::Start(format!("the listening socket: {e}")))?;
         let address = listener.local_addr().map_err(|e| Error::Start(format!("no address: {e}")))?;
 
         let range = config.vm.vmid_range.as_ref().map(|r| (*r.start(), *r.end()));
@@ -186,6 +194,7 @@ impl Agent {
             repairs,
             volumes: Volumes::new(&vms),
             networks,
+            certificates: Certificates::new(credentials.clone()),
             vms,
             operations,
             host,
@@ -195,10 +204,12 @@ impl Agent {
         };
 
         let mut background = vec![
-            tokio::spawn(credentials.clone().follow_files()).abort_handle(),
             tokio::spawn(shared.host.clone().follow_version()).abort_handle(),
             tokio::spawn(shared.host.clone().follow_shutdown()).abort_handle(),
         ];
+        if world.follow_tls_files {
+            background.push(tokio::spawn(credentials.clone().follow_files()).abort_handle());
+        }
         let metrics_address = match config.metrics {
             Some(address) => {
                 let (address, task) = http::serve(address, shared.clone(), credentials.clone()).await?;
@@ -214,14 +225,20 @@ impl Agent {
         shared.repairs.settle();
         background.push(shared.repairs.automatic());
 
-        let closing = CancellationToken::new();
+        let (doors, closing) = (tls::Doors::default(), CancellationToken::new());
         let health = HealthReporter::new();
-        let server = serve(config, listener, &shared, &credentials, &health, &closing)?;
+        let options = tls::Options {
+            handshake_deadline: config.tls.handshake_deadline,
+            max_handshakes: config.tls.max_handshakes,
+            max_connections: config.tls.max_connections,
+        };
+        let incoming = tls::incoming(listener, credentials.clone(), shared.metrics.clone(), options, doors.clone());
+        let server = serve(config, incoming, &shared, &health, &closing)?;
         background.push(tokio::spawn(serving::follow(shared.health.clone(), health.clone())).abort_handle());
         for service in SERVICES {
             health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
         }
-        Ok(Self { address, metrics_address, shared, credentials, health, closing, server, background })
+        Ok(Self { address, metrics_address, shared, credentials, health, doors, closing, server, background })
     }
 
     /// What is taken over from a reloaded configuration.
@@ -233,6 +250,11 @@ impl Agent {
     pub fn status(&self) -> String {
         let mode = if self.shared.host.mode() == v1::Mode::Manage { "managing" } else { "observing" };
         format!("{mode}, serving on {}", self.address)
+    }
+
+    /// Accepts connections from now on. Those that came before have waited.
+    pub fn open(&self) {
+        self.doors.open.cancel();
     }
 
     /// Waits until PVE has told what there is, no longer than `patience`: who calls right after the start shall not be refused for it.
@@ -263,15 +285,18 @@ impl Agent {
         }
     }
 
-    /// Ends: no new connections and calls (GOAWAY), running operations up to `deadline`, then the streams. Returns how many operations are
-    /// left; the next start takes them up again.
+    /// Ends. Operations that run get until `deadline`, none is begun any more, and everything else is served meanwhile: what a client
+    /// opens while the agent is restarted shall wait for no longer than the next process takes to start. Then no new connections and calls
+    /// (GOAWAY), then the streams. Returns how many operations are left; the next start takes them up again.
     pub async fn drain(mut self, deadline: Duration) -> usize {
         for service in SERVICES.iter().chain(&[""]) {
             self.health.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
         }
         self.shared.host.set_shutting_down();
-        self.closing.cancel();
         let left = self.shared.operations.drain(deadline).await;
+        self.doors.leaving.cancel();
+        let _ = timeout(ARRIVALS, self.doors.arrived.cancelled()).await;
+        self.closing.cancel();
         self.shared.ending.cancel();
         if timeout(FAREWELL, &mut self.server).await.is_err() {
             tracing::info!("some clients did not hang up in time");
@@ -284,12 +309,13 @@ impl Agent {
 }
 
 /// The services of the API, by name, as health tells of them.
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "pvelet.v1.HostService",
     "pvelet.v1.VmService",
     "pvelet.v1.VolumeService",
     "pvelet.v1.NetworkService",
     "pvelet.v1.HealthService",
+    "pvelet.v1.CertificateService",
     "pvelet.v1.OperationService",
 ];
 
@@ -300,29 +326,31 @@ fn listeners(address: SocketAddr, credentials: &Arc<Credentials>) -> Arc<dyn Fn(
     Arc::new(move || own.into_iter().chain(connections.local_addresses()).collect())
 }
 
-async fn bind(address: SocketAddr, passed: Option<std::net::TcpListener>) -> Result<TcpListener, Error> {
-    match passed {
-        Some(listener) => TcpListener::from_std(listener).map_err(|e| Error::Start(format!("the socket passed by systemd: {e}"))),
-        None => TcpListener::bind(address)
-            .await
-            .map_err(|e| Error::Start(format!("listen = \"{address}\" cannot be bound ({e}); is another agent running?"))),
+/// Makes the socket at which the API is served.
+///
+/// # Errors
+/// `Start` when the address cannot be bound.
+pub async fn bind(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
+    let end = tokio::time::Instant::now() + ADDRESS_RELEASED;
+    loop {
+        let bound = async { TcpListener::bind(address).await?.into_std() };
+        match bound.await {
+            // Who listened there may be ending, or systemd may be about to close the socket that it kept at an address that overlaps.
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < end => tokio::time::sleep(ADDRESS_RETRY).await,
+            other => {
+                return other.map_err(|e| Error::Start(format!("listen = \"{address}\" cannot be bound ({e}); is another agent running?")));
+            }
+        }
     }
 }
 
 fn serve(
     config: &Config,
-    listener: TcpListener,
+    incoming: ReceiverStream<io::Result<Connection>>,
     shared: &Shared,
-    credentials: &Arc<Credentials>,
     health: &HealthReporter,
     closing: &CancellationToken,
 ) -> Result<JoinHandle<Result<(), tonic::transport::Error>>, Error> {
-    let options = tls::Options {
-        handshake_deadline: config.tls.handshake_deadline,
-        max_handshakes: config.tls.max_handshakes,
-        max_connections: config.tls.max_connections,
-    };
-    let incoming = tls::incoming(listener, credentials.clone(), shared.metrics.clone(), options, closing.clone());
     let gate = GateLayer::new(Limits::new(&config.limits), shared.metrics.clone(), config.limits.read_deadline);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -349,6 +377,7 @@ fn serve(
         .add_service(VolumeServiceServer::new(VolumeRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(NetworkServiceServer::new(NetworkRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(HealthServiceServer::new(HealthRpc::new(shared.clone())).max_decoding_message_size(bytes))
+        .add_service(CertificateServiceServer::new(CertificateRpc::new(shared.clone())).max_decoding_message_size(CERTIFICATE_BYTES))
         .add_service(OperationServiceServer::new(OperationRpc::new(shared.clone())).max_decoding_message_size(bytes))
         .add_service(health)
         .add_service(reflection_v1)

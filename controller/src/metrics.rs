@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use prometheus_client::{
@@ -34,7 +34,7 @@ struct InPhase {
 }
 
 /// Hosts, and machines by phase, as they are when somebody asks.
-pub(crate) type Census = Box<dyn Fn() -> (Vec<HostView>, HashMap<Phase, i64>) + Send + Sync>;
+pub(crate) type Census = Box<dyn Fn() -> (Vec<Arc<HostView>>, HashMap<Phase, i64>) + Send + Sync>;
 
 /// All metrics.
 pub struct Metrics {
@@ -73,9 +73,9 @@ impl Metrics {
         *self.census.lock().unwrap_or_else(PoisonError::into_inner) = Some(census);
     }
 
-    fn count(&self, hosts: &[HostView], phases: &HashMap<Phase, i64>) {
+    fn count(&self, hosts: &[Arc<HostView>], phases: &HashMap<Phase, i64>) {
         for state in ["up", "connecting", "down"] {
-            let is = |h: &&HostView| {
+            let is = |h: &&Arc<HostView>| {
                 matches!((&h.link, state), (Link::Up, "up") | (Link::Connecting, "connecting") | (Link::Down { .. }, "down"))
             };
             self.hosts.get_or_create(&HostState { state }).set(i64::try_from(hosts.iter().filter(is).count()).unwrap_or(i64::MAX));

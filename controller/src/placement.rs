@@ -1,6 +1,6 @@
 //! On which host a new machine goes. Pure: the same candidates give the same answer.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{cmp::Reverse, collections::BTreeMap, ops::Add, sync::Arc};
 
 use crate::{
     kind::{MachineSpec, SourceSpec},
@@ -10,12 +10,14 @@ use crate::{
 /// What a VM takes when neither the manifest nor a known template says: PVE's own defaults.
 const DEFAULT_MEMORY_MIB: u64 = 512;
 const DEFAULT_CORES: u64 = 1;
+/// Hosts that are named with why they do not fit.
+const TOLD: usize = 10;
 
 /// A host with what is free on it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
     /// The host.
-    pub host: HostView,
+    pub host: Arc<HostView>,
     /// Memory of VMs that run there or are placed there, in MiB.
     pub used_memory_mib: u64,
     /// Cores of the same.
@@ -31,6 +33,14 @@ pub struct Size {
     pub memory_mib: u64,
     /// Cores in all.
     pub cores: u64,
+}
+
+impl Add for Size {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { memory_mib: self.memory_mib.saturating_add(other.memory_mib), cores: self.cores.saturating_add(other.cores) }
+    }
 }
 
 impl Size {
@@ -84,8 +94,17 @@ pub fn place<'a>(spec: &MachineSpec, candidates: &'a [Candidate], avoid: Option<
     match best {
         Some((_, candidate)) => Ok(&candidate.host),
         None if refusals.is_empty() => Err("there is no PveHost; add one".to_owned()),
-        None => Err(refusals.iter().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; ")),
+        None => Err(told(&refusals)),
     }
+}
+
+/// Why no host fits. That of a thousand hosts each has its reason helps nobody.
+fn told(refusals: &BTreeMap<&str, String>) -> String {
+    let mut texts: Vec<String> = refusals.iter().take(TOLD).map(|(name, why)| format!("{name}: {why}")).collect();
+    if refusals.len() > TOLD {
+        texts.push(format!("and {} hosts more", refusals.len() - TOLD));
+    }
+    texts.join("; ")
 }
 
 /// The host that the manifest names, if it can be used at all. Capacity and cordon are the author's business there.
@@ -142,7 +161,7 @@ mod tests {
     fn candidate(name: &str, memory_gib: u64) -> Candidate {
         let mut host = testing::host(name);
         host.facts = Some(Facts { memory_bytes: memory_gib << 30, threads: 4, manage: true, quorate: true, ..Facts::default() });
-        Candidate { host, used_memory_mib: 0, used_cores: 0, template: Some(Size { memory_mib: 1024, cores: 1 }) }
+        Candidate { host: Arc::new(host), used_memory_mib: 0, used_cores: 0, template: Some(Size { memory_mib: 1024, cores: 1 }) }
     }
 
     fn spec(edit: impl FnOnce(&mut MachineSpec)) -> MachineSpec {
@@ -152,6 +171,10 @@ mod tests {
     }
 
     type Edit = fn(&mut Candidate);
+
+    fn host(candidate: &mut Candidate) -> &mut HostView {
+        Arc::make_mut(&mut candidate.host)
+    }
 
     #[test]
     fn the_host_with_the_most_free_memory_wins_and_names_break_ties() {
@@ -173,15 +196,15 @@ mod tests {
     #[test]
     fn a_host_that_does_not_fit_is_named_with_its_reason() {
         let rows: &[(&str, Edit)] = &[
-            ("cordoned", |c| c.host.cordon = true),
-            ("HostInMaintenance", |c| c.host.maintenance = true),
-            ("HostShuttingDown", |c| c.host.facts.as_mut().unwrap().shutting_down = true),
-            ("ObserveOnly", |c| c.host.facts.as_mut().unwrap().manage = false),
-            ("NoQuorum", |c| c.host.facts.as_mut().unwrap().quorate = false),
-            ("AgentUnreachable", |c| c.host.link = Link::Connecting),
+            ("cordoned", |c| host(c).cordon = true),
+            ("HostInMaintenance", |c| host(c).maintenance = true),
+            ("HostShuttingDown", |c| host(c).facts.as_mut().unwrap().shutting_down = true),
+            ("ObserveOnly", |c| host(c).facts.as_mut().unwrap().manage = false),
+            ("NoQuorum", |c| host(c).facts.as_mut().unwrap().quorate = false),
+            ("AgentUnreachable", |c| host(c).link = Link::Connecting),
             ("has no such template", |c| c.template = None),
             ("1024 MiB of memory free, 2048 needed", |c| c.used_memory_mib = 7 << 10),
-            ("0 MiB of memory free", |c| c.host.reserved_memory = Quantity(64 << 30)),
+            ("0 MiB of memory free", |c| host(c).reserved_memory = Quantity(64 << 30)),
             ("1 cores free, 2 needed", |c| c.used_cores = 15),
         ];
         let wanted = spec(|s| {
@@ -197,10 +220,17 @@ mod tests {
     }
 
     #[test]
+    fn of_many_hosts_that_do_not_fit_some_are_named() {
+        let hosts: Vec<Candidate> = (0..30).map(|n| Candidate { template: None, ..candidate(&format!("pve{n:02}"), 8) }).collect();
+        let told = place(&spec(|_| {}), &hosts, None).unwrap_err();
+        assert!(told.starts_with("pve00: has no such template; pve01: ") && told.ends_with("; and 20 hosts more"), "{told}");
+    }
+
+    #[test]
     fn labels_must_match_all() {
         let wanted = spec(|s| s.host_selector = [("zone".to_owned(), "a".to_owned())].into());
         let mut in_zone = candidate("pve2", 4);
-        in_zone.host.labels.insert("zone".into(), "a".into());
+        host(&mut in_zone).labels.insert("zone".into(), "a".into());
         assert_eq!(place(&wanted, &[candidate("pve1", 64), in_zone], None).unwrap().name, "pve2");
     }
 
@@ -213,9 +243,9 @@ mod tests {
     fn a_named_host_needs_no_room_but_must_be_usable() {
         let mut full = candidate("pve1", 8);
         full.used_memory_mib = 1 << 20;
-        full.host.cordon = true;
+        host(&mut full).cordon = true;
         assert_eq!(named("pve1", &spec(|_| {}), std::slice::from_ref(&full)).unwrap().name, "pve1");
-        full.host.maintenance = true;
+        host(&mut full).maintenance = true;
         assert!(named("pve1", &spec(|_| {}), &[full]).unwrap_err().contains("maintenance"));
         assert!(named("pve9", &spec(|_| {}), &[]).unwrap_err().contains("no such PveHost"));
     }

@@ -60,6 +60,8 @@ reasons! {
     INVALID_VLAN;
     /// An MTU is out of range, or larger than that of what the interface stands on.
     INVALID_MTU;
+    /// A certificate, CA or revocation list cannot be used on this host.
+    INVALID_CERTIFICATE;
     /// An address belongs to an interface of this host already.
     ADDRESS_IN_USE;
     /// A subnet overlaps with one of another interface of this host, or of the request.
@@ -228,6 +230,13 @@ reasons! {
     REPAIR_LATCHED;
     /// Somebody edited the file while it was being repaired; what they wrote stays.
     REPAIR_CHANGED;
+
+    /// A revocation list is older than the present one, or missing: what is revoked would be trusted again.
+    CRL_OLDER;
+    /// The caller's own certificate would not be accepted afterwards.
+    CALLER_LOCKED_OUT;
+    /// The files of `[tls]` cannot be written: no room, no access. What was in use stays in use.
+    CERTIFICATE_FILES;
 
     // PERMISSION_DENIED
     /// The caller's role does not allow the call.

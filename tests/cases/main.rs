@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod certificates;
 mod crash;
 mod daemon;
 mod error_table;
@@ -16,6 +17,7 @@ mod main_path;
 mod monitoring;
 mod moves;
 mod pveletctl;
+mod restart;
 mod security;
 mod truth;
 mod user_data;

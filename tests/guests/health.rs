@@ -104,7 +104,7 @@ fn package(dir: &Path, pki: &Pki) -> PathBuf {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     fs::copy(repository.join("systemd/pvelet-agent.service"), units.join("pvelet-agent.service")).unwrap();
     let (cert, key) = pki.host(NODE, NODE);
-    for (from, to) in [(cert, "agent.crt"), (key, "agent.key"), (pki.dir.ca_cert_path(), "client-ca.crt")] {
+    for (from, to) in [(cert, "agent.crt"), (key, "agent.key"), (pki.dir.ca_cert_path(), "ca.crt")] {
         fs::copy(from, tls.join(to)).unwrap();
     }
     fs::write(root.join("etc/pvelet/agent.toml"), agent_config("on-request")).unwrap();

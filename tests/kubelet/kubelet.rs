@@ -150,7 +150,7 @@ impl Kubelet {
 
     /// Stops it with SIGSTOP.
     pub(crate) fn freeze(&self) {
-        self.signal(Signal::SIGSTOP);
+        pvelet_tests::process::freeze(self.pid().expect("the kubelet has ended")).unwrap();
     }
 
     /// Lets it run on.

@@ -34,6 +34,8 @@ pub struct Agent {
     pub mode: String,
     /// Its VMIDs.
     pub range: (u32, u32),
+    /// The program; what was built beside the tests unless set.
+    pub program: PathBuf,
     cert: (PathBuf, PathBuf),
     ca: PathBuf,
     crl: PathBuf,
@@ -59,9 +61,25 @@ impl Agent {
             extra: BTreeMap::new(),
             mode: "manage".into(),
             range,
+            program: program("pvelet-agent"),
             cluster_dir: cluster_dir.to_owned(),
             process: None,
         }
+    }
+
+    /// Gives it files of its own for certificate, CAs and revocation lists, as on a real host: what it installs is not the CA's own folder.
+    /// Before it starts.
+    pub fn trust_apart(&mut self) {
+        let folder = self.dir.join("tls");
+        fs::create_dir_all(&folder).expect("folder for certificates");
+        let moved = |from: &Path, name: &str| {
+            let to = folder.join(name);
+            fs::copy(from, &to).expect("a copy");
+            to
+        };
+        self.cert = (moved(&self.cert.0, "agent.crt"), moved(&self.cert.1, "agent.key"));
+        self.ca = moved(&self.ca, "ca.crt");
+        self.crl = moved(&self.crl, "ca.crl");
     }
 
     /// The file of the configuration.
@@ -147,7 +165,8 @@ impl Agent {
         let _ = fs::remove_file(&ready);
         let config = self.config_path().display().to_string();
         let args = ["run", "--config", &config, "--ready-file", &ready.display().to_string()];
-        let mut process = Process::start("pvelet-agent", &args, envs, &self.dir.join("agent.log"), Some(&self.dir.join("notify.sock")))?;
+        let (here, log, notify) = (Path::new("."), self.dir.join("agent.log"), self.dir.join("notify.sock"));
+        let mut process = Process::start_in(here, &self.program, &args, envs, &log, Some(&notify))?;
         process.wait_ready(SOON)?;
         let text = fs::read_to_string(&ready)?;
         self.address = text.trim().parse().map_err(|_| io::Error::other(format!("no address in the ready file: {text:?}")))?;

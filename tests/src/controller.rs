@@ -1,16 +1,21 @@
 //! The controller as a process, on a folder of manifests.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use nix::sys::signal::Signal;
 use pvelet_proto::identity::Role;
 
-use crate::{Agent, Pki, Process, agent::SOON};
+use crate::{Agent, Pki, Process, agent::SOON, program};
 
 /// A controller with its folder of manifests.
 pub struct Controller {
     /// The folder.
     pub manifests: PathBuf,
+    /// The program; what was built beside the tests unless set.
+    pub program: PathBuf,
     dir: PathBuf,
     args: Vec<String>,
     process: Option<Process>,
@@ -18,7 +23,7 @@ pub struct Controller {
 
 impl Controller {
     /// Prepares a controller; nothing runs yet.
-    pub fn prepare(dir: &std::path::Path, pki: &Pki, name: &str) -> Self {
+    pub fn prepare(dir: &Path, pki: &Pki, name: &str) -> Self {
         let dir = dir.join(format!("controller-{name}"));
         let manifests = dir.join("manifests");
         fs::create_dir_all(&manifests).expect("manifest folder");
@@ -37,18 +42,11 @@ impl Controller {
             "--ca".into(),
             text(pki.dir.ca_cert_path()),
         ];
-        Self { manifests, dir, args, process: None }
+        Self { manifests, program: program("pvelet-controller"), dir, args, process: None }
     }
 
     /// Prepares an instance of an installation on a cluster's custom resources; nothing runs yet.
-    pub fn in_cluster(
-        dir: &std::path::Path,
-        pki: &Pki,
-        installation: &str,
-        instance: &str,
-        kubeconfig: &std::path::Path,
-        lease_namespace: &str,
-    ) -> Self {
+    pub fn in_cluster(dir: &Path, pki: &Pki, installation: &str, instance: &str, kubeconfig: &Path, lease_namespace: &str) -> Self {
         let dir = dir.join(format!("controller-{installation}-{instance}"));
         fs::create_dir_all(&dir).expect("folder of the controller");
         let (cert, key) = pki.role(Role::Operator, installation);
@@ -63,7 +61,7 @@ impl Controller {
             format!("--key={}", text(key)),
             format!("--ca={}", text(pki.dir.ca_cert_path())),
         ];
-        Self { manifests: PathBuf::new(), dir, args: args.into(), process: None }
+        Self { manifests: PathBuf::new(), program: program("pvelet-controller"), dir, args: args.into(), process: None }
     }
 
     /// Gives it one more argument at each start from now on, such as `--kubeconfig`.
@@ -79,7 +77,7 @@ impl Controller {
     /// Starts it with environment variables.
     pub fn start_with(&mut self, envs: &[(&str, &str)]) -> io::Result<()> {
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
-        self.process = Some(Process::start("pvelet-controller", &args, envs, &self.dir.join("controller.log"), None)?);
+        self.process = Some(Process::start_in(Path::new("."), &self.program, &args, envs, &self.dir.join("controller.log"), None)?);
         Ok(())
     }
 
@@ -136,9 +134,19 @@ impl Controller {
         crate::pve::wait_file(self.dir.join("controller.log"), limit, found).unwrap_or_else(|e| panic!("'{text}': {e}\n{}", self.log()));
     }
 
-    /// Sends it a signal, such as SIGSTOP.
-    pub fn signal(&self, signal: Signal) {
-        self.process.as_ref().expect("it runs").signal(signal).expect("a signal");
+    /// Stops it with SIGSTOP; it stands still afterwards.
+    pub fn freeze(&self) {
+        self.process.as_ref().expect("it runs").freeze().expect("SIGSTOP");
+    }
+
+    /// Lets it run on.
+    pub fn thaw(&self) {
+        self.process.as_ref().expect("it runs").thaw().expect("SIGCONT");
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").pid()
     }
 
     /// Everything it has logged.

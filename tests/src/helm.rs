@@ -10,25 +10,15 @@ use serde::Deserialize;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::kubernetes::{Kube, KubeError};
+use crate::{
+    kubernetes::{Kube, KubeError},
+    script::{file, folder_of},
+};
 
 /// The namespace that the chart is rendered for and installed in.
 pub const NAMESPACE: &str = "pvelet";
 /// The release's name.
 pub const RELEASE: &str = "pvelet";
-
-/// A file of this repository.
-pub fn file(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
-}
-
-/// What a script that fetches or builds a program prints: the program's folder. It does so now where the program is missing.
-pub fn folder_of(script: &str) -> PathBuf {
-    let script = file(script);
-    let out = Command::new(&script).stderr(Stdio::inherit()).output().unwrap_or_else(|e| panic!("{}: {e}", script.display()));
-    assert!(out.status.success(), "{} ended with {}", script.display(), out.status);
-    PathBuf::from(String::from_utf8_lossy(&out.stdout).trim())
-}
 
 /// helm, with folders of its own.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
@@ -11,8 +11,11 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, waitid},
+    },
+    unistd::{Pid, SysconfVar, sysconf},
 };
 
 /// Where cargo put a program of this workspace: beside the running executable, or one folder up for test executables.
@@ -108,6 +111,16 @@ impl Process {
         }
     }
 
+    /// Stops it with SIGSTOP, see [`freeze`].
+    pub fn freeze(&self) -> io::Result<()> {
+        freeze(self.child.id())
+    }
+
+    /// Lets it run on.
+    pub fn thaw(&self) -> io::Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         let pid = i32::try_from(self.child.id()).map_err(io::Error::other)?;
@@ -151,6 +164,19 @@ impl Process {
     }
 }
 
+/// Stops a child of this process with SIGSTOP, and comes back when it stands still: the signal alone leaves a thread that runs on another
+/// core time for an answer.
+///
+/// # Errors
+/// When there is no such child.
+pub fn freeze(pid: u32) -> io::Result<()> {
+    let pid = Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?);
+    kill(pid, Signal::SIGSTOP)?;
+    // WNOWAIT: what is seen here stays to be seen by whoever waits for its end.
+    waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
+    Ok(())
+}
+
 /// A descriptor that becomes readable when the process ends: std has none on stable, so procfs stands in (a directory descriptor cannot be
 /// polled), hence `pidfd_open` by rustix, which wraps it safely.
 fn rustix_pidfd(pid: u32) -> io::Result<std::os::fd::OwnedFd> {
@@ -166,4 +192,40 @@ impl Drop for Process {
             eprintln!("--- end of {} ---\n{}", self.log.display(), self.log_tail());
         }
     }
+}
+
+/// CPU time of a process so far: what the scheduler counted, to the nanosecond, over all its threads.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let mut sum = 0.0;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+        if let Ok(text) = fs::read_to_string(task.path().join("schedstat")) {
+            sum += text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0) / 1e9;
+        }
+    }
+    if sum > 0.0 {
+        return sum;
+    }
+    // A kernel without schedstat: clock ticks.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    #[allow(clippy::cast_precision_loss, reason = "100")]
+    let per_second = sysconf(SysconfVar::CLK_TCK).unwrap().unwrap() as f64;
+    ticks / per_second
+}
+
+/// Resident memory of a process, in MiB.
+pub fn resident_mib(pid: u32) -> f64 {
+    memory_mib(pid, "VmRSS:")
+}
+
+/// The most that a process ever had resident, in MiB.
+pub fn resident_peak_mib(pid: u32) -> f64 {
+    memory_mib(pid, "VmHWM:")
+}
+
+fn memory_mib(pid: u32, key: &str) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with(key)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }

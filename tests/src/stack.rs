@@ -1,6 +1,10 @@
 //! A whole stack: simulated cluster, certificates, agents.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use pvelet_proto::identity::Role;
 use tempfile::TempDir;
@@ -17,11 +21,13 @@ pub struct StackOptions {
     pub extra: BTreeMap<String, String>,
     /// PVE's lock time-outs (10 s) are multiplied by this.
     pub lock_factor: f64,
+    /// Where the agents' program lies; beside the tests unless set.
+    pub programs: Option<PathBuf>,
 }
 
 impl Default for StackOptions {
     fn default() -> Self {
-        Self { nodes: vec!["pve1"], start_agents: true, extra: BTreeMap::new(), lock_factor: 1.0 }
+        Self { nodes: vec!["pve1"], start_agents: true, extra: BTreeMap::new(), lock_factor: 1.0, programs: None }
     }
 }
 
@@ -74,6 +80,9 @@ impl Stack {
             let first = 100_000 + i * 10_000;
             let mut agent = Agent::prepare(dir.path(), sim.dir(), layout, &pki, cluster, (first, first + 9_999));
             agent.extra.clone_from(&options.extra);
+            if let Some(programs) = &options.programs {
+                agent.program = programs.join("pvelet-agent");
+            }
             if options.start_agents {
                 agent.start();
             }

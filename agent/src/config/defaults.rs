@@ -16,7 +16,7 @@ pub const TLS_CERT: &str = "/etc/pvelet/tls/agent.crt";
 /// Where the packages expect the key.
 pub const TLS_KEY: &str = "/etc/pvelet/tls/agent.key";
 /// Where the packages expect the CA of clients.
-pub const TLS_CLIENT_CA: &str = "/etc/pvelet/tls/client-ca.crt";
+pub const TLS_CLIENT_CA: &str = "/etc/pvelet/tls/ca.crt";
 /// A handshake takes two round trips; whoever needs longer than this holds a socket for nothing.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// Handshakes cost CPU before anybody is known: few at once keep a flood from starving the host.

@@ -18,7 +18,7 @@ drain_deadline = "1m"
 # Certificate of this host (spiffe://<trust-domain>/cluster/<cluster>/host/<node>), its key, and the CA of the clients.
 cert = "/etc/pvelet/tls/agent.crt"
 key = "/etc/pvelet/tls/agent.key"
-client_ca = "/etc/pvelet/tls/client-ca.crt"
+client_ca = "/etc/pvelet/tls/ca.crt"
 # Revocation list: connections of a revoked certificate are closed within a second.
 #crl = "/etc/pvelet/tls/ca.crl"
 # Required: the trust domain of your CA.

@@ -73,8 +73,9 @@ impl Source for Own {
         let condition = self.operations.condition();
         let room = room(&self.place, &condition.path).await;
         let rejected = self.credentials.rejected().map(|e| e.to_string());
-        let not_after = self.credentials.current().not_after;
-        vec![certificate(not_after, rejected.as_deref(), self.clock.now(), self.warning), journal(&condition, room)]
+        let current = self.credentials.current();
+        let ca = current.authorities.iter().min_by_key(|ca| ca.not_after).map(|ca| (ca.subject.as_str(), ca.not_after));
+        vec![certificate(current.not_after, ca, rejected.as_deref(), self.clock.now(), self.warning), journal(&condition, room)]
     }
 }
 
@@ -83,10 +84,16 @@ fn date(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).map_or_else(|_| "at an unknown time".to_owned(), |t| t.strftime("%Y-%m-%d %H:%M UTC").to_string())
 }
 
-fn certificate(not_after: SystemTime, rejected: Option<&str>, now: SystemTime, warning: Duration) -> Finding {
+/// `ca`: the name and the end of that client CA which ends first.
+fn certificate(
+    not_after: SystemTime,
+    ca: Option<(&str, SystemTime)>,
+    rejected: Option<&str>,
+    now: SystemTime,
+    warning: Duration,
+) -> Finding {
     let id = CERTIFICATE.id;
-    let renew =
-        "issue a new one (`pveletctl pki issue host`) and put it where [tls] of the agent's configuration says; it is taken over by itself";
+    let renew = "renew it (`pveletctl pki renew`); once it has ended: `pvelet-agent signing-request`, `pveletctl pki sign`, `pvelet-agent install-certificate`";
     let end = date(not_after);
     if now >= not_after {
         return Finding::failed(id, format!("the agent's certificate ended {end}"), renew);
@@ -101,6 +108,13 @@ fn certificate(not_after: SystemTime, rejected: Option<&str>, now: SystemTime, w
     }
     if not_after < now + warning {
         return Finding::degraded(id, format!("the agent's certificate ends {end}"), renew);
+    }
+    if let Some((name, ends)) = ca.filter(|(_, ends)| *ends < now + warning) {
+        let (seen, remedy) = (
+            format!("the CA '{name}' ends {}; no client of it is heard afterwards", date(ends)),
+            "put a new CA beside it (`pveletctl pki rollover start`)",
+        );
+        return Finding::degraded(id, seen, remedy);
     }
     Finding::ok(id, format!("the agent's certificate ends {end}"))
 }
@@ -153,10 +167,20 @@ mod tests {
             (Duration::ZERO, bad, State::Failed, "ended 2024-10-04"),
         ];
         for (left, rejected, state, seen) in table {
-            let found = certificate(end, rejected, end - left, 14 * DAY);
+            let found = certificate(end, Some(("CN=ca", end + 365 * DAY)), rejected, end - left, 14 * DAY);
             assert_eq!(found.state, state, "{}", found.seen);
             assert!(found.seen.contains(seen), "{}", found.seen);
             assert_eq!(found.remedy.is_empty(), state == State::Ok);
+        }
+    }
+
+    #[test]
+    fn a_client_ca_that_ends_soon_is_told_by_name() {
+        let end = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+        for (left, state) in [(30 * DAY, State::Ok), (13 * DAY, State::Degraded), (Duration::ZERO, State::Degraded)] {
+            let found = certificate(end + 365 * DAY, Some(("CN=old", end)), None, end - left, 14 * DAY);
+            assert_eq!(found.state, state, "{}", found.seen);
+            assert_eq!(found.seen.contains("CA 'CN=old' ends 2024-10-04 00:00 UTC"), state != State::Ok, "{}", found.seen);
         }
     }
 

@@ -4,6 +4,7 @@
 
 pub mod blocking;
 pub mod clock;
+pub mod cluster_name;
 pub mod facts;
 pub mod journal;
 pub mod kubelet;

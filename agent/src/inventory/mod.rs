@@ -38,6 +38,7 @@ pub const TESTED_PVE: &[&str] = &["9"];
 
 /// What this agent offers, as `Host.features` tells it. A feature is never renamed.
 pub const FEATURES: &[&str] = &[
+    "certificates",
     "health",
     "host.get",
     "host.watch",

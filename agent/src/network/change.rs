@@ -421,6 +421,7 @@ pub(super) fn ended(change: &Checkpoint) -> Result<(), Error> {
     let by = match change.undone_by.as_str() {
         "timer" => " (undone by the timer, without the agent)",
         "boot" => " (undone when the host booted)",
+        "removal" => " (undone before the agent was removed)",
         _ => "",
     };
     match change.phase {

@@ -1,5 +1,5 @@
-//! What is done about a change that somebody left unfinished: by the agent at its start, by systemd's timer without the agent, and by the
-//! boot unit before any network is up.
+//! What is done about a change that somebody left unfinished: by the agent at its start, by systemd's timer without the agent, by the boot unit
+//! before any network is up, and before the agent is removed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,10 +41,24 @@ fn unreadable(why: &str) -> Error {
 /// What `network-recover --deadline` does: undoes a change whose time is over and that nobody works on. Errors: `NetworkRollbackFailed`,
 /// `LockTimeout`, `NetworkFailed`.
 pub async fn deadline(net: &dyn Network) -> Result<Recovered, Error> {
-    let due = |change: &Checkpoint| Ok::<_, Error>(change.phase == Phase::RollingBack || change.left(&net.boot()?).is_none());
+    let due = |change: &Checkpoint| Ok(change.phase == Phase::RollingBack || change.left(&net.boot()?).is_none());
+    Box::pin(undo_unfinished(net, By::Timer, due)).await
+}
+
+/// What `network-recover --now` does, when the agent is stopped and about to be removed: undoes a change however much time it has left, since
+/// nobody could confirm it any more. Errors: as those of [`deadline`].
+pub async fn now(net: &dyn Network) -> Result<Recovered, Error> {
+    Box::pin(undo_unfinished(net, By::Removal, |_| Ok(true))).await
+}
+
+async fn undo_unfinished(net: &dyn Network, by: By, due: impl Fn(&Checkpoint) -> Result<bool, Error>) -> Result<Recovered, Error> {
+    if matches!(checkpoint::find(net).await?, Found::None) {
+        // Not even the lock's file is made on a host on which nothing was ever changed.
+        return Ok(Recovered::Nothing);
+    }
     let Some(change) = unfinished(net).await? else {
         // It has ended, and whoever ended it did not come to stop the timer. It must not be stopped under the next change; nor where there is no
-        // checkpoint at all: the configuration may be broken, or name another folder than the agent runs with.
+        // checkpoint any more: the configuration may be broken, or name another folder than the agent runs with.
         let _lock = net.lock_to_undo(PATIENCE).await?;
         if matches!(checkpoint::find(net).await?, Found::One(change) if !change.phase.unfinished()) {
             net.disarm().await?;
@@ -60,11 +74,12 @@ pub async fn deadline(net: &dyn Network) -> Result<Recovered, Error> {
     if !due(&change)? {
         return Ok(Recovered::Nothing);
     }
-    let why = match change.phase {
-        Phase::Waiting => "it was not confirmed in time",
+    let why = match (change.phase, by) {
+        (Phase::Waiting, By::Removal) => "the agent was removed before it was confirmed",
+        (Phase::Waiting, _) => "it was not confirmed in time",
         _ => "the agent left it unfinished",
     };
-    let warnings = Box::pin(undo::undo(net, &mut change, By::Timer, why)).await;
+    let warnings = Box::pin(undo::undo(net, &mut change, by, why)).await;
     match change.phase {
         Phase::RollbackFailed => Err(Error::NetworkRollbackFailed { why: change.detail }),
         _ => Ok(Recovered::Undone(change.operation, warnings)),

@@ -32,6 +32,8 @@ pub(super) enum By {
     Timer,
     /// The boot unit.
     Boot,
+    /// The removal of the package.
+    Removal,
 }
 
 impl By {
@@ -41,6 +43,7 @@ impl By {
             Self::Agent => "agent",
             Self::Timer => "timer",
             Self::Boot => "boot",
+            Self::Removal => "removal",
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     fs::{self, OpenOptions},
+    io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -18,6 +19,8 @@ use crate::error::Error;
 
 /// Grows when an older agent could not read the journal any more.
 const FORMAT: u64 = 1;
+/// Beside the journal, its format in digits: the package of an older version looks there before it takes the place of this one.
+const FORMAT_FILE: &str = "journal.format";
 /// What an administrator does about a damaged journal.
 const DAMAGED: &str = "move it away to begin with an empty one, after looking for VMs with `lock: clone`";
 /// Audit lines that are kept.
@@ -126,6 +129,7 @@ impl Journal {
             }
             Read::Failed(detail) => fail(format!("it is damaged ({detail}); {DAMAGED}")),
         })?;
+        tell_format(dir).map_err(|e| fail(format!("cannot write {FORMAT_FILE} beside it: {e}")))?;
         Ok((Arc::new(Self { db, path, queue: Mutex::default(), committing: Mutex::default() }), content))
     }
 
@@ -275,11 +279,22 @@ impl Journal {
     }
 }
 
+/// By rename, so that nobody ever reads half of it.
+fn tell_format(dir: &Path) -> io::Result<()> {
+    let (file, new) = (dir.join(FORMAT_FILE), dir.join(format!("{FORMAT_FILE}.new")));
+    let text = format!("{FORMAT}\n");
+    if fs::read_to_string(&file).is_ok_and(|found| found == text) {
+        return Ok(());
+    }
+    fs::write(&new, text)?;
+    fs::rename(&new, &file)
+}
+
 /// Why a journal cannot be opened, for an administrator.
 fn opening(error: DatabaseError) -> String {
     match error {
         DatabaseError::UpgradeRequired(v) => format!("its file format ({v}) is none of this version; install the version that wrote it"),
-        DatabaseError::Storage(StorageError::Io(e)) if e.kind() != std::io::ErrorKind::InvalidData => e.to_string(),
+        DatabaseError::Storage(StorageError::Io(e)) if e.kind() != io::ErrorKind::InvalidData => e.to_string(),
         e => format!("it is damaged ({e}); {DAMAGED}"),
     }
 }
@@ -299,6 +314,20 @@ impl<E: Into<redb::Error>> From<E> for Read {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn the_package_knows_the_format_and_where_it_is_told() {
+        let preinst = include_str!("../../../packaging/debian/pvelet-agent/preinst");
+        assert!(preinst.lines().any(|line| line == format!("known={FORMAT}")), "{preinst}");
+        assert!(preinst.contains(&format!("/{FORMAT_FILE}\"")), "{preinst}");
+        let dir = tempfile::tempdir().unwrap();
+        drop(Journal::open(dir.path()).unwrap());
+        assert_eq!(fs::read_to_string(dir.path().join(FORMAT_FILE)).unwrap(), format!("{FORMAT}\n"));
+        // It is put right where it was lost.
+        fs::remove_file(dir.path().join(FORMAT_FILE)).unwrap();
+        drop(Journal::open(dir.path()).unwrap());
+        assert!(dir.path().join(FORMAT_FILE).exists());
+    }
 
     #[tokio::test]
     async fn a_failed_journal_takes_nothing_more_and_does_not_grow() {

@@ -1,5 +1,6 @@
 //! The services: decode, authorize, call, encode; nothing else.
 
+mod certificate;
 mod health;
 mod host;
 mod network;
@@ -14,6 +15,7 @@ use pvelet_proto::{reason, v1};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+pub use certificate::CertificateRpc;
 pub use health::HealthRpc;
 pub use host::HostRpc;
 pub use network::NetworkRpc;
@@ -29,7 +31,7 @@ use crate::{
     metrics::Metrics,
     network::Networks,
     operation::{Caller, Operations},
-    tls::Peer,
+    tls::{Certificates, Peer},
     vm::Vms,
     volume::Volumes,
 };
@@ -50,6 +52,8 @@ pub struct Shared {
     pub health: Health,
     /// What is mended of it.
     pub repairs: Repairs,
+    /// What the agent is known by, and knows its clients by.
+    pub certificates: Certificates,
     /// The operations.
     pub operations: Arc<Operations>,
     /// The host.

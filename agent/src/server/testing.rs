@@ -16,7 +16,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use super::{Agent, World, open_operations};
+use super::{Agent, World, bind, open_operations};
 use crate::{
     config::{self, Config},
     error::Error,
@@ -250,9 +250,12 @@ pub(super) async fn stand_seeing<P: Pve>(pve: Arc<P>, health: Vec<Arc<dyn Source
             mender: Arc::new(NothingToMend),
             record: Arc::new(FileRecord::new(config.state_dir.join("repair.json"))),
         },
+        follow_tls_files: true,
     };
     let operations = open_operations(&config).await.unwrap();
-    let agent = Agent::start(&config, world, operations, None).await.unwrap();
+    let listener = bind(config.listen).await.unwrap();
+    let agent = Agent::start(&config, world, operations, listener).await.unwrap();
+    agent.open();
     Stand { agent, ca, files, pve, config, shutdown }
 }
 

@@ -48,6 +48,7 @@ impl World {
             links: Arc::new(SysfsLinks::new(config.pve.sysfs.clone())),
             facts: Arc::new(HostFactsReader::new(config.pve.proc.clone())),
             pve,
+            follow_tls_files: true,
         })
     }
 }

@@ -39,13 +39,24 @@ struct PeerInfo {
     name: String,
     remote: SocketAddr,
     opened: Duration,
+    chain: Vec<CertificateDer<'static>>,
 }
 
 impl Peer {
     /// A peer with this identity, whose connection was opened at this time since boot.
     pub fn new(identity: Identity, remote: SocketAddr, opened: Duration) -> Self {
+        Self::with_chain(identity, remote, opened, Vec::new())
+    }
+
+    /// The same, with the certificates by which it was verified.
+    pub(super) fn with_chain(identity: Identity, remote: SocketAddr, opened: Duration, chain: Vec<CertificateDer<'static>>) -> Self {
         let name = identity.to_string();
-        Self(Arc::new(PeerInfo { identity, name, remote, opened }))
+        Self(Arc::new(PeerInfo { identity, name, remote, opened, chain }))
+    }
+
+    /// The certificates that it has shown, its own first.
+    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.0.chain
     }
 
     /// The identity of its certificate.

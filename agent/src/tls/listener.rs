@@ -21,6 +21,8 @@ use crate::{host::clock, metrics::Metrics};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections that wait to be taken by the server, which does so at once.
 const QUEUE: usize = 16;
+/// After its handshake a client begins to speak HTTP/2 at once. Who was told to go before that would take it for a failure.
+const FIRST_WORDS: Duration = Duration::from_millis(100);
 
 /// Bounds of the listener.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +35,17 @@ pub struct Options {
     pub max_connections: u32,
 }
 
+/// When a listener begins and ends.
+#[derive(Debug, Clone, Default)]
+pub struct Doors {
+    /// Cancelled from outside: from now on connections are accepted. Until then they wait in the kernel's queue.
+    pub open: CancellationToken,
+    /// Cancelled from outside: no further connection is accepted.
+    pub leaving: CancellationToken,
+    /// Cancelled by the listener after that: all connections that were accepted have gone through their handshake and could say a first word.
+    pub arrived: CancellationToken,
+}
+
 struct Shared {
     credentials: Arc<Credentials>,
     metrics: Arc<Metrics>,
@@ -41,13 +54,13 @@ struct Shared {
     ready: mpsc::Sender<io::Result<Connection>>,
 }
 
-/// Accepts until `stop` is cancelled. The stream yields connections whose handshake is done.
+/// Accepts once `doors.open` is cancelled, and until `doors.leaving` is. The stream yields connections whose handshake is done.
 pub fn incoming(
     listener: TcpListener,
     credentials: Arc<Credentials>,
     metrics: Arc<Metrics>,
     options: Options,
-    stop: CancellationToken,
+    doors: Doors,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(QUEUE);
     let handshakes = Arc::new(Semaphore::new(options.max_handshakes as usize));
@@ -55,6 +68,7 @@ pub fn incoming(
     let shared = Arc::new(Shared { credentials, metrics, deadline: options.handshake_deadline, slots, ready });
     tokio::spawn(async move {
         let accept = async {
+            doors.open.cancelled().await;
             loop {
                 // Never closed: the loop alone owns it.
                 let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
@@ -71,8 +85,13 @@ pub fn incoming(
         };
         tokio::select! {
             () = accept => {}
-            () = stop.cancelled() => {}
+            () = doors.leaving.cancelled() => {}
         }
+        // Where the service manager keeps the socket, it goes on listening.
+        drop(listener);
+        let _ = handshakes.acquire_many(options.max_handshakes).await;
+        tokio::time::sleep(FIRST_WORDS).await;
+        doors.arrived.cancel();
     });
     ReceiverStream::new(connections)
 }
@@ -80,9 +99,9 @@ pub fn incoming(
 async fn shake(shared: Arc<Shared>, stream: TcpStream, opened: Duration, permit: OwnedSemaphorePermit) {
     match timeout(shared.deadline, handshake(&shared, stream, opened)).await {
         Ok(Ok(connection)) => {
-            drop(permit);
             // The server is gone: so is the connection.
             let _ = shared.ready.send(Ok(connection)).await;
+            drop(permit);
         }
         Ok(Err(error)) => {
             shared.metrics.handshake_failed();
@@ -108,7 +127,7 @@ async fn handshake(shared: &Shared, stream: TcpStream, opened: Duration) -> io::
         shared.metrics.shed("connections");
         io::Error::other(format!("{remote}: too many connections are open"))
     })?;
-    let peer = Peer::new(leaf.identity, remote, opened);
+    let peer = Peer::with_chain(leaf.identity, remote, opened, chain.clone());
     let close = CancellationToken::new();
     let connections: &Arc<Connections> = shared.credentials.connections();
     let entry = connections.enter(chain.clone(), peer.name().to_owned(), local, close.clone());

@@ -1,7 +1,6 @@
 //! One whole, validated set of credentials.
 
 use std::{
-    fs,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -13,11 +12,14 @@ use rustls::{
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
+    sign::CertifiedKey,
     version::TLS13,
 };
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use super::{
+    files::Sources,
+    info::{AuthorityInfo, CertificateInfo, date},
     leaf::{Leaf, Purpose, system_time},
     verifier::ClientVerifier,
 };
@@ -26,29 +28,8 @@ use crate::{config, error::Error};
 /// From here on an administrator is reminded of a certificate's end.
 const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 86400);
 
-/// The files of `[tls]` as they were read.
-#[derive(PartialEq, Eq)]
-pub(super) struct Sources {
-    cert: Vec<u8>,
-    key: Vec<u8>,
-    client_ca: Vec<u8>,
-    crl: Option<Vec<u8>>,
-}
-
-fn bad(file: &Path, why: impl Into<String>) -> Error {
+pub(super) fn bad(file: &Path, why: impl Into<String>) -> Error {
     Error::Credentials { file: file.display().to_string(), why: why.into() }
-}
-
-impl Sources {
-    pub(super) fn read(files: &config::Tls) -> Result<Self, Error> {
-        let read = |path: &Path| fs::read(path).map_err(|e| bad(path, format!("cannot be read ({e})")));
-        Ok(Self {
-            cert: read(&files.cert)?,
-            key: read(&files.key)?,
-            client_ca: read(&files.client_ca)?,
-            crl: files.crl.as_deref().map(read).transpose()?,
-        })
-    }
 }
 
 /// A set of credentials that was checked as a whole: the agent's certificate and key, the clients' CAs, their revocation lists.
@@ -59,6 +40,10 @@ pub struct Material {
     pub not_after: SystemTime,
     /// The PVE cluster that the agent's certificate names.
     pub cluster: String,
+    /// What the agent's certificate says.
+    pub own: CertificateInfo,
+    /// The CAs whose clients are heard.
+    pub authorities: Vec<AuthorityInfo>,
     /// What an administrator should know although the set is good.
     pub warnings: Vec<String>,
 }
@@ -89,11 +74,14 @@ impl Material {
             warnings.push(format!("{}: the certificate ends in less than 14 days; issue a new one", files.cert.display()));
         }
 
+        let own = parse(&chain[0]).map(|cert| CertificateInfo::new(&leaf, &chain[0], &cert)).map_err(|e| bad(&files.cert, e))?;
+
         let authorities = authorities(&sources.client_ca, &files.client_ca)?;
         let lists = match (&sources.crl, &files.crl) {
             (Some(pem), Some(file)) => revocation_lists(pem, file, &authorities, &provider, now, &mut warnings)?,
             _ => vec![Vec::new(); authorities.len()],
         };
+        let told = told(&authorities, &lists, files, now, &mut warnings)?;
         let mut by_ca = Vec::new();
         for (ca, lists) in authorities.into_iter().zip(lists) {
             let mut roots = RootCertStore::empty();
@@ -120,21 +108,64 @@ impl Material {
         // A resumed session would skip the verification of a certificate that was revoked meanwhile.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Self { server: Arc::new(server), verifier, not_after: leaf.not_after, cluster, warnings })
+        Ok(Self { server: Arc::new(server), verifier, not_after: leaf.not_after, cluster, own, authorities: told, warnings })
     }
 }
 
-fn certificates(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+/// The CAs and their lists as they are told.
+pub(super) fn told(
+    authorities: &[CertificateDer<'static>],
+    lists: &[Vec<CertificateRevocationListDer<'static>>],
+    files: &config::Tls,
+    now: SystemTime,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<AuthorityInfo>, Error> {
+    let one = |(ca, lists): (&CertificateDer<'static>, &Vec<CertificateRevocationListDer<'static>>)| {
+        let parsed = parse(ca).map_err(|e| bad(&files.client_ca, e))?;
+        let mut info = AuthorityInfo::new(ca, &parsed);
+        lists.iter().for_each(|list| info.add_list(list));
+        if info.not_after < now + EXPIRY_WARNING {
+            let (file, end) = (files.client_ca.display(), date(info.not_after));
+            warnings.push(format!("{file}: the CA '{}' ends {end}; no client of it is heard afterwards", info.subject));
+        }
+        Ok(info)
+    };
+    authorities.iter().zip(lists).map(one).collect()
+}
+
+/// Whether a private key belongs to the first certificate of a chain, both in PEM.
+pub(super) fn fits(chain: &[u8], key: &[u8]) -> bool {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+    let (Ok(chain), Ok(key)) = (chain, PrivateKeyDer::from_pem_slice(key)) else { return false };
+    !chain.is_empty() && CertifiedKey::from_der(chain, key, &ring::default_provider()).is_ok()
+}
+
+/// Why a certificate is not valid at `now`; the remedy is in it.
+pub(super) fn not_valid(leaf: &Leaf, now: SystemTime) -> Option<String> {
+    let clock = date(now);
+    if now < leaf.not_before {
+        let begin = date(leaf.not_before);
+        return Some(format!(
+            "is not valid yet: it begins {begin}, and this host's clock says {clock}; check the host's clock (timedatectl)"
+        ));
+    }
+    (now >= leaf.not_after).then(|| {
+        let end = date(leaf.not_after);
+        format!("has expired: it ended {end}, and this host's clock says {clock}; issue a new one, or put the clock right")
+    })
+}
+
+pub(super) fn certificates(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let list: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let list = list.map_err(|e| bad(file, format!("is malformed ({e})")))?;
     if list.is_empty() { Err(bad(file, "holds no certificate in PEM")) } else { Ok(list) }
 }
 
-fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
+pub(super) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
     X509Certificate::from_der(der).map(|(_, c)| c).map_err(|e| format!("holds a malformed certificate ({e})"))
 }
 
-fn authorities(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+pub(super) fn authorities(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let list = certificates(pem, file)?;
     for ca in &list {
         let parsed = parse(ca).map_err(|e| bad(file, e))?;
@@ -152,17 +183,14 @@ fn own_leaf(der: &CertificateDer<'_>, files: &config::Tls, node: &str, now: Syst
         Subject::Host { node: named, cluster } if named == node => cluster.clone(),
         _ => return Err(bad(&files.cert, format!("is for '{}', not for host {node}", leaf.identity))),
     };
-    if now < leaf.not_before {
-        return Err(bad(&files.cert, "is not valid yet; check the host's clock"));
-    }
-    if now >= leaf.not_after {
-        return Err(bad(&files.cert, "has expired; issue a new one"));
+    if let Some(why) = not_valid(&leaf, now) {
+        return Err(bad(&files.cert, why));
     }
     Ok((leaf, cluster))
 }
 
 /// The lists of each CA, each proven to be signed by it: webpki would refuse every client because of one bad signature.
-fn revocation_lists(
+pub(super) fn revocation_lists(
     pem: &[u8],
     file: &Path,
     authorities: &[CertificateDer<'_>],

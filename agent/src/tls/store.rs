@@ -7,7 +7,12 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use super::{Connections, Material, material::Sources};
+use super::{
+    Connections, Material,
+    files::{self, Sources},
+    install::{self, Installed, New},
+    request::{self, Names, SigningRequest},
+};
 use crate::{config, error::Error, metrics::Metrics};
 
 /// The credentials in use. Whoever accepts a connection takes the present set; a new one comes in as a whole or not at all.
@@ -35,6 +40,9 @@ impl Credentials {
     /// # Errors
     /// `Credentials` when a file is missing or wrong.
     pub fn open(files: config::Tls, node: String, metrics: Arc<Metrics>) -> Result<Arc<Self>, Error> {
+        if let Err(error) = files::finish(&files) {
+            tracing::warn!(%error, "an interrupted install of certificates is not finished; what it decided is in use");
+        }
         let sources = Sources::read(&files)?;
         let material = Material::build(&sources, &files, &node, SystemTime::now())?;
         report(&material, &metrics);
@@ -66,7 +74,7 @@ impl Credentials {
     pub fn reload(&self, force: bool) {
         match self.try_reload(force) {
             Ok(None) => {}
-            Ok(Some(closed)) => tracing::info!(closed, "TLS files reloaded"),
+            Ok(Some(closed)) => tracing::info!(closed, serial = self.current().own.serial, "TLS files reloaded"),
             Err(error) => {
                 self.metrics.tls_reload_failed();
                 tracing::error!(%error, "TLS files are bad; the last good ones stay in use");
@@ -91,6 +99,44 @@ impl Credentials {
         Ok(Some(self.connections.recheck(&material)))
     }
 
+    /// Makes the key of the next certificate where none waits, and a request for it. Without names: those of the certificate in use. Blocks.
+    ///
+    /// # Errors
+    /// `CertificateFiles`, `OperationInProgress`.
+    pub fn signing_request(&self, names: Names) -> Result<SigningRequest, Error> {
+        let current = self.current();
+        let own = || Names { dns: current.own.dns.clone(), ips: current.own.ips.clone() };
+        let names = if names.is_empty() { own() } else { names };
+        request::signing_request(&self.files, &current.cluster, &self.node, &names)
+    }
+
+    /// Whether the key of a next certificate waits. Blocks.
+    pub fn request_pending(&self) -> bool {
+        request::pending(&self.files)
+    }
+
+    /// Checks `new` as a whole, puts it in place and takes it over. Blocks.
+    ///
+    /// # Errors
+    /// `Invalid`, `CrlOlder`, `CallerLockedOut`, `CertificateFiles`, `OperationInProgress`; nothing has changed then.
+    pub fn install(&self, new: &New, caller: &install::Caller) -> Result<Installed, Error> {
+        // No reload may come in between: it would take over the older set.
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = install::Place { files: &self.files, node: &self.node, cluster: Some(&self.current().cluster) };
+        let (sources, material, changed) = install::install(&place, new, Some(caller), SystemTime::now())?;
+        let same = seen.0 == sources && seen.1.is_none();
+        *seen = (sources, None);
+        self.reject(None);
+        let certificate = material.own.clone();
+        if !changed && same {
+            return Ok(Installed { changed, certificate, closed: 0 });
+        }
+        let material = Arc::new(material);
+        report(&material, &self.metrics);
+        self.current.store(material.clone());
+        Ok(Installed { changed, certificate, closed: self.connections.recheck(&material) })
+    }
+
     fn reject(&self, why: Option<&Error>) {
         self.rejected.store(why.cloned().map(Arc::new));
     }
@@ -98,6 +144,7 @@ impl Credentials {
 
 fn report(material: &Material, metrics: &Metrics) {
     metrics.certificate_expires(material.not_after);
+    metrics.client_ca_expires(material.authorities.iter().map(|ca| ca.not_after).min());
     for warning in &material.warnings {
         tracing::warn!("{warning}");
     }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
-    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::{
     ClientConfig, RootCertStore, SupportedProtocolVersion,
@@ -76,8 +76,31 @@ impl Ca {
         Self { issuer: Issuer::new(params, key), pem: cert.pem(), serials: 1.into() }
     }
 
+    /// One of a name of its own.
+    pub(crate) fn named(name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let cert = params.self_signed(&key).unwrap();
+        Self { issuer: Issuer::new(params, key), pem: cert.pem(), serials: 1.into() }
+    }
+
+    /// A certificate for the key of a signing request, PEM.
+    pub(crate) fn sign(&self, request: &str, spec: &Spec) -> String {
+        let request = CertificateSigningRequestParams::from_pem(request).unwrap();
+        self.certify(spec, &request.public_key).0
+    }
+
     pub(crate) fn issue(&self, spec: &Spec) -> Issued {
         let key = KeyPair::generate().unwrap();
+        let (cert, serial) = self.certify(spec, &key);
+        Issued { cert, key: key.serialize_pem(), serial }
+    }
+
+    fn certify(&self, spec: &Spec, key: &impl PublicKeyData) -> (String, SerialNumber) {
         let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()]).unwrap();
         let (begin, end) = spec.validity.unwrap_or((-300, 3600));
         params.not_before = at(begin).into();
@@ -86,11 +109,15 @@ impl Ca {
         params.serial_number = Some(serial.clone());
         params.subject_alt_names.extend(spec.uris.iter().map(|u| SanType::URI(u.as_str().try_into().unwrap())));
         params.extended_key_usages.clone_from(&spec.usages);
-        let cert = params.signed_by(&key, &self.issuer).unwrap();
-        Issued { cert: cert.pem(), key: key.serialize_pem(), serial }
+        params.use_authority_key_identifier_extension = true;
+        (params.signed_by(key, &self.issuer).unwrap().pem(), serial)
     }
 
     pub(crate) fn crl(&self, revoked: &[&Issued]) -> String {
+        self.numbered_crl(1, revoked)
+    }
+
+    pub(crate) fn numbered_crl(&self, number: u64, revoked: &[&Issued]) -> String {
         let revoked_certs = revoked
             .iter()
             .map(|i| RevokedCertParams {
@@ -103,7 +130,7 @@ impl Ca {
         let params = CertificateRevocationListParams {
             this_update: at(-60).into(),
             next_update: at(3600).into(),
-            crl_number: 1.into(),
+            crl_number: number.into(),
             issuing_distribution_point: None,
             revoked_certs,
             key_identifier_method: KeyIdMethod::Sha256,

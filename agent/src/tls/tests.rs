@@ -25,7 +25,8 @@ struct Echo {
     credentials: Arc<Credentials>,
     metrics: Arc<Metrics>,
     address: std::net::SocketAddr,
-    _stop: tokio_util::sync::DropGuard,
+    arrived: CancellationToken,
+    leaving: tokio_util::sync::DropGuard,
 }
 
 async fn serve(files: &Files, options: Options) -> Echo {
@@ -33,8 +34,9 @@ async fn serve(files: &Files, options: Options) -> Echo {
     let credentials = Credentials::open(files.config(), NODE.into(), metrics.clone()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let stop = CancellationToken::new();
-    let mut connections = incoming(listener, credentials.clone(), metrics.clone(), options, stop.clone());
+    let doors = Doors::default();
+    doors.open.cancel();
+    let mut connections = incoming(listener, credentials.clone(), metrics.clone(), options, doors.clone());
     tokio::spawn(async move {
         while let Some(Ok(connection)) = connections.next().await {
             tokio::spawn(async move {
@@ -44,7 +46,7 @@ async fn serve(files: &Files, options: Options) -> Echo {
         }
     });
     tokio::spawn(credentials.clone().follow_files());
-    Echo { credentials, metrics, address, _stop: stop.drop_guard() }
+    Echo { credentials, metrics, address, arrived: doors.arrived, leaving: doors.leaving.drop_guard() }
 }
 
 const OPTIONS: Options = Options { handshake_deadline: DEADLINE, max_handshakes: 8, max_connections: 64 };
@@ -303,4 +305,41 @@ async fn a_handshake_that_never_comes_is_given_up() {
     let good = Options { handshake_deadline: DEADLINE, ..options };
     let echo = serve(&files, good).await;
     assert!(heard(&echo, client_config(&ca, Some(&own), &[&TLS13])).await);
+}
+
+#[tokio::test]
+async fn who_is_in_the_middle_of_a_handshake_when_the_agent_leaves_is_let_in_and_nobody_after() {
+    let (ca, _agent, files) = pki();
+    let echo = serve(&files, OPTIONS).await;
+    let config = client_config(&ca, Some(&ca.issue(&client("role/reader/x"))), &[&TLS13]);
+    let mut tls = rustls::ClientConnection::new(config, SERVER_NAME.try_into().unwrap()).unwrap();
+    let mut tcp = TcpStream::connect(echo.address).await.unwrap();
+    std::io::Write::write_all(&mut tls.writer(), b"x").unwrap();
+    let (mut left, mut answer) = (None, Vec::new());
+    let Echo { arrived, leaving, address, .. } = echo;
+    left.replace(leaving);
+    while answer.is_empty() {
+        let mut out = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut out).unwrap();
+        }
+        tcp.write_all(&out).await.unwrap();
+        let mut read = [0; 4096];
+        let n = tokio::time::timeout(DEADLINE, tcp.read(&mut read)).await.unwrap().unwrap();
+        assert_ne!(n, 0, "the connection was closed");
+        if let Some(leaving) = left.take() {
+            // The server has said its first word, the client has not answered yet.
+            assert!(tls.is_handshaking() && !arrived.is_cancelled());
+            drop(leaving);
+        }
+        let mut rest = &read[..n];
+        while !rest.is_empty() {
+            tls.read_tls(&mut rest).unwrap();
+            tls.process_new_packets().unwrap();
+        }
+        let _ = std::io::Read::read_to_end(&mut tls.reader(), &mut answer);
+    }
+    assert_eq!(answer, b"x");
+    tokio::time::timeout(DEADLINE, arrived.cancelled()).await.unwrap();
+    assert_eq!(TcpStream::connect(address).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
 }

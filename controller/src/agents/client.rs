@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use pvelet_proto::v1::{
-    self, health_service_client::HealthServiceClient, host_service_client::HostServiceClient, network_service_client::NetworkServiceClient,
-    operation_service_client::OperationServiceClient, vm_service_client::VmServiceClient, volume_service_client::VolumeServiceClient,
+    self, certificate_service_client::CertificateServiceClient, health_service_client::HealthServiceClient,
+    host_service_client::HostServiceClient, network_service_client::NetworkServiceClient, operation_service_client::OperationServiceClient,
+    vm_service_client::VmServiceClient, volume_service_client::VolumeServiceClient,
 };
 use tokio::sync::Semaphore;
 use tonic::{Code, Response, Status, transport::Endpoint};
@@ -14,7 +15,7 @@ use super::{
     AgentError, Shared, Target,
     guard::{Guarded, Live},
 };
-use crate::tls;
+use crate::{pki::CertInfo, tls};
 
 /// How often a connection is asked whether it lives, used or not: a host that vanished is noticed within this and the next.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -88,6 +89,21 @@ impl AgentClient {
     pub fn with_deadline(&self, deadline: Duration) -> Self {
         let (target, shared) = (Arc::clone(&self.target), Arc::clone(&self.shared));
         Self { target, guarded: self.guarded.with_deadline(deadline), shared }
+    }
+
+    /// The certificate that the host shows on a connection opened now, verified as for any call.
+    pub async fn served_certificate(&self) -> Result<CertInfo, AgentError> {
+        let (cluster, node) = (self.target.cluster.as_deref(), self.target.node.as_deref());
+        let failed = |e: &tls::TlsError| AgentError::from_tls(self.name(), e);
+        let connection = tls::connect(&self.target.address, cluster, node, &self.shared.credentials).await.map_err(|e| failed(&e))?;
+        let shown = connection.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let der = shown.ok_or_else(|| AgentError::here(self.name(), "the host has shown no certificate"))?;
+        CertInfo::from_der(der).map_err(|e| AgentError::here(self.name(), &e.to_string()))
+    }
+
+    /// Calls of CertificateService.
+    pub fn certificate(&self) -> CertificateServiceClient<Guarded> {
+        CertificateServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Calls of HostService.

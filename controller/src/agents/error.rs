@@ -86,6 +86,16 @@ impl AgentError {
         Self::new(host, Cause::Operation, Code::from_i32(status.code), &status.message, &status.get_error_details())
     }
 
+    /// There was no connection.
+    pub fn from_tls(host: &str, error: &TlsError) -> Self {
+        Self::new(host, Cause::Connect(error.clone()), tls_code(error), &error.to_string(), &ErrorDetails::new())
+    }
+
+    /// Something on this side keeps the host's turn from going on.
+    pub fn here(host: &str, message: &str) -> Self {
+        Self::new(host, Cause::Agent, Code::FailedPrecondition, message, &ErrorDetails::new())
+    }
+
     /// No answer within the time given to a host.
     pub fn deadline(host: &str, after: Duration) -> Self {
         Self::from_status(host, &expired(after))

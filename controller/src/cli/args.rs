@@ -155,7 +155,7 @@ pub(super) enum Command {
     Watch(Watch),
     /// Let a controller go on under a new lease, after an agent has refused it with UNKNOWN_LEASE; role admin
     AcceptController(AcceptController),
-    /// Make a CA and certificates
+    /// Make a CA and certificates, renew those of hosts, revoke
     #[command(subcommand)]
     Pki(super::pki::Pki),
     /// Make and extend the configuration file

@@ -217,7 +217,7 @@ async fn dispatch(cli: Cli, io: &Io) -> Result<Exit, CliError> {
         Command::Op(args::Op::Cancel { name, mutation }) => act::cancel(&session().await?, &name, &mutation).await,
         Command::AcceptController(args) => accept::accept(&session().await?, &args).await,
         Command::Watch(args) => watch::watch(&session().await?, &args).await,
-        Command::Pki(command) => pki::run(&command, format, io),
+        Command::Pki(command) => pki::run(&command, &cli.global, io).await,
         Command::Config(command) => config::run(&command, &cli.global, io),
         Command::Version { client: true } => {
             output::print(io, format, &view::Versions::of_client(), |v| format!("pveletctl {}\n", v.client)).map(|()| Exit::Ok)

@@ -12,10 +12,10 @@ use pvelet_proto::{
 };
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 
-use super::{CertInfo, PkiError, files};
+use super::{CertInfo, PkiError, SigningRequest, files};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long before its making a certificate begins to be valid.
@@ -67,6 +67,18 @@ pub struct Ca {
     cert_pem: String,
     not_after: SystemTime,
     issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate, just made, whose key is with who asked for it.
+pub struct Signed {
+    /// Whose it is.
+    pub identity: Identity,
+    /// The certificate in PEM.
+    pub cert_pem: String,
+    /// Serial number, hexadecimal, lower case.
+    pub serial: String,
+    /// The last second of its validity.
+    pub not_after: SystemTime,
 }
 
 /// A certificate and its key, just made.
@@ -136,6 +148,11 @@ impl Ca {
     /// Reads a CA from the PEM text of its certificate and key.
     pub fn from_pem(cert_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
         let malformed = |what: &str, why: String| PkiError::Malformed { what: what.to_owned(), why };
+        let key = KeyPair::from_pem(key_pem).map_err(|e| malformed("the CA's key", e.to_string()))?;
+        // While a CA is replaced there are two: the key says which one signs.
+        let own = |pem: &&str| CertInfo::from_pem(pem).is_ok_and(|info| info.public_key == key.public_key_raw());
+        let blocks = files::blocks(cert_pem, "CERTIFICATE");
+        let cert_pem = blocks.iter().copied().find(own).or_else(|| blocks.first().copied()).unwrap_or(cert_pem);
         let info = CertInfo::from_pem(cert_pem)?;
         if !info.ca {
             return Err(malformed("the CA's certificate", "it is not a certificate of a CA".to_owned()));
@@ -147,7 +164,6 @@ impl Ca {
             .filter(|d| check_trust_domain(d).is_ok())
             .ok_or_else(|| malformed("the CA's certificate", "it names no trust domain (a URI spiffe://<trust-domain>)".to_owned()))?
             .to_owned();
-        let key = KeyPair::from_pem(key_pem).map_err(|e| malformed("the CA's key", e.to_string()))?;
         if key.public_key_raw() != info.public_key {
             return Err(malformed("the CA's key", "it does not belong to the CA's certificate".to_owned()));
         }
@@ -186,15 +202,31 @@ impl Ca {
 
     /// A server's certificate for the agent of one host. `dns` and `ips` are for other clients than ours, which go by the SPIFFE id.
     pub fn issue_host(&self, cluster: &str, node: &str, dns: &[&str], ips: &[IpAddr], lifetime: Lifetime) -> Result<Issued, PkiError> {
-        id::dns_name(cluster).map_err(|e| invalid("cluster", cluster, &e))?;
-        id::node(node).map_err(|e| invalid("node", node, &e))?;
-        let mut sans = Vec::new();
-        for d in dns {
-            id::dns_name(d).map_err(|e| invalid("DNS name", d, &e))?;
-            sans.push(SanType::DnsName((*d).try_into()?));
+        let (subject, sans) = host(cluster, node, dns, ips)?;
+        self.issue(subject, sans, lifetime)
+    }
+
+    /// A server's certificate for the agent of one host, for the key of its signing request. Nothing else is taken from the request, which
+    /// must not ask for another identity.
+    pub fn sign_host(
+        &self,
+        request: &SigningRequest,
+        cluster: &str,
+        node: &str,
+        dns: &[&str],
+        ips: &[IpAddr],
+        lifetime: Lifetime,
+    ) -> Result<Signed, PkiError> {
+        let (subject, sans) = host(cluster, node, dns, ips)?;
+        let wanted = Identity { trust_domain: self.trust_domain.clone(), subject: subject.clone() }.to_string();
+        if let Some(other) = request.uris.iter().find(|uri| **uri != wanted) {
+            return Err(PkiError::Invalid {
+                field: "request",
+                value: other.chars().take(256).collect(),
+                why: format!("it asks for another identity than {wanted}; take the request of that host, or correct --cluster and --node"),
+            });
         }
-        sans.extend(ips.iter().map(|ip| SanType::IpAddress(*ip)));
-        self.issue(Subject::Host { cluster: cluster.to_owned(), node: node.to_owned() }, sans, lifetime)
+        self.certify(subject, sans, lifetime, &request.key)
     }
 
     /// A client's certificate for a person or controller.
@@ -210,7 +242,13 @@ impl Ca {
         self.issue(Subject::Tenant { tenant: tenant.to_owned(), name: name.to_owned() }, Vec::new(), lifetime)
     }
 
-    fn issue(&self, subject: Subject, mut sans: Vec<SanType>, lifetime: Lifetime) -> Result<Issued, PkiError> {
+    fn issue(&self, subject: Subject, sans: Vec<SanType>, lifetime: Lifetime) -> Result<Issued, PkiError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let Signed { identity, cert_pem, serial, not_after } = self.certify(subject, sans, lifetime, &key)?;
+        Ok(Issued { identity, cert_pem, key_pem: key.serialize_pem(), serial, not_after })
+    }
+
+    fn certify(&self, subject: Subject, mut sans: Vec<SanType>, lifetime: Lifetime, key: &impl PublicKeyData) -> Result<Signed, PkiError> {
         check_lifetime(lifetime)?;
         let lifetime = lifetime.cut_to(self.not_after);
         let usage = match subject {
@@ -218,7 +256,6 @@ impl Ca {
             Subject::Role { .. } | Subject::Tenant { .. } => ExtendedKeyUsagePurpose::ClientAuth,
         };
         let identity = Identity { trust_domain: self.trust_domain.clone(), subject };
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         lifetime.apply(&mut params);
         let serial = random_serial();
@@ -230,15 +267,22 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
         params.use_authority_key_identifier_extension = true;
-        let cert = params.signed_by(&key, &self.issuer)?;
-        Ok(Issued {
-            identity,
-            cert_pem: cert.pem(),
-            key_pem: key.serialize_pem(),
-            serial: hex::encode(serial.to_bytes()),
-            not_after: lifetime.not_after,
-        })
+        let cert = params.signed_by(key, &self.issuer)?;
+        Ok(Signed { identity, cert_pem: cert.pem(), serial: hex::encode(serial.to_bytes()), not_after: lifetime.not_after })
     }
+}
+
+/// Who a host is, and the names that its certificate has beside.
+fn host(cluster: &str, node: &str, dns: &[&str], ips: &[IpAddr]) -> Result<(Subject, Vec<SanType>), PkiError> {
+    id::dns_name(cluster).map_err(|e| invalid("cluster", cluster, &e))?;
+    id::node(node).map_err(|e| invalid("node", node, &e))?;
+    let mut sans = Vec::new();
+    for d in dns {
+        id::dns_name(d).map_err(|e| invalid("DNS name", d, &e))?;
+        sans.push(SanType::DnsName((*d).try_into()?));
+    }
+    sans.extend(ips.iter().map(|ip| SanType::IpAddress(*ip)));
+    Ok((Subject::Host { cluster: cluster.to_owned(), node: node.to_owned() }, sans))
 }
 
 fn invalid(field: &'static str, value: &str, e: &id::InvalidId) -> PkiError {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
 
-use super::{Ca, CrlInfo, PkiError};
+use super::{Ca, CrlInfo, PkiError, files};
 
 /// One revoked certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,7 @@ pub struct Revoked {
 pub struct Crl {
     number: u64,
     revoked: Vec<Revoked>,
+    issuer_key_id: Option<Vec<u8>>,
     pem: String,
 }
 
@@ -33,7 +34,17 @@ impl Crl {
     /// Reads one back.
     pub fn from_pem(pem: &str) -> Result<Self, PkiError> {
         let info = CrlInfo::from_pem(pem)?;
-        Ok(Self { number: info.number, revoked: info.revoked, pem: pem.to_owned() })
+        Ok(Self { number: info.number, revoked: info.revoked, issuer_key_id: info.issuer_key_id, pem: pem.to_owned() })
+    }
+
+    /// Reads every list of a PEM text: one for each CA.
+    pub fn all_from_pem(pem: &str) -> Result<Vec<Self>, PkiError> {
+        files::blocks(pem, "X509 CRL").into_iter().map(Self::from_pem).collect()
+    }
+
+    /// The id of the key that signed it.
+    pub fn issuer_key_id(&self) -> Option<&[u8]> {
+        self.issuer_key_id.as_deref()
     }
 
     /// Adds a serial number (hexadecimal) and signs the list anew with the next number. `false`, and nothing changed, when it was there.
@@ -85,7 +96,8 @@ impl Crl {
             key_identifier_method: KeyIdMethod::Sha256,
         };
         let pem = params.signed_by(ca.issuer())?.pem()?;
-        Ok(Self { number, revoked, pem })
+        let issuer_key_id = CrlInfo::from_pem(&pem)?.issuer_key_id;
+        Ok(Self { number, revoked, issuer_key_id, pem })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The folder of a CA: `ca.crt`, `ca.key`, `ca.crl`, `certs/<serial>.crt` (a copy of every certificate issued, so that one can be revoked
+//! The folder of a CA: `ca.crt`, `ca.key`, `ca.crl` (while a CA is replaced, `ca.crt` and `ca.crl` hold both: see `rollover`), `certs/<serial>.crt` (a copy of every certificate issued, so that one can be revoked
 //! whose files are gone) and `issued/` (what has been issued and not yet been carried away).
 
 use std::{
@@ -42,6 +42,7 @@ impl PkiDir {
         }
         files::write_private(&dir.join(CA_KEY), ca.key_pem().as_bytes(), force)?;
         files::write_public(&dir.join(CA_CERT), ca.cert_pem().as_bytes(), force)?;
+        this.forget_rollover()?;
         // A CRL of an earlier CA is of no use to the new one.
         files::write_public(&dir.join(CRL), Crl::create(&ca)?.pem().as_bytes(), true)?;
         Ok((this, ca))
@@ -52,7 +53,11 @@ impl PkiDir {
         Self { dir: dir.to_owned() }
     }
 
-    /// Reads the CA.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Reads the CA that signs.
     pub fn ca(&self) -> Result<Ca, PkiError> {
         let read = |name: &str| match files::read(&self.dir.join(name)) {
             Err(PkiError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Err(PkiError::NoCa { dir: self.dir.clone() }),
@@ -71,16 +76,31 @@ impl PkiDir {
         self.dir.join(CRL)
     }
 
+    /// All CAs that are trusted, PEM: what hosts and clients get.
+    pub fn bundle(&self) -> Result<String, PkiError> {
+        files::read(&self.ca_cert_path())
+    }
+
+    /// Their revocation lists, PEM: what hosts get.
+    pub fn lists(&self) -> Result<String, PkiError> {
+        files::read(&self.crl_path())
+    }
+
+    /// Keeps a copy of an issued certificate: one that nobody can name cannot be revoked. Returns its path.
+    pub fn keep(&self, serial: &str, cert_pem: &str) -> Result<PathBuf, PkiError> {
+        let copies = self.dir.join(CERTS);
+        files::make_dir(&copies)?;
+        let copy = copies.join(format!("{serial}.crt"));
+        files::write_public(&copy, cert_pem.as_bytes(), false)?;
+        Ok(copy)
+    }
+
     /// Writes an issued certificate and key into `out` (default: `issued/` of this folder), with a copy of the certificate for revocation.
     /// Returns the path of both files without their ending.
     pub fn deliver(&self, issued: &Issued, out: Option<&Path>, force: bool) -> Result<PathBuf, PkiError> {
         let out = out.map_or_else(|| self.dir.join("issued"), Path::to_owned);
         let base = issued.base_name();
-        // The copy comes first: a certificate that nobody can name cannot be revoked.
-        let copies = self.dir.join(CERTS);
-        files::make_dir(&copies)?;
-        let copy = copies.join(format!("{}.crt", issued.serial));
-        files::write_public(&copy, issued.cert_pem.as_bytes(), false)?;
+        let copy = self.keep(&issued.serial, &issued.cert_pem)?;
         if let Err(e) = issued.write(&out, &base, force) {
             let _ = fs::remove_file(&copy);
             return Err(e);
@@ -88,60 +108,79 @@ impl PkiDir {
         Ok(out.join(base))
     }
 
-    /// Every certificate that this CA issued, soonest expiry first. Those of an earlier CA in the same folder are left out.
+    /// Every certificate that the CAs of this folder issued, soonest expiry first. Those of earlier CAs in the same folder are left out.
     pub fn issued(&self) -> Result<Vec<CertInfo>, PkiError> {
         let dir = self.dir.join(CERTS);
         if !dir.exists() {
             return Ok(Vec::new());
         }
-        let own = self.key_id()?;
+        let own = self.key_ids()?;
         let mut certs = read_certs(&dir)?;
-        certs.retain(|c| c.issuer_key_id == own);
+        certs.retain(|c| own.contains(&c.issuer_key_id));
         Ok(certs)
     }
 
-    fn key_id(&self) -> Result<Option<Vec<u8>>, PkiError> {
-        Ok(CertInfo::from_pem(&files::read(&self.ca_cert_path())?)?.key_id)
+    /// Of all CAs that are trusted.
+    fn key_ids(&self) -> Result<Vec<Option<Vec<u8>>>, PkiError> {
+        let bundle = self.bundle()?;
+        let blocks = files::blocks(&bundle, "CERTIFICATE");
+        if blocks.is_empty() {
+            // Says what is wrong with it.
+            CertInfo::from_pem(&bundle)?;
+        }
+        blocks.into_iter().map(|pem| CertInfo::from_pem(pem).map(|info| info.key_id)).collect()
     }
 
-    /// The CRL as it is now.
+    /// The CRL of the CA that signs, as it is now.
     pub fn crl(&self) -> Result<Crl, PkiError> {
-        Crl::from_pem(&files::read(&self.crl_path())?)
+        self.list_of(&self.ca()?)
     }
 
     /// Revokes what `what` names: a certificate's file, a serial number, or a SPIFFE id (all its certificates that have not ended). Returns
     /// the serial numbers newly revoked.
     pub fn revoke(&self, what: &str, time: SystemTime) -> Result<Vec<String>, PkiError> {
-        let ca = self.ca()?;
+        self.ca()?;
         let serials = self.serials(what, time)?;
         let _lock = self.lock()?;
-        let mut crl = self.crl()?;
+        let state = self.rollover()?;
         let mut new = Vec::new();
-        for serial in serials {
-            if crl.revoke(&ca, &serial, time)? {
-                new.push(serial);
+        let mut lists = Vec::new();
+        for ca in std::iter::once(&state.signing).chain(&state.other) {
+            let id = CertInfo::from_pem(ca.cert_pem())?.key_id;
+            let mut list = self.list_of(ca)?;
+            for (serial, _) in serials.iter().filter(|(_, issuer)| *issuer == id) {
+                if list.revoke(ca, serial, time)? {
+                    new.push(serial.clone());
+                }
             }
+            lists.push(list);
         }
         if !new.is_empty() {
-            files::write_public(&self.crl_path(), crl.pem().as_bytes(), true)?;
+            if state.other.is_some() {
+                // A killed step may have left a CA out, whose list no agent would take then.
+                self.write_bundles(&state)?;
+            }
+            self.write_lists(&lists)?;
         }
         Ok(new)
     }
 
-    fn serials(&self, what: &str, now: SystemTime) -> Result<Vec<String>, PkiError> {
+    /// Serial numbers, each with the id of the key that signed it.
+    fn serials(&self, what: &str, now: SystemTime) -> Result<Vec<(String, Option<Vec<u8>>)>, PkiError> {
         let unknown = || PkiError::Unknown { what: what.to_owned() };
         let issued = self.issued()?;
+        let named = |c: CertInfo| (c.serial, c.issuer_key_id);
         if what.starts_with("spiffe://") {
-            let of_it: Vec<String> =
-                issued.into_iter().filter(|c| c.uris.iter().any(|u| u == what) && c.not_after_time() >= now).map(|c| c.serial).collect();
+            let of_it: Vec<_> =
+                issued.into_iter().filter(|c| c.uris.iter().any(|u| u == what) && c.not_after_time() >= now).map(named).collect();
             return if of_it.is_empty() { Err(unknown()) } else { Ok(of_it) };
         }
         if Path::new(what).is_file() {
             let cert = CertInfo::from_pem(&files::read(Path::new(what))?)?;
-            if cert.issuer_key_id != self.key_id()? {
+            if !self.key_ids()?.contains(&cert.issuer_key_id) {
                 return Err(PkiError::Invalid { field: "certificate", value: what.to_owned(), why: "this CA did not issue it".to_owned() });
             }
-            return Ok(vec![cert.serial]);
+            return Ok(vec![named(cert)]);
         }
         let serial = normal_serial(what).map_err(|_| PkiError::Invalid {
             field: "certificate",
@@ -149,11 +188,11 @@ impl PkiDir {
             why: "there is no such file; name a certificate's file, a serial number in hexadecimal, or an identity (spiffe://...)"
                 .to_owned(),
         })?;
-        if issued.iter().any(|c| c.serial == serial) { Ok(vec![serial]) } else { Err(unknown()) }
+        issued.into_iter().find(|c| c.serial == serial).map(|c| vec![named(c)]).ok_or_else(unknown)
     }
 
     /// Held while the CRL is read, changed and written, so that of two revocations none is lost.
-    fn lock(&self) -> Result<Flock<fs::File>, PkiError> {
+    pub(super) fn lock(&self) -> Result<Flock<fs::File>, PkiError> {
         let path = self.dir.join(LOCK);
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(PkiError::io(&path))?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| PkiError::Io { path, source: e.into() })

@@ -70,3 +70,19 @@ fn write(path: &Path, content: &[u8], mode: u32, replace: bool) -> Result<(), Pk
 pub(super) fn read(path: &Path) -> Result<String, PkiError> {
     fs::read_to_string(path).map_err(PkiError::io(path))
 }
+
+/// The PEM blocks of a text that have this label, each with its line breaks.
+pub(super) fn blocks<'a>(text: &'a str, label: &str) -> Vec<&'a str> {
+    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some(from) = rest.find(&begin)
+        && let Some(length) = rest[from..].find(&end)
+    {
+        let to = from + length + end.len();
+        let line = rest[to..].find('\n').map_or(rest.len(), |n| to + n + 1);
+        found.push(&rest[from..line]);
+        rest = &rest[line..];
+    }
+    found
+}

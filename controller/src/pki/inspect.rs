@@ -9,6 +9,7 @@ use std::{
 
 use pvelet_proto::identity::Identity;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject};
+use sha2::{Digest, Sha256};
 use x509_parser::prelude::{CertificateRevocationList, FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use super::{PkiError, Revoked};
@@ -40,6 +41,10 @@ pub struct CertInfo {
     pub client_auth: bool,
     /// Whether its extended key usage holds anything beside these two.
     pub other_usage: bool,
+    /// SHA-256 of the whole certificate (DER), hexadecimal.
+    pub sha256: String,
+    /// Name of its issuer.
+    pub issuer: String,
     /// The public key's raw bits.
     pub public_key: Vec<u8>,
     /// Its own key's id.
@@ -58,6 +63,11 @@ impl CertInfo {
         let der = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|e| malformed("the certificate", format!("no PEM block CERTIFICATE in it ({e})")))?;
         Self::from_der(&der)
+    }
+
+    /// Reads every certificate of a PEM text.
+    pub fn all_from_pem(pem: &str) -> Result<Vec<Self>, PkiError> {
+        super::files::blocks(pem, "CERTIFICATE").into_iter().map(Self::from_pem).collect()
     }
 
     /// Reads a certificate.
@@ -99,6 +109,8 @@ impl CertInfo {
             client_auth: eku.is_some_and(|e| e.client_auth),
             other_usage: eku
                 .is_some_and(|e| e.any || e.code_signing || e.email_protection || e.time_stamping || e.ocsp_signing || !e.other.is_empty()),
+            sha256: hex::encode(Sha256::digest(der)),
+            issuer: cert.issuer().to_string(),
             public_key: cert.public_key().subject_public_key.data.to_vec(),
             key_id,
             issuer_key_id,
@@ -111,6 +123,11 @@ impl CertInfo {
             [uri] => Identity::parse(uri).ok(),
             _ => None,
         }
+    }
+
+    /// [`Self::not_before`] as a time.
+    pub fn not_before_time(&self) -> SystemTime {
+        time(self.not_before)
     }
 
     /// [`Self::not_after`] as a time.
@@ -167,6 +184,8 @@ pub struct CrlInfo {
     pub number: u64,
     /// When it was made, seconds since 1970.
     pub this_update: i64,
+    /// The id of the key that signed it.
+    pub issuer_key_id: Option<Vec<u8>>,
     /// What is revoked, in the list's order.
     pub revoked: Vec<Revoked>,
 }
@@ -182,6 +201,10 @@ impl CrlInfo {
             .iter_revoked_certificates()
             .map(|r| Revoked { serial: hex::encode(r.raw_serial()), time: time(r.revocation_date.timestamp()) })
             .collect();
-        Ok(Self { number, this_update: crl.last_update().timestamp(), revoked })
+        let issuer_key_id = crl.extensions().iter().find_map(|e| match e.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|k| k.0.to_vec()),
+            _ => None,
+        });
+        Ok(Self { number, this_update: crl.last_update().timestamp(), issuer_key_id, revoked })
     }
 }

@@ -6,7 +6,7 @@
 //! | certificate | lifetime | why |
 //! |---|---|---|
 //! | CA | 10 years | replacing it touches every host and client |
-//! | host | 365 days | renewed by hand on each host; it proves one host only and can be revoked |
+//! | host | 365 days | renewed over the API (`pveletctl pki renew`); it proves one host only and can be revoked |
 //! | controller, person, tenant | 90 days | it can change things on every host, so a lost one should not live long |
 //!
 //! Each begins five minutes before it is made, for clocks that run behind.
@@ -16,16 +16,21 @@ mod crl;
 mod dir;
 mod files;
 mod inspect;
+mod request;
+mod rollover;
 
 use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub use ca::{Ca, Issued, Lifetime};
+pub use ca::{Ca, Issued, Lifetime, Signed};
 pub use crl::{Crl, Revoked};
 pub use dir::{CA_CERT, CA_KEY, CRL, PkiDir};
 pub use files::{write_private, write_public};
 pub use inspect::{CertInfo, CrlInfo, read_certs};
+pub use request::SigningRequest;
+pub(crate) use rollover::unix;
+pub use rollover::{Phase, Rollover};
 
 /// What went wrong while making, reading or keeping certificates.
 #[derive(Debug, Error)]
@@ -74,6 +79,12 @@ pub enum PkiError {
         /// What was given.
         value: String,
         /// What is wrong and what would be right.
+        why: String,
+    },
+    /// A step of a rollover whose time has not come.
+    #[error("rollover: {why}")]
+    Rollover {
+        /// Why not, and what comes first.
         why: String,
     },
     /// No certificate of this CA fits.

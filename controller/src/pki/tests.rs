@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod rollover;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt,

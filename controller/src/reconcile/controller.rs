@@ -1,8 +1,8 @@
 //! The loop: who is due, and whom an event concerns.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -17,8 +17,9 @@ use tracing::{error, warn};
 
 use super::{
     Fleet, Wake,
-    fleet::Reservation,
+    fleet::Room,
     host::Hosts,
+    index::Index,
     machine::{Machines, Next},
     network::{NetworkIndex, Networks},
     node::Keeper,
@@ -28,10 +29,9 @@ use super::{
 use crate::{
     agents::Agents,
     epoch::Epoch,
-    kind::{Host, Kind, Machine, Network, ObjectKey, ObjectRef, Phase, PveMachine, Tenant},
+    kind::{Host, Kind, Machine, Network, ObjectKey, ObjectRef, Tenant},
     metrics::Metrics,
     nodes::Nodes,
-    placement::Size,
     store::{Store, StoreError},
 };
 
@@ -41,6 +41,10 @@ const AT_ONCE: usize = 512;
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A host's capacity is told this long after a VM changed, so that many changes make one write.
 const CAPACITY_DELAY: Duration = Duration::from_secs(1);
+/// In the queue beside objects: machines that wait for room may try.
+const ROOM: &str = "room";
+/// The same: all hosts may have been asked what they have.
+const ASKED: &str = "asked";
 /// How long passes under way may take to end when the process is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -75,7 +79,7 @@ impl<S: Store> Controller<S> {
             index: Arc::clone(&index),
             controller: name.to_owned(),
             epoch: epoch.clone(),
-            placing: tokio::sync::Mutex::default(),
+            placing: Mutex::default(),
         };
         let networks = Networks {
             store: Arc::clone(&store),
@@ -154,6 +158,11 @@ impl<S: Store> Controller<S> {
                     let place = Arc::clone(&places).acquire_owned().await;
                     (place, self.queue.next().await)
                 } => {
+                    if [ROOM, ASKED].contains(&id.kind.as_str()) {
+                        self.queue.done(&id);
+                        if id.kind == ROOM { self.add_all(self.index.room()) } else { self.let_go() }
+                        continue;
+                    }
                     let controller = Arc::clone(&self);
                     self.metrics.queue.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
                     passes.spawn(async move {
@@ -180,6 +189,7 @@ impl<S: Store> Controller<S> {
     }
 
     async fn pass(&self, id: &ObjectRef) {
+        let began = self.index.epoch();
         let result = match id.kind.as_str() {
             Host::KIND => Box::pin(self.hosts.reconcile(&id.key)).await,
             Machine::KIND => Box::pin(self.machines.reconcile(&id.key)).await,
@@ -196,6 +206,9 @@ impl<S: Store> Controller<S> {
             result => result,
         };
         self.metrics.passed(&id.kind, result.is_ok());
+        if id.kind == Machine::KIND {
+            self.settle(&id.key, began, result.as_ref().ok());
+        }
         let next = match result {
             Ok(next) => next,
             Err(StoreError::Conflict(_) | StoreError::NotFound(_)) => {
@@ -222,20 +235,52 @@ impl<S: Store> Controller<S> {
             }
             Next::At(time) => {
                 failures.remove(id);
-                let pause = Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default();
-                self.queue.add_at(id.clone(), Instant::now() + pause);
+                self.queue.add_at(id.clone(), instant(time));
             }
-            Next::Sleep => {
+            Next::Sleep | Next::Asked(_) => {
                 failures.remove(id);
             }
         }
+    }
+
+    /// After a pass over a machine: who waits for what, and who is due for it.
+    fn settle(&self, key: &ObjectKey, began: u64, next: Option<&Next>) {
+        if let Some(Next::Asked(until)) = next {
+            self.index.hold(key);
+            self.queue.add_at(due(ASKED), instant(*until));
+            return;
+        }
+        let settled = self.index.settle(key, began);
+        self.add_all(settled.again.then(|| key.clone()).into_iter().chain(settled.next));
+        if self.index.take_freed() {
+            self.room_after(CAPACITY_DELAY);
+        }
+    }
+
+    /// Room may have become free: whoever waits for it tries, a little later, so that many changes count once.
+    fn room_after(&self, delay: Duration) {
+        if self.index.room_matters() {
+            self.queue.add_at(due(ROOM), Instant::now() + delay);
+        }
+    }
+
+    /// Machines that were not placed before all hosts have been asked are placed, if they have been.
+    fn let_go(&self) {
+        match self.fleet.asking(Timestamp::now()) {
+            None => self.add_all(self.index.let_go()),
+            Some(until) => self.queue.add_at(due(ASKED), instant(until)),
+        }
+    }
+
+    fn add_all(&self, machines: impl IntoIterator<Item = ObjectKey>) {
+        machines.into_iter().for_each(|key| self.queue.add(machine_ref(key)));
     }
 
     /// A tenant, and whom it concerns that it got or lost a namespace.
     async fn tenant(&self, key: &ObjectKey) -> Result<Next, StoreError> {
         let changed = self.tenants.changed(key).await?;
         if !changed.is_empty() {
-            let machines = self.index.within(&changed).into_iter().map(|key| ObjectRef { kind: Machine::KIND.to_owned(), key });
+            let machines = self.index.within(&changed).into_iter().map(machine_ref);
             let rivals = self.tenants.rivals(key, &changed).await?;
             let rivals = rivals.into_iter().map(|key| ObjectRef { kind: Tenant::KIND.to_owned(), key });
             machines.chain(rivals).for_each(|id| self.queue.add(id));
@@ -244,14 +289,14 @@ impl<S: Store> Controller<S> {
     }
 
     fn wake(&self, wake: Wake) {
-        let machine = |key: ObjectKey| ObjectRef { kind: Machine::KIND.to_owned(), key };
         let network = |key: ObjectKey| ObjectRef { kind: Network::KIND.to_owned(), key };
         match wake {
             Wake::Host(name) => {
-                let cluster = self.fleet.host(&name).map(|(view, _)| view.cluster);
-                for key in self.index.concerned(cluster.as_deref()) {
-                    self.queue.add(machine(key));
+                self.add_all(self.index.concerned(self.fleet.cluster(&name).as_deref()));
+                if self.index.holds() {
+                    self.let_go();
                 }
+                self.room_after(Duration::ZERO);
                 // Any of them may select it, or wait for it.
                 for key in self.networks.index.all() {
                     self.queue.add(network(key));
@@ -260,22 +305,18 @@ impl<S: Store> Controller<S> {
             }
             // Nothing of a machine or a network depends on it.
             Wake::Health(name) => self.queue.add(host_ref(&name)),
-            Wake::Vm { host, machine_uid, uuid, name, template } => {
-                for key in self.index.find(&machine_uid, &uuid, &name) {
-                    self.queue.add(machine(key));
-                }
-                // Room may have become free, or a template may have come.
-                for key in self.index.unplaced() {
-                    let delay = if template { Duration::ZERO } else { CAPACITY_DELAY };
-                    self.queue.add_at(machine(key), Instant::now() + delay);
+            Wake::Vm { host, machine_uid, uuid, name, room } => {
+                self.add_all(self.index.find(&machine_uid, &uuid, &name));
+                match room {
+                    Room::Same => {}
+                    Room::Freed => self.room_after(CAPACITY_DELAY),
+                    Room::Template => self.room_after(Duration::ZERO),
                 }
                 self.queue.add_at(host_ref(&host), Instant::now() + CAPACITY_DELAY);
             }
             Wake::Operation { request_id, uuid } => {
                 let uid = request_id.split(':').next().unwrap_or_default();
-                for key in self.index.find(uid, &uuid, "") {
-                    self.queue.add(machine(key));
-                }
+                self.add_all(self.index.find(uid, &uuid, ""));
                 if let Some(key) = self.networks.index.find(uid) {
                     self.queue.add(network(key));
                 }
@@ -306,120 +347,24 @@ impl<S: Store> Drop for Pass<S> {
     }
 }
 
+/// A moment by the clock of timers; at once where it has passed.
+fn instant(time: Timestamp) -> Instant {
+    Instant::now() + Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default()
+}
+
+/// What is in the queue beside objects.
+fn due(kind: &str) -> ObjectRef {
+    ObjectRef { kind: kind.to_owned(), key: ObjectKey::named(kind) }
+}
+
+fn machine_ref(key: ObjectKey) -> ObjectRef {
+    ObjectRef { kind: Machine::KIND.to_owned(), key }
+}
+
 fn host_ref(name: &str) -> ObjectRef {
     let key = match name.split_once('/') {
         Some((namespace, name)) => ObjectKey { namespace: namespace.to_owned(), name: name.to_owned() },
         None => ObjectKey::named(name),
     };
     ObjectRef { kind: Host::KIND.to_owned(), key }
-}
-
-/// What must be found quickly about machines: whom an event concerns, and what is placed where.
-#[derive(Debug, Default)]
-pub(super) struct Index {
-    state: Mutex<IndexState>,
-}
-
-#[derive(Debug, Default)]
-struct IndexState {
-    machines: HashMap<ObjectKey, Entry>,
-    by_uid: HashMap<String, ObjectKey>,
-    by_uuid: HashMap<String, ObjectKey>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    uid: String,
-    vm_name: String,
-    created: bool,
-    phase: Phase,
-    reservation: Option<Reservation>,
-    uuid: Option<String>,
-}
-
-impl Index {
-    fn state(&self) -> MutexGuard<'_, IndexState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn put(&self, key: &ObjectKey, machine: &PveMachine) {
-        let status = &machine.status;
-        let reservation = status.cluster.clone().zip(status.node.clone()).map(|(cluster, node)| Reservation {
-            cluster,
-            node,
-            uuid: status.uuid.clone(),
-            size: Size::wanted(&machine.spec, None),
-        });
-        let entry = Entry {
-            uid: machine.metadata.uid.clone(),
-            vm_name: machine.vm_name().to_owned(),
-            created: status.created,
-            phase: status.phase,
-            reservation,
-            uuid: status.uuid.clone(),
-        };
-        let mut state = self.state();
-        state.forget(key);
-        state.by_uid.insert(entry.uid.clone(), key.clone());
-        if let Some(uuid) = &entry.uuid {
-            state.by_uuid.insert(uuid.clone(), key.clone());
-        }
-        state.machines.insert(key.clone(), entry);
-    }
-
-    pub(super) fn remove(&self, key: &ObjectKey) {
-        self.state().forget(key);
-    }
-
-    pub(super) fn has_uid(&self, uid: &str) -> bool {
-        self.state().by_uid.contains_key(uid)
-    }
-
-    /// What all machines but this one were given.
-    pub(super) fn reservations(&self, but: &ObjectKey) -> Vec<Reservation> {
-        self.state().machines.iter().filter(|(key, _)| *key != but).filter_map(|(_, e)| e.reservation.clone()).collect()
-    }
-
-    fn find(&self, uid: &str, uuid: &str, name: &str) -> Vec<ObjectKey> {
-        let state = self.state();
-        let mut keys: Vec<ObjectKey> = state.by_uid.get(uid).into_iter().chain(state.by_uuid.get(uuid)).cloned().collect();
-        // Names matter only to machines that wait for one to become free.
-        let waiting = |e: &&Entry| !e.created && e.vm_name == name;
-        keys.extend(state.machines.iter().filter(|(_, e)| waiting(e)).map(|(key, _)| key.clone()));
-        keys
-    }
-
-    /// Those in one of these namespaces.
-    fn within(&self, namespaces: &BTreeSet<String>) -> Vec<ObjectKey> {
-        self.state().machines.keys().filter(|key| namespaces.contains(&key.namespace)).cloned().collect()
-    }
-
-    fn unplaced(&self) -> Vec<ObjectKey> {
-        self.state().machines.iter().filter(|(_, e)| e.reservation.is_none()).map(|(key, _)| key.clone()).collect()
-    }
-
-    /// Machines of this PVE cluster, and those that are nowhere yet.
-    fn concerned(&self, cluster: Option<&str>) -> Vec<ObjectKey> {
-        let concerned = |e: &&Entry| e.reservation.as_ref().is_none_or(|r| cluster.is_none_or(|c| c == r.cluster));
-        self.state().machines.iter().filter(|(_, e)| concerned(e)).map(|(key, _)| key.clone()).collect()
-    }
-
-    fn phases(&self) -> HashMap<Phase, i64> {
-        let mut counts = HashMap::new();
-        for entry in self.state().machines.values() {
-            *counts.entry(entry.phase).or_insert(0) += 1;
-        }
-        counts
-    }
-}
-
-impl IndexState {
-    fn forget(&mut self, key: &ObjectKey) {
-        if let Some(old) = self.machines.remove(key) {
-            self.by_uid.remove(&old.uid);
-            if let Some(uuid) = old.uuid {
-                self.by_uuid.remove(&uuid);
-            }
-        }
-    }
 }

@@ -1,26 +1,32 @@
 //! All agents: what they tell, side by side.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::mpsc, task::AbortHandle};
 use tracing::warn;
 
 use super::{
     Knowledge,
     health::HealthSight,
-    session::Session,
-    view::{HostView, Link, Sighting, VmView, machine_uid},
+    index::Index,
+    session::{Common, Session},
+    view::{HostView, Link, RunState, Sighting, VmView, machine_uid},
 };
 use crate::{
     agents::{Agents, Target},
     epoch::Epoch,
-    kind::{Attempt, MachineSpec, MachineStatus, ObjectKey, PveHost},
+    kind::{Attempt, MachineStatus, ObjectKey, PveHost, PveMachine},
     placement::{Candidate, Size, is_source},
 };
+
+/// How long a host that is asked for the first time what it has keeps machines from being placed on others, as long as others answer.
+const ASKED: SignedDuration = SignedDuration::from_secs(10);
+/// How long after the last answer the others are not waited for any more.
+const QUIET: SignedDuration = SignedDuration::from_millis(500);
 
 /// What happened, and whom it may concern.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +45,8 @@ pub enum Wake {
         uuid: String,
         /// Its name.
         name: String,
-        /// Whether it is a template.
-        template: bool,
+        /// What it means for those that wait for room.
+        room: Room,
     },
     /// An operation began or ended.
     Operation {
@@ -58,7 +64,43 @@ impl Wake {
             machine_uid: machine_uid(vm).unwrap_or_default().to_owned(),
             uuid: vm.uuid.clone(),
             name: vm.name.clone(),
-            template: vm.template,
+            room: Room::Same,
+        }
+    }
+
+    /// Whether both concern the same machines.
+    pub(super) fn same_vm(&self, other: &Self) -> bool {
+        let of = |wake: &Self| match wake {
+            Self::Vm { machine_uid, uuid, name, .. } => Some((machine_uid.clone(), uuid.clone(), name.clone())),
+            _ => None,
+        };
+        of(self) == of(other)
+    }
+}
+
+/// What a change of a VM means for machines that wait for room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// Nothing.
+    Same,
+    /// It takes less than before.
+    Freed,
+    /// There is a template that may be the one that was missing.
+    Template,
+}
+
+impl Room {
+    pub(super) fn after(old: Option<&VmView>, new: Option<&VmView>, template: bool) -> Self {
+        let takes = |vm: Option<&VmView>| {
+            vm.filter(|vm| matches!(vm.state, RunState::Running | RunState::Paused)).map(Size::of).unwrap_or_default()
+        };
+        let (old, new) = (takes(old), takes(new));
+        if template {
+            Self::Template
+        } else if new.memory_mib < old.memory_mib || new.cores < old.cores {
+            Self::Freed
+        } else {
+            Self::Same
         }
     }
 }
@@ -68,8 +110,48 @@ pub struct Fleet {
     agents: Agents,
     controller: String,
     epoch: Epoch,
-    sessions: Mutex<BTreeMap<String, Running>>,
+    sessions: Mutex<Sessions>,
+    common: Arc<Common>,
     wake: mpsc::UnboundedSender<Wake>,
+}
+
+#[derive(Default)]
+struct Sessions {
+    by_name: BTreeMap<String, Running>,
+    /// The same, in the same order.
+    by_cluster: HashMap<String, Vec<Arc<Session>>>,
+}
+
+impl Sessions {
+    fn get(&self, name: &str) -> Option<&Arc<Session>> {
+        self.by_name.get(name).map(|running| &running.session)
+    }
+
+    fn of_cluster(&self, cluster: &str) -> &[Arc<Session>] {
+        self.by_cluster.get(cluster).map_or(&[], Vec::as_slice)
+    }
+
+    /// Puts one in, or takes one out.
+    fn set(&mut self, name: String, running: Option<Running>) -> Option<Running> {
+        let new = running.as_ref().map(|r| Arc::clone(&r.session));
+        let old = match running {
+            Some(running) => self.by_name.insert(name, running),
+            None => self.by_name.remove(&name),
+        };
+        let clusters: BTreeSet<&String> = old.iter().map(|r| &r.session).chain(&new).map(|s| &s.place.cluster).collect();
+        for cluster in clusters {
+            let all = self.by_cluster.entry(cluster.clone()).or_default();
+            all.retain(|s| old.as_ref().is_none_or(|old| !Arc::ptr_eq(s, &old.session)));
+            if let Some(new) = new.as_ref().filter(|new| new.place.cluster == *cluster) {
+                let at = all.partition_point(|s| s.name < new.name);
+                all.insert(at, Arc::clone(new));
+            }
+            if all.is_empty() {
+                self.by_cluster.remove(cluster);
+            }
+        }
+        old
+    }
 }
 
 struct Running {
@@ -83,27 +165,26 @@ impl Drop for Running {
     }
 }
 
-/// A machine's place and size, for counting what is placed but does not run yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Reservation {
-    pub(super) cluster: String,
-    pub(super) node: String,
-    pub(super) uuid: Option<String>,
-    pub(super) size: Size,
-}
-
 impl Fleet {
     /// No hosts yet. What happens is told through `wake`.
     pub fn new(agents: Agents, controller: String, epoch: Epoch, wake: mpsc::UnboundedSender<Wake>) -> Self {
-        Self { agents, controller, epoch, sessions: Mutex::default(), wake }
+        Self { agents, controller, epoch, sessions: Mutex::default(), common: Arc::default(), wake }
     }
 
-    fn sessions(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn all(&self) -> Vec<Arc<Session>> {
-        self.sessions().values().map(|r| Arc::clone(&r.session)).collect()
+        self.sessions().by_name.values().map(|r| Arc::clone(&r.session)).collect()
+    }
+
+    fn of_cluster(&self, cluster: &str) -> Vec<Arc<Session>> {
+        self.sessions().of_cluster(cluster).to_vec()
+    }
+
+    fn named(&self, name: &str) -> Option<Arc<Session>> {
+        self.sessions().get(name).cloned()
     }
 
     /// Takes a host's spec over: listens to its agent, or to another one when the address or identity changed.
@@ -117,12 +198,14 @@ impl Fleet {
         let (cluster, node) = (Some(host.spec.cluster.clone()), Some(host.spec.node.clone()));
         let target = Target { name: name.clone(), address, cluster, node };
         let mut sessions = self.sessions();
-        if let Some(running) = sessions.get(&name).filter(|r| *r.session.client.target() == target) {
-            let mut state = running.session.state();
+        if let Some(session) = sessions.get(&name).filter(|s| *s.client.target() == target) {
+            let mut state = session.state();
             let (link, facts) = (state.view.link.clone(), state.view.facts.clone());
             let view = view(host, &name, link, facts);
-            let changed = state.view != view;
-            state.view = view;
+            let changed = *state.view != view;
+            if changed {
+                state.view = Arc::new(view);
+            }
             drop(state);
             if changed {
                 let _ = self.wake.send(Wake::Host(name));
@@ -130,34 +213,34 @@ impl Fleet {
             return;
         }
         let client = self.agents.set(target);
-        let session = Session::new(name.clone(), client, view(host, &name, Link::Connecting, None), self.wake.clone());
+        let view = view(host, &name, Link::Connecting, None);
+        let session = Session::new(name.clone(), client, view, Arc::clone(&self.common), self.wake.clone());
         let task = tokio::spawn(Arc::clone(&session).run(self.controller.clone(), self.epoch.clone())).abort_handle();
-        sessions.insert(name, Running { session, task });
+        let old = sessions.set(name, Some(Running { session, task }));
+        drop(sessions);
+        old.iter().for_each(|old| old.session.forget());
     }
 
     /// Forgets a host.
     pub(super) fn remove(&self, name: &str) {
-        if self.sessions().remove(name).is_some() {
+        let old = self.sessions().set(name.to_owned(), None);
+        if let Some(old) = old {
+            old.session.forget();
             self.agents.remove(name);
             let _ = self.wake.send(Wake::Host(name.to_owned()));
         }
     }
 
-    /// One host, with cores and memory of the VMs that run there.
-    pub(super) fn host(&self, name: &str) -> Option<(HostView, Size)> {
-        let session = self.sessions().get(name).map(|r| Arc::clone(&r.session))?;
-        let state = session.state();
-        let running = state.vms.running().filter(|vm| vm.node == state.view.node).map(|vm| Size::of(vm));
-        let used = running.fold(Size::default(), |a, b| Size { memory_mib: a.memory_mib + b.memory_mib, cores: a.cores + b.cores });
-        Some((state.view.clone(), used))
+    /// The PVE cluster of a host.
+    pub(super) fn cluster(&self, name: &str) -> Option<String> {
+        self.sessions().get(name).map(|s| s.place.cluster.clone())
     }
 
-    /// The same, and its health.
-    pub(super) fn host_with_health(&self, name: &str) -> Option<(HostView, Size, HealthSight)> {
-        let (view, used) = self.host(name)?;
-        let session = self.sessions().get(name).map(|r| Arc::clone(&r.session))?;
-        let health = session.state().health.clone();
-        Some((view, used, health))
+    /// One host, with cores and memory of the VMs that run there, and its health.
+    pub(super) fn host(&self, name: &str) -> Option<(Arc<HostView>, Size, HealthSight)> {
+        let session = self.named(name)?;
+        let state = session.state();
+        Some((Arc::clone(&state.view), state.running(), state.health.clone()))
     }
 
     /// Lets a host be looked at again.
@@ -166,32 +249,54 @@ impl Fleet {
     }
 
     /// All hosts.
-    pub fn hosts(&self) -> Vec<HostView> {
-        self.all().iter().map(|s| s.state().view.clone()).collect()
+    pub fn hosts(&self) -> Vec<Arc<HostView>> {
+        self.all().iter().map(|s| Arc::clone(&s.state().view)).collect()
     }
 
     /// The agent on this node.
     pub(super) fn session(&self, cluster: &str, node: &str) -> Option<Arc<Session>> {
-        self.all().into_iter().find(|s| {
-            let state = s.state();
-            state.view.cluster == cluster && state.view.node == node
-        })
+        self.sessions().of_cluster(cluster).iter().find(|s| s.place.node == node).cloned()
     }
 
-    /// Until when a host's agent is waited for before anything is told of that ([`Session::waited_for`]).
+    /// Until when it is waited for all that a host's agent tells before anything is told of that ([`Session::waited_for_whole`]).
     pub(super) fn waited_for(&self, name: &str, now: Timestamp) -> Option<Timestamp> {
-        let session = self.sessions().get(name).map(|r| Arc::clone(&r.session))?;
-        session.waited_for(now)
+        self.named(name)?.waited_for_whole(now)
     }
 
-    /// All hosts, and the VMs that may be this machine's, as the agents that are connected see them. Both of one moment for each host: a connection
-    /// that is lost in between would prove that a VM is gone.
-    pub(super) fn look(&self, uid: &str, status: &MachineStatus) -> (Vec<HostView>, Vec<Sighting>) {
-        let (mut hosts, mut found) = (Vec::new(), Vec::new());
-        for session in self.all() {
+    /// Until when hosts are asked for the first time what they have, before machines are placed. Those that do not answer while others do are waited
+    /// for half a second after the last.
+    pub(super) fn asking(&self, now: Timestamp) -> Option<Timestamp> {
+        let quiet = self.common.answered().map(|last| last + QUIET);
+        if quiet.is_some_and(|quiet| now >= quiet) {
+            return None;
+        }
+        let sessions = self.sessions();
+        let asked = sessions.by_name.values().filter_map(|r| r.session.asked_until(ASKED, now)).max()?;
+        Some(quiet.map_or(asked, |quiet| quiet.min(asked)))
+    }
+
+    /// The hosts that matter to a machine (all while it is placed nowhere), and the VMs that may be its own, as the agents that are connected see
+    /// them. Both of one moment for each host: a connection that is lost in between would prove that a VM is gone.
+    pub(super) fn look(&self, uid: &str, status: &MachineStatus, orphan: Option<&Sighting>) -> (Vec<Arc<HostView>>, Vec<Sighting>) {
+        let sessions = match &status.cluster {
+            None => self.all(),
+            Some(cluster) => {
+                let mut clusters: BTreeSet<String> = orphan.map(|o| o.cluster.clone()).into_iter().chain([cluster.clone()]).collect();
+                if !status.created {
+                    // One may have been made elsewhere, before it was placed anew.
+                    clusters.extend(self.common.marks.of_machine(uid).iter().filter_map(|host| self.cluster(host)));
+                }
+                clusters.iter().flat_map(|cluster| self.of_cluster(cluster)).collect()
+            }
+        };
+        let marked = status.cluster.is_none().then(|| self.common.marks.of_machine(uid));
+        let (mut hosts, mut found) = (Vec::with_capacity(sessions.len()), Vec::new());
+        for session in sessions {
             let state = session.state();
-            hosts.push(state.view.clone());
-            if state.view.link == Link::Up {
+            hosts.push(Arc::clone(&state.view));
+            // Without a UUID only a mark makes a VM a machine's.
+            let may = status.uuid.is_some() || marked.as_ref().is_none_or(|marked| marked.contains(session.name.as_str()));
+            if state.view.link == Link::Up && may {
                 let vmid = status.vmid.filter(|_| status.cluster.as_ref() == Some(&state.view.cluster));
                 let vms = state.vms.of_machine(uid, status.uuid.as_deref(), vmid);
                 found.extend(vms.into_iter().map(|vm| sighting(&state.view, vm)));
@@ -203,18 +308,21 @@ impl Fleet {
     /// A VM of this name that this controller made for a machine of this tenant that does not `exists` any more. What other tenants have is
     /// nobody's business here.
     pub(super) fn orphan(&self, vm_name: &str, tenant: &str, exists: impl Fn(&str) -> bool) -> Option<Sighting> {
-        for session in self.all() {
-            let state = session.state();
-            let ours = |vm: &&Arc<VmView>| {
-                vm.name == vm_name
-                    && vm.owner.as_ref().is_some_and(|o| {
-                        o.cluster == self.controller && o.tenant == tenant && !o.machine_uid.is_empty() && !exists(&o.machine_uid)
-                    })
+        for session in self.common.marks.of_name(vm_name).into_iter().filter_map(|name| self.named(&name)) {
+            let (view, marked) = {
+                let state = session.state();
+                let ours = |vm: &&Arc<VmView>| {
+                    let owner =
+                        vm.owner.as_ref().filter(|o| o.cluster == self.controller && o.tenant == tenant && !o.machine_uid.is_empty());
+                    vm.name == vm_name && owner.is_some()
+                };
+                let marked: Vec<Arc<VmView>> = state.vms.all().filter(ours).cloned().collect();
+                (Arc::clone(&state.view), marked)
             };
-            if state.view.link == Link::Up
-                && let Some(vm) = state.vms.all().find(ours)
-            {
-                return Some(sighting(&state.view, Arc::clone(vm)));
+            // Asked without the lock: whoever is asked has one of his own.
+            let orphan = marked.into_iter().find(|vm| machine_uid(vm).is_some_and(|uid| !exists(uid)));
+            if let Some(vm) = orphan.filter(|_| view.link == Link::Up) {
+                return Some(sighting(&view, vm));
             }
         }
         None
@@ -233,41 +341,34 @@ impl Fleet {
     }
 
     /// These hosts, all of them, as far as they are known: one whose agent is not listened to yet is one that is being connected to.
-    pub(super) fn views(&self, hosts: &[PveHost]) -> Vec<HostView> {
-        let of = |host: &PveHost| {
+    pub(super) fn views(&self, hosts: &[Arc<PveHost>]) -> Vec<HostView> {
+        let of = |host: &Arc<PveHost>| {
             let name = host.key().to_string();
-            let known = self.host(&name).map(|(view, _)| view).filter(|v| (&v.cluster, &v.node) == (&host.spec.cluster, &host.spec.node));
-            let (link, facts) = known.map_or((Link::Connecting, None), |v| (v.link, v.facts));
+            let known = self.named(&name).map(|s| Arc::clone(&s.state().view));
+            let known = known.filter(|v| (&v.cluster, &v.node) == (&host.spec.cluster, &host.spec.node));
+            let (link, facts) = known.map_or((Link::Connecting, None), |v| (v.link.clone(), v.facts.clone()));
             view(host, &name, link, facts)
         };
         hosts.iter().map(of).collect()
     }
 
-    /// The newest order to stop this VM that was carried out, on any host.
-    pub(super) fn stop_order(&self, uuid: &str) -> Option<(String, Timestamp)> {
-        self.all().iter().filter_map(|s| s.state().operations.stop_of(uuid).cloned()).max_by_key(|(_, time)| *time)
+    /// The newest order to stop a machine's VM that was carried out, on any host of its PVE cluster.
+    pub(super) fn stop_order(&self, status: &MachineStatus) -> Option<(String, Timestamp)> {
+        let (cluster, uuid) = (status.cluster.as_deref()?, status.uuid.as_deref()?);
+        let orders = self.of_cluster(cluster).into_iter().filter_map(|s| s.state().operations.stop_of(uuid).cloned());
+        orders.max_by_key(|(_, time)| *time)
     }
 
-    /// All hosts with what is free on them, for a machine of this spec.
-    pub(super) fn candidates(&self, spec: &MachineSpec, reserved: &[Reservation]) -> Vec<Candidate> {
+    /// All hosts with what is free on them, for a machine.
+    pub(super) fn candidates(&self, machine: &PveMachine, index: &Index) -> Vec<Candidate> {
+        let (key, source) = (machine.key(), &machine.spec.source);
         let candidate = |session: Arc<Session>| {
-            let state = session.state();
-            let here = |vm: &&Arc<VmView>| vm.node == state.view.node;
-            let mut used = Size::default();
-            let mut add = |size: Size| {
-                used.memory_mib += size.memory_mib;
-                used.cores += size.cores;
-            };
-            let mut running: Vec<&str> = Vec::new();
-            for vm in state.vms.running().filter(here) {
-                running.push(&vm.uuid);
-                add(Size::of(vm));
-            }
-            let placed = reserved.iter().filter(|r| r.cluster == state.view.cluster && r.node == state.view.node);
-            // What runs has been counted with what it really has.
-            placed.filter(|r| r.uuid.as_deref().is_none_or(|u| !running.contains(&u))).for_each(|r| add(r.size));
-            let template = state.vms.templates().rev().filter(here).find(|vm| is_source(&spec.source, vm)).map(|vm| Size::of(vm));
-            Candidate { host: state.view.clone(), used_memory_mib: used.memory_mib, used_cores: used.cores, template }
+            let placed = index.placed(&session.place);
+            let mut state = session.state();
+            let used = state.used(&placed, &key);
+            let here = |vm: &&Arc<VmView>| vm.node == session.place.node;
+            let template = state.vms.templates().rev().filter(here).find(|vm| is_source(source, vm)).map(|vm| Size::of(vm));
+            Candidate { host: Arc::clone(&state.view), used_memory_mib: used.memory_mib, used_cores: used.cores, template }
         };
         self.all().into_iter().map(candidate).collect()
     }

@@ -57,7 +57,7 @@ impl<S: Store> Hosts<S> {
             return Ok(Next::Sleep);
         }
         self.fleet.apply(&host);
-        let Some((view, used, sight)) = self.fleet.host_with_health(&key.to_string()) else { return Ok(Next::Sleep) };
+        let Some((view, used, sight)) = self.fleet.host(&key.to_string()) else { return Ok(Next::Sleep) };
         let now = Timestamp::now();
         if let Some(until) = self.fleet.waited_for(&view.name, now)
             && host.status.observed_generation == host.metadata.generation

@@ -4,7 +4,9 @@ mod controller;
 mod fleet;
 mod health;
 mod host;
+mod index;
 mod machine;
+mod marks;
 mod network;
 mod node;
 mod operation;
@@ -19,7 +21,7 @@ mod tests;
 mod view;
 
 pub use controller::Controller;
-pub use fleet::{Fleet, Wake};
+pub use fleet::{Fleet, Room, Wake};
 pub use machine::decide::{Action, Decision, Ending, Inputs, Knowledge, Request, VolumeSight, decide};
 pub use view::{DiskView, Facts, HostView, Link, RunState, Sighting, VmTable, VmView, machine_uid, timestamp};
 

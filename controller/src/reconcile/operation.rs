@@ -1,9 +1,13 @@
 //! Operations as the agents tell them, reduced to what is decided by.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use pvelet_proto::{reason, v1};
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::{Ending, Knowledge, view::timestamp};
@@ -11,6 +15,8 @@ use crate::agents::{AgentError, Cause};
 
 /// How many operations of one agent are kept; an older one is asked for when it matters.
 const KEPT: usize = 4096;
+/// How long one that has ended is kept: a thousand agents tell a thousand each of a day.
+const KEPT_FOR: Duration = Duration::from_secs(600);
 
 /// The step of a network change that is applied and waits for ConfirmNetwork.
 const WAITING: &str = "waiting for confirmation";
@@ -34,7 +40,7 @@ pub(super) fn answered(error: &AgentError) -> Option<String> {
 #[derive(Debug, Default)]
 pub(super) struct OperationTable {
     known: HashMap<String, Knowledge>,
-    order: VecDeque<String>,
+    order: VecDeque<(String, Instant)>,
     /// Those that wait for the confirmation of a network change.
     waiting: HashSet<String>,
     /// The newest stop that was carried out, by the VM's UUID, unless a machine's own policy ordered it.
@@ -54,15 +60,27 @@ impl OperationTable {
             _ => {}
         }
         if self.known.insert(operation.request_id.clone(), known).is_none() {
-            self.order.push_back(operation.request_id.clone());
-            if self.order.len() > KEPT
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.known.remove(&oldest);
-                self.waiting.remove(&oldest);
-            }
+            self.order.push_back((operation.request_id.clone(), Instant::now()));
+            self.forget_old();
         }
         true
+    }
+
+    /// Takes of one that ended long ago what may matter for long.
+    pub(super) fn insert_old(&mut self, operation: &v1::Operation) {
+        self.note_stop(operation);
+    }
+
+    fn forget_old(&mut self) {
+        let ended = |known: &HashMap<String, Knowledge>, id: &str| !matches!(known.get(id), Some(Knowledge::Active { .. }));
+        while let Some((id, time)) = self.order.front() {
+            if self.order.len() <= KEPT && !(time.elapsed() > KEPT_FOR && ended(&self.known, id)) {
+                return;
+            }
+            self.known.remove(id);
+            self.waiting.remove(id);
+            self.order.pop_front();
+        }
     }
 
     pub(super) fn get(&self, request_id: &str) -> Option<&Knowledge> {
@@ -78,7 +96,7 @@ impl OperationTable {
         self.known.retain(|_, known| !matches!(known, Knowledge::Active { .. }));
         self.waiting.clear();
         let known = &self.known;
-        self.order.retain(|id| known.contains_key(id));
+        self.order.retain(|(id, _)| known.contains_key(id));
     }
 
     /// Whether it waits since just now. Other progress is no news.
@@ -203,6 +221,22 @@ mod tests {
         table.insert("pve1", &stop("p2", "second", v1::OperationState::Succeeded, 70));
         table.insert("pve1", &stop("p3", "first", v1::OperationState::Succeeded, 60));
         assert_eq!(table.stop_of("x").unwrap().0, "second");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ended_long_ago_is_forgotten_and_what_goes_on_is_not() {
+        let mut table = OperationTable::default();
+        let of = |id: &str, state| v1::Operation { request_id: id.into(), ..operation(state) };
+        table.insert("pve1", &of("ended", v1::OperationState::Succeeded));
+        table.insert("pve1", &of("active", v1::OperationState::Running));
+        table.insert("pve1", &of("ended later", v1::OperationState::Succeeded));
+        tokio::time::advance(KEPT_FOR * 2).await;
+        table.insert("pve1", &of("new", v1::OperationState::Succeeded));
+        assert_eq!(table.get("ended"), None);
+        assert!(["active", "ended later", "new"].iter().all(|id| table.get(id).is_some()), "what is behind an active one waits for it");
+        table.insert("pve1", &of("active", v1::OperationState::Failed));
+        table.insert("pve1", &of("newer", v1::OperationState::Succeeded));
+        assert!(table.get("active").is_none() && table.get("ended later").is_none() && table.get("new").is_some());
     }
 
     #[test]

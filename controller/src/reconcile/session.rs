@@ -12,14 +12,18 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    Knowledge, Wake,
+    Knowledge, Room, Wake,
     health::{FEATURE, HealthSight},
+    index::{Place, Placed},
+    marks::Marks,
     operation::{OperationTable, knowledge},
-    view::{Facts, HostView, Link, RunState, VmTable, VmView},
+    view::{Alike, Facts, HostView, Link, RunState, VmTable, VmView},
 };
 use crate::{
     agents::{AgentClient, AgentError, Cause},
     epoch::Epoch,
+    kind::ObjectKey,
+    placement::Size,
     tls::{ServerFault, TlsError},
 };
 
@@ -29,6 +33,8 @@ const RECONNECT_FIRST: Duration = Duration::from_millis(250);
 const RECONNECT_MAX: Duration = Duration::from_secs(15);
 /// Ended operations to ask for after connecting: more than a host does in a day.
 const HISTORY: usize = 1000;
+/// The newest of these, which are kept; about an older one that matters the agent is asked.
+const RECENT: usize = 64;
 
 /// How long what was told of a host before holds while its agent is asked for the first time. One that takes calls and does not get to tell what
 /// it has is no reason to say for ever that all is well.
@@ -39,17 +45,42 @@ const FIRST_ANSWER: SignedDuration = SignedDuration::from_secs(20);
 pub(super) struct Session {
     pub(super) name: String,
     pub(super) client: AgentClient,
+    /// Where its host is. It stays: another place is another session.
+    pub(super) place: Place,
+    host: Arc<str>,
+    common: Arc<Common>,
     state: Mutex<State>,
     wake: mpsc::UnboundedSender<Wake>,
     begun: Timestamp,
 }
 
+/// What all sessions share.
+#[derive(Debug, Default)]
+pub(super) struct Common {
+    pub(super) marks: Marks,
+    alike: Alike,
+    answered: Mutex<Option<Timestamp>>,
+}
+
+impl Common {
+    /// When a host that was asked for the first time answered last, or failed to.
+    pub(super) fn answered(&self) -> Option<Timestamp> {
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_answer(&self) {
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Timestamp::now());
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) view: HostView,
+    pub(super) view: Arc<HostView>,
     pub(super) vms: VmTable,
     pub(super) operations: OperationTable,
     pub(super) health: HealthSight,
+    /// What VMs that run here and machines that are placed here take, and the revision of these machines.
+    used: Option<(u64, Size)>,
 }
 
 /// Why a session ended.
@@ -58,17 +89,109 @@ struct Broken {
     message: String,
 }
 
+impl State {
+    /// Cores and memory of the VMs that run on the host.
+    pub(super) fn running(&self) -> Size {
+        let running = self.vms.running().filter(|vm| vm.node == self.view.node).map(|vm| Size::of(vm));
+        running.fold(Size::default(), |a, b| a + b)
+    }
+
+    /// What they and the machines that are placed here, all but this one, take together.
+    pub(super) fn used(&mut self, placed: &Placed, but: &ObjectKey) -> Size {
+        let own = placed.machines.contains_key(but);
+        if let Some((_, used)) = self.used.filter(|(revision, _)| *revision == placed.revision && !own) {
+            return used;
+        }
+        let mut used = self.running();
+        for (_, machine) in placed.machines.iter().filter(|(key, _)| ***key != *but) {
+            // What runs has been counted with what it really has.
+            if machine.uuid.as_deref().is_none_or(|uuid| !self.vms.runs(uuid, &self.view.node)) {
+                used = used + machine.size;
+            }
+        }
+        if !own {
+            self.used = Some((placed.revision, used));
+        }
+        used
+    }
+}
+
 impl Session {
-    pub(super) fn new(name: String, client: AgentClient, view: HostView, wake: mpsc::UnboundedSender<Wake>) -> Arc<Self> {
-        let state = State { view, vms: VmTable::default(), operations: OperationTable::default(), health: HealthSight::default() };
-        Arc::new(Self { name, client, state: Mutex::new(state), wake, begun: Timestamp::now() })
+    pub(super) fn new(
+        name: String,
+        client: AgentClient,
+        view: HostView,
+        common: Arc<Common>,
+        wake: mpsc::UnboundedSender<Wake>,
+    ) -> Arc<Self> {
+        let place = Place { cluster: view.cluster.clone(), node: view.node.clone() };
+        let state = State {
+            view: Arc::new(view),
+            vms: VmTable::default(),
+            operations: OperationTable::default(),
+            health: HealthSight::default(),
+            used: None,
+        };
+        let host = name.as_str().into();
+        Arc::new(Self { name, client, place, host, common, state: Mutex::new(state), wake, begun: Timestamp::now() })
+    }
+
+    /// Takes a VM into the table; returns what was there.
+    fn insert(&self, state: &mut State, vm: Arc<VmView>) -> Option<Arc<VmView>> {
+        state.used = None;
+        self.common.marks.add(&self.host, &vm);
+        let old = state.vms.insert(vm);
+        old.iter().for_each(|old| self.common.marks.remove(&self.host, old));
+        old
+    }
+
+    /// A VM as the agent tells it.
+    fn told(&self, vm: v1::Vm) -> Arc<VmView> {
+        self.common.alike.share(&self.place.cluster, &self.place.node, VmView::from(vm))
+    }
+
+    fn remove(&self, state: &mut State, vmid: u32) -> Option<Arc<VmView>> {
+        state.used = None;
+        let old = state.vms.remove(vmid);
+        old.iter().for_each(|old| self.common.marks.remove(&self.host, old));
+        old
+    }
+
+    /// Takes another table over.
+    fn replace(&self, vms: VmTable) {
+        let mut state = self.state();
+        state.used = None;
+        vms.all().for_each(|vm| self.common.marks.add(&self.host, vm));
+        let old = std::mem::replace(&mut state.vms, vms);
+        old.all().for_each(|vm| self.common.marks.remove(&self.host, vm));
+    }
+
+    /// The session has ended for good: nothing that was told on it counts.
+    pub(super) fn forget(&self) {
+        self.replace(VmTable::default());
+    }
+
+    /// Whether the agent, asked for the first time not long ago, has neither answered nor failed to; until when that counts.
+    pub(super) fn asked_until(&self, patience: SignedDuration, now: Timestamp) -> Option<Timestamp> {
+        let until = self.begun + patience;
+        ((self.begun..until).contains(&now) && self.state().view.link == Link::Connecting).then_some(until)
     }
 
     /// Until when the agent, which has neither answered nor failed to since it was asked first, is waited for before anything is told of that.
     pub(super) fn waited_for(&self, now: Timestamp) -> Option<Timestamp> {
+        self.asked_until(FIRST_ANSWER, now)
+    }
+
+    /// The same for all that an agent tells of its host: its health and its clock too, which come a moment later.
+    pub(super) fn waited_for_whole(&self, now: Timestamp) -> Option<Timestamp> {
         let until = self.begun + FIRST_ANSWER;
-        // A clock that was set back prolongs nothing.
-        (self.state().view.link == Link::Connecting && (self.begun..until).contains(&now)).then_some(until)
+        let state = self.state();
+        let partly = match state.view.link {
+            Link::Connecting => true,
+            Link::Up => !state.health.is_whole(),
+            Link::Down { .. } => false,
+        };
+        (partly && (self.begun..until).contains(&now)).then_some(until)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -88,10 +211,13 @@ impl Session {
             if changed && state.view.link == Link::Up {
                 state.operations.forget_active();
             }
+            if changed && state.view.link == Link::Connecting {
+                self.common.note_answer();
+            }
             if link != Link::Up {
                 state.health = HealthSight::Awaited;
             }
-            state.view.link = link;
+            Arc::make_mut(&mut state.view).link = link;
             changed
         };
         if changed {
@@ -131,11 +257,15 @@ impl Session {
         let mut events = self.client.answer(self.client.host().watch_host(v1::WatchHostRequest {}).await).map_err(failed)?;
         {
             let mut state = self.state();
+            let (recent, old) = history.split_at(history.len().min(RECENT));
             // Oldest first, so that what is dropped is old.
-            for operation in history.iter().rev() {
+            for operation in old.iter().rev() {
+                state.operations.insert_old(operation);
+            }
+            for operation in recent.iter().rev() {
                 state.operations.insert(&self.name, operation);
             }
-            state.view.facts = Some(Facts::from(&host));
+            Arc::make_mut(&mut state.view).facts = Some(Facts::from(&host));
         }
         let (mut table, mut operations_told) = (Some(VmTable::default()), false);
         // By itself: whatever becomes of it, VMs are worked on.
@@ -149,12 +279,11 @@ impl Session {
                         Some(v1::watch_host_response::Event::Host(host)) => {
                             self.check(&host)?;
                             self.announce(&host, controller, epoch, &mut announced).await?;
-                            self.state().view.facts = Some(Facts::from(&host));
-                            self.tell(Wake::Host(self.name.clone()));
+                            self.take_facts(Facts::from(&host));
                         }
                         Some(v1::watch_host_response::Event::Synced(_)) => {
                             if let Some(table) = table.take() {
-                                self.state().vms = table;
+                                self.replace(table);
                             }
                         }
                         None => debug!(host = self.name, "an event of an unknown kind"),
@@ -173,6 +302,15 @@ impl Session {
                 info!(host = self.name, "connected");
                 self.set_link(Link::Up);
             }
+        }
+    }
+
+    fn take_facts(&self, facts: Facts) {
+        let mut state = self.state();
+        if state.view.facts.as_ref() != Some(&facts) {
+            Arc::make_mut(&mut state.view).facts = Some(facts);
+            drop(state);
+            self.tell(Wake::Host(self.name.clone()));
         }
     }
 
@@ -209,17 +347,23 @@ impl Session {
 
     fn vm_event(&self, event: v1::VmEvent, table: Option<&mut VmTable>) {
         let kind = event.r#type();
-        let Some(vm) = event.vm.map(VmView::from) else { return };
-        let wake = Wake::of_vm(&self.name, &vm);
+        let Some(vm) = event.vm.map(|vm| self.told(vm)) else { return };
+        let gone = kind == v1::VmEventType::Removed;
         match table {
-            Some(table) if kind == v1::VmEventType::Removed => drop(table.remove(vm.vmid)),
+            Some(table) if gone => drop(table.remove(vm.vmid)),
             Some(table) => drop(table.insert(vm)),
             None => {
+                let mut wake = Wake::of_vm(&self.name, &vm);
                 let mut state = self.state();
-                let old = if kind == v1::VmEventType::Removed { state.vms.remove(vm.vmid) } else { state.vms.insert(vm) };
+                let (vmid, template) = (vm.vmid, vm.template && !gone);
+                let old = if gone { self.remove(&mut state, vmid) } else { self.insert(&mut state, vm) };
+                let new = state.vms.get(vmid);
                 drop(state);
+                if let Wake::Vm { room, .. } = &mut wake {
+                    *room = Room::after(old.as_deref(), new.as_deref(), template);
+                }
                 // A VMID that another VM has now concerns the machine that had it before.
-                if let Some(before) = old.map(|old| Wake::of_vm(&self.name, &old)).filter(|before| *before != wake) {
+                if let Some(before) = old.map(|old| Wake::of_vm(&self.name, &old)).filter(|before| !before.same_vm(&wake)) {
                     self.tell(before);
                 }
                 self.tell(wake);
@@ -261,7 +405,7 @@ impl Session {
         let before = self.state().vms.get(vmid);
         let request = v1::GetVmRequest { vm: Some(v1::VmRef { vmid, uuid: uuid.to_owned() }) };
         let Ok(response) = self.client.answer(self.client.vm().get_vm(request).await) else { return };
-        let Some(vm) = response.vm.map(VmView::from) else { return };
+        let Some(vm) = response.vm.map(|vm| self.told(vm)) else { return };
         let mut state = self.state();
         let after = state.vms.get(vmid);
         let told_meanwhile = match (&before, &after) {
@@ -271,7 +415,7 @@ impl Session {
         };
         // What the stream told while this was asked is newer. What other nodes do is told by them.
         if !told_meanwhile && state.view.link == Link::Up && (vm.node == state.view.node || vm.state != RunState::Unknown) {
-            state.vms.insert(vm);
+            self.insert(&mut state, vm);
         }
     }
 }

@@ -41,8 +41,8 @@ impl<S: Store> Tenants<S> {
     /// The others that claim one of these namespaces have something else to tell now.
     pub(super) async fn rivals(&self, key: &ObjectKey, namespaces: &BTreeSet<String>) -> Result<Vec<ObjectKey>, StoreError> {
         let all = self.store.list::<Tenant>().await?;
-        let rival = |t: &&PveTenant| t.key() != *key && t.spec.namespaces.iter().any(|n| namespaces.contains(n));
-        Ok(all.iter().filter(rival).map(PveTenant::key).collect())
+        let rival = |t: &&Arc<PveTenant>| t.key() != *key && t.spec.namespaces.iter().any(|n| namespaces.contains(n));
+        Ok(all.iter().filter(rival).map(|t| t.key()).collect())
     }
 
     pub(super) async fn reconcile(&self, key: &ObjectKey) -> Result<Next, StoreError> {

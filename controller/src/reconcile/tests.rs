@@ -6,6 +6,7 @@ mod cluster;
 mod disks;
 mod health;
 mod network;
+mod room;
 mod user_data;
 mod volumes;
 

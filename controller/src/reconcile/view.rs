@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use jiff::Timestamp;
@@ -18,6 +19,9 @@ const USER_DATA: &str = "vm.user_data";
 
 /// What the slots of disks begin with that PVE has put aside.
 pub(super) const ASIDE: &str = "unused";
+
+/// How many views of one PVE cluster are kept before those that nobody holds are looked for.
+const SWEEP: usize = 64;
 
 /// A VM as one agent sees it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -300,23 +304,25 @@ pub struct Sighting {
     pub vm: Arc<VmView>,
 }
 
-/// All VMs that one agent sees, found by VMID, UUID or machine.
+/// All VMs that one agent sees, found by VMID, UUID or machine. Each agent of a PVE cluster sees all VMs of the cluster, so that there are many
+/// more entries than VMs: what finds them is kept small.
 #[derive(Debug, Default)]
 pub struct VmTable {
     vms: BTreeMap<u32, Arc<VmView>>,
-    by_uuid: HashMap<String, Vec<u32>>,
-    by_machine: HashMap<String, Vec<u32>>,
+    /// Digests of UUIDs, and of the machines that marks name. What has the same digest is looked at.
+    by_uuid: BTreeSet<(u64, u32)>,
+    by_machine: BTreeSet<(u64, u32)>,
     templates: BTreeSet<u32>,
     running: BTreeSet<u32>,
 }
 
 impl VmTable {
     /// Adds or replaces; returns what was there.
-    pub fn insert(&mut self, vm: VmView) -> Option<Arc<VmView>> {
+    pub fn insert(&mut self, vm: Arc<VmView>) -> Option<Arc<VmView>> {
         let old = self.remove(vm.vmid);
-        self.by_uuid.entry(vm.uuid.clone()).or_default().push(vm.vmid);
+        self.by_uuid.insert((digest(&vm.uuid), vm.vmid));
         if let Some(uid) = machine_uid(&vm) {
-            self.by_machine.entry(uid.to_owned()).or_default().push(vm.vmid);
+            self.by_machine.insert((digest(uid), vm.vmid));
         }
         if vm.template {
             self.templates.insert(vm.vmid);
@@ -324,7 +330,7 @@ impl VmTable {
         if matches!(vm.state, RunState::Running | RunState::Paused) {
             self.running.insert(vm.vmid);
         }
-        self.vms.insert(vm.vmid, Arc::new(vm));
+        self.vms.insert(vm.vmid, vm);
         old
     }
 
@@ -333,9 +339,9 @@ impl VmTable {
         let old = self.vms.remove(&vmid)?;
         self.templates.remove(&vmid);
         self.running.remove(&vmid);
-        unlist(&mut self.by_uuid, &old.uuid, vmid);
+        self.by_uuid.remove(&(digest(&old.uuid), vmid));
         if let Some(uid) = machine_uid(&old) {
-            unlist(&mut self.by_machine, uid, vmid);
+            self.by_machine.remove(&(digest(uid), vmid));
         }
         Some(old)
     }
@@ -360,13 +366,68 @@ impl VmTable {
         self.running.iter().filter_map(|id| self.vms.get(id))
     }
 
+    /// Whether a VM of this UUID is known to run on a node.
+    pub fn runs(&self, uuid: &str, node: &str) -> bool {
+        self.with_uuid(uuid).any(|vm| self.running.contains(&vm.vmid) && vm.node == node)
+    }
+
     /// Those that may be this machine's.
     pub fn of_machine(&self, uid: &str, uuid: Option<&str>, vmid: Option<u32>) -> Vec<Arc<VmView>> {
-        let by_uuid = uuid.and_then(|u| self.by_uuid.get(u)).into_iter().flatten();
-        let mut ids: Vec<u32> = self.by_machine.get(uid).into_iter().flatten().chain(by_uuid).copied().chain(vmid).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids.iter().filter_map(|id| self.vms.get(id)).cloned().collect()
+        let marked = self.found(&self.by_machine, uid).filter(|vm| machine_uid(vm) == Some(uid));
+        let same = uuid.into_iter().flat_map(|uuid| self.with_uuid(uuid));
+        let mut vms: Vec<&Arc<VmView>> = marked.chain(same).chain(vmid.and_then(|id| self.vms.get(&id))).collect();
+        vms.sort_unstable_by_key(|vm| vm.vmid);
+        vms.dedup_by_key(|vm| vm.vmid);
+        vms.into_iter().cloned().collect()
+    }
+
+    fn with_uuid<'a>(&'a self, uuid: &'a str) -> impl Iterator<Item = &'a Arc<VmView>> {
+        self.found(&self.by_uuid, uuid).filter(move |vm| vm.uuid == uuid)
+    }
+
+    fn found<'a>(&'a self, index: &'a BTreeSet<(u64, u32)>, key: &str) -> impl Iterator<Item = &'a Arc<VmView>> + use<'a> {
+        let digest = digest(key);
+        index.range((digest, 0)..=(digest, u32::MAX)).filter_map(|(_, id)| self.vms.get(id))
+    }
+}
+
+fn digest(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What agents of one PVE cluster tell alike about the VMs of other nodes: kept once.
+#[derive(Debug, Default)]
+pub(super) struct Alike(Mutex<HashMap<String, Views>>);
+
+#[derive(Debug, Default)]
+struct Views {
+    views: HashMap<u32, Weak<VmView>>,
+    /// At this many those that nobody holds any more are taken out.
+    sweep: usize,
+}
+
+impl Alike {
+    /// A VM as the agent on this node of the cluster tells it.
+    pub(super) fn share(&self, cluster: &str, node: &str, vm: VmView) -> Arc<VmView> {
+        // Its own node tells more of it than the others.
+        if vm.node == node {
+            return Arc::new(vm);
+        }
+        // Each change under the lock is one insert or remove.
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.entry(cluster.to_owned()).or_default();
+        if let Some(same) = known.views.get(&vm.vmid).and_then(Weak::upgrade).filter(|same| **same == vm) {
+            return same;
+        }
+        if known.views.len() >= known.sweep {
+            known.views.retain(|_, view| view.strong_count() > 0);
+            known.sweep = known.views.len() * 2 + SWEEP;
+        }
+        let vm = Arc::new(vm);
+        known.views.insert(vm.vmid, Arc::downgrade(&vm));
+        vm
     }
 }
 
@@ -375,11 +436,49 @@ pub fn machine_uid(vm: &VmView) -> Option<&str> {
     vm.owner.as_ref().map(|o| o.machine_uid.as_str()).filter(|uid| !uid.is_empty())
 }
 
-fn unlist(index: &mut HashMap<String, Vec<u32>>, key: &str, vmid: u32) {
-    if let Some(ids) = index.get_mut(key) {
-        ids.retain(|id| *id != vmid);
-        if ids.is_empty() {
-            index.remove(key);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::testing;
+
+    #[test]
+    fn vms_are_found_by_mark_uuid_and_vmid_and_no_longer_once_they_are_gone() {
+        let mut table = VmTable::default();
+        let vm = testing::vm(RunState::Running);
+        let copy = VmView { vmid: 102, owner: None, ..vm.clone() };
+        let other = VmView { vmid: 103, uuid: "other".into(), owner: None, ..vm.clone() };
+        for vm in [&vm, &copy, &other] {
+            assert_eq!(table.insert(Arc::new(vm.clone())), None);
         }
+        let ids = |table: &VmTable, uid: &str, uuid: Option<&str>, vmid: Option<u32>| {
+            table.of_machine(uid, uuid, vmid).iter().map(|vm| vm.vmid).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(&table, testing::UID, None, None), [101]);
+        assert_eq!(ids(&table, testing::UID, Some(testing::UUID), Some(103)), [101, 102, 103]);
+        assert!(table.runs("other", "pve1") && !table.runs("other", "pve2") && !table.runs("", "pve1"));
+        table.insert(Arc::new(VmView { uuid: "new".into(), state: RunState::Stopped, ..vm }));
+        assert_eq!(ids(&table, "", Some(testing::UUID), None), [102]);
+        assert!(!table.runs("new", "pve1"));
+        table.remove(101);
+        assert!(ids(&table, testing::UID, Some("new"), Some(101)).is_empty());
+    }
+
+    #[test]
+    fn what_other_nodes_tell_alike_is_kept_once_and_what_its_own_node_tells_is_not_mixed_up_with_it() {
+        let alike = Alike::default();
+        let vm = |state| testing::vm(state);
+        let (two, three) = (alike.share("lab", "pve2", vm(RunState::Unknown)), alike.share("lab", "pve3", vm(RunState::Unknown)));
+        assert!(Arc::ptr_eq(&two, &three));
+        let own = alike.share("lab", "pve1", vm(RunState::Running));
+        assert_eq!(own.state, RunState::Running);
+        assert!(!Arc::ptr_eq(&two, &alike.share("other", "pve2", vm(RunState::Unknown))));
+        let changed = VmView { digest: "d2".into(), ..vm(RunState::Unknown) };
+        assert_eq!(alike.share("lab", "pve2", changed.clone()).digest, "d2");
+        assert_eq!(two.digest, "d1");
+        drop((two, three));
+        for vmid in 0..10_000 {
+            alike.share("lab", "pve2", VmView { vmid, ..changed.clone() });
+        }
+        assert!(alike.0.lock().unwrap_or_else(PoisonError::into_inner)["lab"].views.len() <= SWEEP + 1, "what nobody holds is forgotten");
     }
 }

@@ -3,7 +3,7 @@
 pub mod folder;
 pub mod kubernetes;
 
-use std::{future::Future, io, path::PathBuf};
+use std::{future::Future, io, path::PathBuf, sync::Arc};
 
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -176,7 +176,7 @@ pub fn user_data_of_size(what: &str, key: &str, data: Vec<u8>) -> Result<Vec<u8>
 /// Objects, watched. Implementations are shared by reference between all reconcilers.
 pub trait Store: Send + Sync + 'static {
     /// All objects of a kind, by name.
-    fn list<K: Kind>(&self) -> impl Future<Output = Result<Vec<Object<K>>, StoreError>> + Send;
+    fn list<K: Kind>(&self) -> impl Future<Output = Result<Vec<Arc<Object<K>>>, StoreError>> + Send;
 
     /// One object.
     fn get<K: Kind>(&self, key: &ObjectKey) -> impl Future<Output = Result<Option<Object<K>>, StoreError>> + Send;

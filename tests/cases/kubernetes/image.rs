@@ -9,7 +9,7 @@ use std::{
 };
 
 use pvelet_proto::identity::Role;
-use pvelet_tests::{Pki, containerd::Containerd, helm::file, program};
+use pvelet_tests::{Pki, containerd::Containerd, program, script::file};
 use tempfile::TempDir;
 
 const USER: u32 = 65532;

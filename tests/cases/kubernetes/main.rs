@@ -15,3 +15,4 @@ mod host;
 mod image;
 mod monitoring;
 mod nodes;
+mod scale;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use pvelet_tests::helm::{file, folder_of};
+use pvelet_tests::script::{file, folder_of};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -29,6 +29,7 @@ const HEALTHY: &[(&str, &str)] = &[
     (r#"pvelet_agent_check_panics_total{instance="pve1",source="live"}"#, "1+0"),
     (r#"pvelet_agent_tls_certificate_expiry_timestamp_seconds{instance="pve1"}"#, "3000000+0"),
     (r#"pvelet_agent_tls_certificate_expiry_timestamp_seconds{instance="pve2"}"#, "0+0"),
+    (r#"pvelet_agent_tls_client_ca_expiry_timestamp_seconds{instance="pve1"}"#, "3000000+0"),
     (r#"pvelet_agent_tls_reload_failures_total{instance="pve1"}"#, "3+0"),
     (r#"pvelet_agent_tls_handshake_failures_total{instance="pve1"}"#, "0+1"),
     (r#"pvelet_agent_shed_total{instance="pve1",pool="read"}"#, "7+0"),
@@ -61,13 +62,18 @@ const CASES: &[Case] = &[
     ("repairs do not help", &[(r#"result="failed""#, "0+0.1")], &["PveletAgentRepairFailed"]),
     (
         "a certificate ends in nine days",
-        &[(r#"expiry_timestamp_seconds{instance="pve1"}"#, "800000+0")],
+        &[(r#"certificate_expiry_timestamp_seconds{instance="pve1"}"#, "800000+0")],
         &["PveletAgentCertificateExpires"],
     ),
     (
         "a certificate has ended",
-        &[(r#"expiry_timestamp_seconds{instance="pve1"}"#, "5000+0")],
+        &[(r#"certificate_expiry_timestamp_seconds{instance="pve1"}"#, "5000+0")],
         &["PveletAgentCertificateExpired", "PveletAgentCertificateExpires"],
+    ),
+    (
+        "a CA of clients ends in nine days",
+        &[(r#"client_ca_expiry_timestamp_seconds{instance="pve1"}"#, "800000+0")],
+        &["PveletAgentClientCaExpires"],
     ),
     ("TLS files are bad", &[("reload_failures", "0+1")], &["PveletAgentCertificateReloadFails"]),
     ("strangers call", &[("handshake_failures", "0+30")], &["PveletAgentHandshakesFail"]),

@@ -57,7 +57,7 @@ impl Lab {
             let (cert, key) = self.pki.host(&name(n), &name(n));
             copy(&cert, &tls.join("agent.crt"));
             copy(&key, &tls.join("agent.key"));
-            copy(&self.pki.dir.ca_cert_path(), &tls.join("client-ca.crt"));
+            copy(&self.pki.dir.ca_cert_path(), &tls.join("ca.crt"));
             copy(&self.pki.dir.crl_path(), &tls.join("ca.crl"));
             fs::write(root.join("etc/pvelet/agent.toml.in"), config(n)).unwrap();
             tar(&root, &own);

@@ -153,7 +153,9 @@ impl Containerd {
 
     /// Stops it with SIGSTOP: it stays, and answers nothing.
     pub fn freeze(&self) {
-        self.signal(Signal::SIGSTOP);
+        if let Some(child) = self.child().as_ref() {
+            crate::process::freeze(child.id()).unwrap();
+        }
     }
 
     /// Lets it run on.

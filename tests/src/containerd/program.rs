@@ -4,8 +4,8 @@ use std::{
     ffi::OsString,
     io,
     os::fd::{AsFd, OwnedFd},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::PathBuf,
+    process::{Child, Command},
     sync::{
         LazyLock, Mutex, PoisonError,
         mpsc::{self, Sender},
@@ -14,6 +14,8 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, poll};
+
+use crate::script::folder_of;
 
 /// Which containerd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +31,9 @@ impl Release {
     fn folders(self) -> &'static [PathBuf] {
         // `PVELET_CONTAINERD` names another folder, to try another version.
         static DEBIAN: LazyLock<[PathBuf; 1]> =
-            LazyLock::new(|| [std::env::var_os("PVELET_CONTAINERD").map_or_else(|| made_by("containerd/fetch.sh"), PathBuf::from)]);
-        static V2: LazyLock<[PathBuf; 2]> = LazyLock::new(|| [made_by("containerd/v2/build.sh"), made_by("containerd/fetch.sh")]);
+            LazyLock::new(|| [std::env::var_os("PVELET_CONTAINERD").map_or_else(|| folder_of("tests/containerd/fetch.sh"), PathBuf::from)]);
+        static V2: LazyLock<[PathBuf; 2]> =
+            LazyLock::new(|| [folder_of("tests/containerd/v2/build.sh"), folder_of("tests/containerd/fetch.sh")]);
         match self {
             Self::Debian => &*DEBIAN,
             Self::V2 => &*V2,
@@ -49,14 +52,6 @@ impl Release {
         let rest: Vec<PathBuf> = std::env::split_paths(&rest).collect();
         std::env::join_paths(self.folders().iter().chain(&rest)).unwrap()
     }
-}
-
-/// The folder that a script of the tests makes where it is missing, and prints.
-fn made_by(script: &str) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
-    let out = Command::new(&script).stderr(Stdio::inherit()).output().unwrap_or_else(|e| panic!("{}: {e}", script.display()));
-    assert!(out.status.success(), "{} ended with {}", script.display(), out.status);
-    PathBuf::from(String::from_utf8_lossy(&out.stdout).trim())
 }
 
 type Order = (Command, Sender<io::Result<Child>>);

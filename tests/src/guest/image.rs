@@ -14,6 +14,8 @@ use nix::{
 };
 use tempfile::TempDir;
 
+use crate::script::folder_of;
+
 /// The folder of a built image.
 #[derive(Debug, Clone)]
 pub struct Image(PathBuf);
@@ -22,12 +24,7 @@ impl Image {
     /// The image, built now (minutes) where it is missing; `make guest-image` builds it beforehand.
     pub fn get() -> &'static Self {
         static IMAGE: OnceLock<Image> = OnceLock::new();
-        IMAGE.get_or_init(|| {
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/build-image.sh");
-            let out = Command::new(&script).stderr(Stdio::inherit()).output().unwrap_or_else(|e| panic!("{}: {e}", script.display()));
-            assert!(out.status.success(), "{} ended with {}", script.display(), out.status);
-            Self(PathBuf::from(String::from_utf8_lossy(&out.stdout).trim()))
-        })
+        IMAGE.get_or_init(|| Self(folder_of("tests/guest/build-image.sh")))
     }
 
     /// A file of it: `base.qcow2`, `vmlinuz`, `initrd`, `key`, `known_hosts`.

@@ -194,7 +194,7 @@ impl ApiServer {
     /// # Panics
     /// When it does not run.
     pub fn freeze(&mut self) {
-        self.process().signal(Signal::SIGSTOP).expect("SIGSTOP");
+        self.process().freeze().expect("SIGSTOP");
     }
 
     /// SIGCONT after [`Self::freeze`].
@@ -202,7 +202,7 @@ impl ApiServer {
     /// # Panics
     /// When it does not run.
     pub fn thaw(&mut self) {
-        self.process().signal(Signal::SIGCONT).expect("SIGCONT");
+        self.process().thaw().expect("SIGCONT");
     }
 
     /// Its process.

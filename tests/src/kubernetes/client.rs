@@ -103,6 +103,25 @@ impl Kube {
         self.json(Method::POST, path, "application/json", Some(object)).await
     }
 
+    /// Makes many objects in the collection at a path, one after the other over one connection.
+    ///
+    /// # Errors
+    /// As [`Self::get`], at the first that is refused.
+    pub async fn create_all(&self, path: &str, objects: impl IntoIterator<Item = Value>) -> Result<(), KubeError> {
+        let (mut sender, _connection) = self.connect().await?;
+        for object in objects {
+            let request = self.request(Method::POST, path, "application/json", Some(&object))?;
+            sender.ready().await.map_err(KubeError::no_answer)?;
+            let response = sender.send_request(request).await.map_err(KubeError::no_answer)?;
+            let code = response.status();
+            let body = response.into_body().collect().await.map_err(KubeError::no_answer)?.to_bytes();
+            if !code.is_success() {
+                return Err(KubeError::answered(code, &body));
+            }
+        }
+        Ok(())
+    }
+
     /// Replaces the object at a path; `metadata.resourceVersion` is a precondition.
     ///
     /// # Errors
@@ -238,6 +257,12 @@ impl Kube {
         kind: &str,
         body: Option<&Value>,
     ) -> Result<(Response<Incoming>, Connection), KubeError> {
+        let request = self.request(method, path, kind, body)?;
+        let (mut sender, connection) = self.connect().await?;
+        Ok((sender.send_request(request).await.map_err(KubeError::no_answer)?, connection))
+    }
+
+    fn request(&self, method: Method, path: &str, kind: &str, body: Option<&Value>) -> Result<Request<Full<Bytes>>, KubeError> {
         let body = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
         let mut request = Request::builder()
             .method(method)
@@ -251,12 +276,14 @@ impl Kube {
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request.body(Full::new(body)).map_err(KubeError::no_answer)?;
+        request.body(Full::new(body)).map_err(KubeError::no_answer)
+    }
+
+    async fn connect(&self) -> Result<(http1::SendRequest<Full<Bytes>>, Connection), KubeError> {
         let tcp = TcpStream::connect(self.server).await.map_err(KubeError::no_answer)?;
         let stream = self.tls.connect(ServerName::from(self.server.ip()), tcp).await.map_err(KubeError::no_answer)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(KubeError::no_answer)?;
-        let connection = Connection(tokio::spawn(connection).abort_handle());
-        Ok((sender.send_request(request).await.map_err(KubeError::no_answer)?, connection))
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(KubeError::no_answer)?;
+        Ok((sender, Connection(tokio::spawn(connection).abort_handle())))
     }
 }
 

@@ -9,17 +9,14 @@ mod pki;
 mod port;
 pub mod site;
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::OnceLock,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::OnceLock, time::Duration};
 
 pub use api_server::{ApiServer, ApiServerOptions, User};
 pub use client::{Events, Kube, KubeError};
 pub use controller_manager::ControllerManager;
 pub use etcd::Etcd;
+
+use crate::script::folder_of;
 
 /// How long a program of Kubernetes may take to start, or to end, on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,10 +42,7 @@ impl Programs {
 pub fn programs() -> &'static Programs {
     static PROGRAMS: OnceLock<Programs> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes/build.sh");
-        let out = Command::new(&script).stderr(Stdio::inherit()).output().unwrap_or_else(|e| panic!("{}: {e}", script.display()));
-        assert!(out.status.success(), "{} ended with {}", script.display(), out.status);
-        let folder = PathBuf::from(String::from_utf8_lossy(&out.stdout).trim());
+        let folder = folder_of("tests/kubernetes/build.sh");
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let version = name.rsplit_once('-').expect("the folder is named <version>-<hash>").0.to_owned();
         Programs { folder, version }

@@ -1,6 +1,6 @@
 //! A cluster with the controller's resources, and simulated PVE hosts whose agents it drives.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use pve_sim::control::{Client, Request, Seed};
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ impl Site {
         let server = ApiServer::start_with(ApiServerOptions::default()).await;
         let site = Self { stack, server };
         site.define().await;
-        site.allow().await;
+        allow(site.admin()).await;
         for agent in site.stack.agents.values() {
             let spec = json!({"address": agent.address.to_string(), "cluster": agent.cluster, "node": agent.node});
             site.create(HOSTS, "PveHost", &agent.node, spec).await;
@@ -61,34 +61,12 @@ impl Site {
 
     /// Installs the definitions, and waits until they are served.
     pub async fn define(&self) {
-        for crd in pvelet_controller::crd::all() {
-            let name = crd["metadata"]["name"].as_str().expect("a name").to_owned();
-            self.admin().apply(&format!("{DEFINITIONS}/{name}"), "tests", true, &crd).await.unwrap();
-            let established = |crd: &Value| {
-                let all = crd["status"]["conditions"].as_array().into_iter().flatten();
-                all.into_iter().any(|c| c["type"] == "Established" && c["status"] == "True")
-            };
-            self.admin().wait(DEFINITIONS, &name, LIMIT, established).await;
-        }
-    }
-
-    /// What the chart allows the controller, and its ServiceAccount.
-    async fn allow(&self) {
-        let values = json!({"fullnameOverride": "pvelet-controller"});
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": helm::NAMESPACE}});
-        self.admin().create("/api/v1/namespaces", &namespace).await.unwrap();
-        let wanted = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
-        let objects = Helm::alone().render(&values).unwrap_or_else(|e| panic!("{e}"));
-        for object in objects.iter().filter(|o| wanted.contains(&o["kind"].as_str().unwrap_or_default())) {
-            let collection = helm::collection(self.admin(), object).await.unwrap();
-            self.admin().create(&collection, object).await.unwrap();
-        }
+        define(self.admin()).await;
     }
 
     /// Creates an object of a kind of ours.
     pub async fn create(&self, collection: &str, kind: &str, name: &str, spec: Value) -> Value {
-        let object = json!({"apiVersion": "pvelet.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
-        self.admin().create(collection, &object).await.unwrap()
+        self.admin().create(collection, &object(kind, name, spec)).await.unwrap()
     }
 
     /// Creates a machine of the template, with more in its spec.
@@ -103,8 +81,7 @@ impl Site {
 
     /// A controller of this name of the installation, in the cluster under the chart's ServiceAccount; not started yet.
     pub async fn controller(&self, installation: &str, instance: &str) -> Controller {
-        let user = self.server.service_account(helm::NAMESPACE, "pvelet-controller").await.unwrap();
-        let kubeconfig = self.server.kubeconfig(&user);
+        let kubeconfig = kubeconfig(&self.server).await;
         Controller::in_cluster(self.stack.dir.path(), &self.stack.pki, installation, instance, &kubeconfig, helm::NAMESPACE)
     }
 
@@ -118,6 +95,43 @@ impl Site {
         names.sort();
         names
     }
+}
+
+/// Installs the definitions, and waits until they are served.
+pub async fn define(admin: &Kube) {
+    for crd in pvelet_controller::crd::all() {
+        let name = crd["metadata"]["name"].as_str().expect("a name").to_owned();
+        admin.apply(&format!("{DEFINITIONS}/{name}"), "tests", true, &crd).await.unwrap();
+        let established = |crd: &Value| {
+            let all = crd["status"]["conditions"].as_array().into_iter().flatten();
+            all.into_iter().any(|c| c["type"] == "Established" && c["status"] == "True")
+        };
+        admin.wait(DEFINITIONS, &name, LIMIT, established).await;
+    }
+}
+
+/// Installs what the chart allows the controller, and its ServiceAccount.
+pub async fn allow(admin: &Kube) {
+    let values = json!({"fullnameOverride": "pvelet-controller"});
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": helm::NAMESPACE}});
+    admin.create("/api/v1/namespaces", &namespace).await.unwrap();
+    let wanted = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
+    let objects = Helm::alone().render(&values).unwrap_or_else(|e| panic!("{e}"));
+    for object in objects.iter().filter(|o| wanted.contains(&o["kind"].as_str().unwrap_or_default())) {
+        let collection = helm::collection(admin, object).await.unwrap();
+        admin.create(&collection, object).await.unwrap();
+    }
+}
+
+/// The kubeconfig of the chart's ServiceAccount.
+pub async fn kubeconfig(server: &ApiServer) -> PathBuf {
+    let user = server.service_account(helm::NAMESPACE, "pvelet-controller").await.unwrap();
+    server.kubeconfig(&user)
+}
+
+/// An object of a kind of ours.
+pub fn object(kind: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "pvelet.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec})
 }
 
 /// The least of a machine, with more in its spec.

@@ -131,6 +131,30 @@ fn the_timer_undoes_what_is_over_and_lets_the_rest_be() {
 }
 
 #[test]
+fn before_a_removal_a_change_is_undone_however_much_time_it_has_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, _, name) = on_a_runtime(left_waiting(dir.path()));
+    on_a_runtime(async {
+        let undone = recover::now(&*host.process()).await.unwrap();
+        assert!(matches!(undone, Recovered::Undone(operation, _) if operation == name));
+        assert!(!host.armed() && host.kernel().link("vmbr100").is_none());
+        assert_eq!((phase(&host).as_str(), host.own_file()), ("rolled_back", None));
+        assert!(host.checkpoint().unwrap()["detail"].as_str().unwrap().contains("removed before it was confirmed"));
+        // A second time, as after a removal that was broken off.
+        assert_eq!(recover::now(&*host.process()).await.unwrap(), Recovered::Nothing);
+    });
+    let (dir, (host, pve)) = (tempfile::tempdir().unwrap(), (FakeHost::new(), FakePve::new(NODE)));
+    on_a_runtime(async {
+        assert_eq!(recover::now(&*host.process()).await.unwrap(), Recovered::Nothing);
+        // What was confirmed stays.
+        let rig = open(dir.path(), &host, &pve);
+        rig.make("a", "n", classic()).await;
+        assert_eq!(recover::now(&*host.process()).await.unwrap(), Recovered::Nothing);
+        assert!(host.kernel().link("vmbr100").is_some() && host.own_file().is_some());
+    });
+}
+
+#[test]
 fn the_timer_waits_for_an_agent_that_is_working() {
     let dir = tempfile::tempdir().unwrap();
     let (host, ..) = on_a_runtime(left_waiting(dir.path()));

@@ -283,6 +283,15 @@ impl Conditions {
 }
 
 impl HealthSight {
+    /// Whether nothing more is to come soon: the checks are told, and how far the clock is off.
+    pub(super) fn is_whole(&self) -> bool {
+        match self {
+            Self::Awaited => false,
+            Self::Told(health) => health.clock.is_some(),
+            Self::NotOffered | Self::Lost(_) => true,
+        }
+    }
+
     /// Why nothing is repaired on the host any more.
     pub(super) fn latch(&self) -> Option<&str> {
         match self {

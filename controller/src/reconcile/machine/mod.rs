@@ -3,18 +3,20 @@
 pub(super) mod decide;
 mod volumes;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use jiff::Timestamp;
 use pvelet_proto::{reason, v1};
-use tokio::sync::Mutex;
 use tonic::Code;
 use tracing::{debug, info};
 
 use self::decide::{Action, Ending, Inputs, Knowledge, Request, VolumeSight, decide};
 use super::{
     Fleet,
-    controller::Index,
+    index::Index,
     operation::{answered, knowledge},
     session::Session,
     tenant::Refusal,
@@ -37,6 +39,8 @@ pub(super) enum Next {
     Sleep,
     /// Look again at this moment.
     At(Timestamp),
+    /// Look again once all hosts have been asked what they have; that may be so at this moment.
+    Asked(Timestamp),
     /// The agent could not be asked properly; look again after a pause that grows.
     Backoff,
 }
@@ -47,7 +51,7 @@ pub(super) struct Machines<S> {
     pub(super) index: Arc<Index>,
     pub(super) controller: String,
     pub(super) epoch: Epoch,
-    /// One placement at a time, so that each sees what the one before took.
+    /// One placement at a time, so that each sees what the one before took. Held while one is decided, not while it is stored.
     pub(super) placing: Mutex<()>,
 }
 
@@ -89,9 +93,11 @@ impl<S: Store> Machines<S> {
             // Each answer of the store has the spec as it was written.
             machine.spec.tenant = Some(tenant.clone());
             self.index.put(key, &machine);
-            let placing = if machine.status.host.is_none() { Some(self.placing.lock().await) } else { None };
+            if let Some(until) = self.unasked(&machine) {
+                return Ok(Next::Asked(until));
+            }
             let known = learned.clone().or_else(|| machine.status.operation.as_ref().and_then(|a| self.fleet.knowledge(a)));
-            let decision = self.decide(&machine, known.unwrap_or(Knowledge::Unsure), &seen);
+            let decision = self.decide_in_turn(key, &machine, known.unwrap_or(Knowledge::Unsure), &seen);
             let begun =
                 decision.status.operation.as_ref().map(|a| &a.request_id) != machine.status.operation.as_ref().map(|a| &a.request_id);
             finalizer |= decision.finalizer;
@@ -107,7 +113,6 @@ impl<S: Store> Machines<S> {
             machine = self.store.update_status(&machine).await?;
             self.tell(&about, &before, &machine);
             self.index.put(key, &machine);
-            drop(placing);
             // After the placement and before the call: a finalizer never stands without the status that says what it is for.
             if finalizer && !machine.metadata.finalizers.iter().any(|f| f == MACHINE_FINALIZER) {
                 let mut finalizers = machine.metadata.finalizers.clone();
@@ -168,16 +173,43 @@ impl<S: Store> Machines<S> {
         super::tenant::of(machine, &namespace, self.store.tenancy(&namespace))
     }
 
+    /// Until when hosts are asked what they have before a machine is placed: the first that answer would get more than their share.
+    fn unasked(&self, machine: &PveMachine) -> Option<Timestamp> {
+        let status = &machine.status;
+        let unplaced = status.host.is_none() && !status.created && machine.spec.host.is_none() && !machine.is_deleting();
+        if unplaced { self.fleet.asking(Timestamp::now()) } else { None }
+    }
+
+    /// Decides. A placement counts for those that are decided after it, though it is stored later; where it cannot be, the machine is looked at
+    /// again, and what it took is free.
+    fn decide_in_turn(
+        &self,
+        key: &ObjectKey,
+        machine: &PveMachine,
+        known: Knowledge,
+        volumes: &BTreeMap<(String, String), VolumeSight>,
+    ) -> decide::Decision {
+        if machine.status.host.is_some() {
+            return self.decide(machine, known, volumes);
+        }
+        let _turn = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        let decision = self.decide(machine, known, volumes);
+        if decision.status.host.is_some() {
+            self.index.put(key, &PveMachine { status: decision.status.clone(), ..machine.clone() });
+        }
+        decision
+    }
+
     fn decide(&self, machine: &PveMachine, known: Knowledge, volumes: &BTreeMap<(String, String), VolumeSight>) -> decide::Decision {
         let status = &machine.status;
         let unplaced = status.host.is_none() && !status.created;
-        let candidates = if unplaced { self.fleet.candidates(&machine.spec, &self.index.reservations(&machine.key())) } else { Vec::new() };
+        let candidates = if unplaced { self.fleet.candidates(machine, &self.index) } else { Vec::new() };
         let orphan = if unplaced {
             self.fleet.orphan(machine.vm_name(), machine.tenant(), |uid| self.index.has_uid(uid) || self.store.is_unreadable(uid))
         } else {
             None
         };
-        let (hosts, sightings) = self.fleet.look(&machine.metadata.uid, status);
+        let (hosts, sightings) = self.fleet.look(&machine.metadata.uid, status, orphan.as_ref());
         decide(&Inputs {
             machine,
             controller: &self.controller,
@@ -187,7 +219,7 @@ impl<S: Store> Machines<S> {
             orphan: orphan.as_ref(),
             known,
             volumes,
-            stop_order: status.uuid.as_deref().and_then(|uuid| self.fleet.stop_order(uuid)),
+            stop_order: self.fleet.stop_order(status),
             now: Timestamp::now(),
         })
     }

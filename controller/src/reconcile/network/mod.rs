@@ -99,7 +99,7 @@ impl<S: Store> Networks<S> {
             return Ok(Next::Sleep);
         }
         let about = ObjectRef { kind: Network::KIND.to_owned(), key: key.clone() };
-        let hosts: Vec<PveHost> = self.store.list::<Host>().await?.into_iter().filter(|h| !h.is_deleting()).collect();
+        let hosts: Vec<Arc<PveHost>> = self.store.list::<Host>().await?.into_iter().filter(|h| !h.is_deleting()).collect();
         let mut seen = self.checked_lately(&network, &hosts);
         let mut learned = Learned::default();
         let mut finalizer = false;
@@ -166,12 +166,12 @@ impl<S: Store> Networks<S> {
     async fn decide(
         &self,
         network: &PveNetwork,
-        hosts: &[PveHost],
+        hosts: &[Arc<PveHost>],
         learned: &Learned,
         seen: &BTreeMap<Place, Sight>,
     ) -> Result<decide::Decision, StoreError> {
         let views = self.fleet.views(hosts);
-        let others: Vec<PveNetwork> = self.store.list::<Network>().await?.into_iter().filter(|n| n.key() != network.key()).collect();
+        let others: Vec<Arc<PveNetwork>> = self.store.list::<Network>().await?.into_iter().filter(|n| n.key() != network.key()).collect();
         // A host that is away may be so for days, and undoes its change by itself: it does not keep others waiting for ever.
         let now = Timestamp::now();
         let holds = |a: &NetworkAttempt| {
@@ -212,7 +212,7 @@ impl<S: Store> Networks<S> {
     }
 
     /// Hosts that said lately that they have the network, and that were connected to since.
-    fn checked_lately(&self, network: &PveNetwork, hosts: &[PveHost]) -> BTreeMap<Place, Sight> {
+    fn checked_lately(&self, network: &PveNetwork, hosts: &[Arc<PveHost>]) -> BTreeMap<Place, Sight> {
         let (uid, generation) = (&network.metadata.uid, network.metadata.generation);
         let up: Vec<Place> = self.fleet.views(hosts).into_iter().filter(|h| h.link == Link::Up).map(|h| (h.cluster, h.node)).collect();
         let mut checked = self.checked();

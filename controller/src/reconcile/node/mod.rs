@@ -187,7 +187,7 @@ impl<S: Store> Keeper<S> {
 
     /// The first other host that wants this Node.
     async fn claimed(&self, key: &ObjectKey, name: &str) -> Result<Option<ObjectKey>, StoreError> {
-        let wants = |h: &PveHost| !h.is_deleting() && h.key() != *key && h.spec.wanted_node().is_some_and(|(n, _)| n == name);
+        let wants = |h: &Arc<PveHost>| !h.is_deleting() && h.key() != *key && h.spec.wanted_node().is_some_and(|(n, _)| n == name);
         Ok(self.store.list::<Host>().await?.into_iter().filter(wants).map(|h| h.key()).min())
     }
 

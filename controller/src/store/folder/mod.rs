@@ -286,8 +286,8 @@ impl Inner {
 }
 
 impl Store for FolderStore {
-    async fn list<K: Kind>(&self) -> Result<Vec<Object<K>>, StoreError> {
-        self.inner().records.values().filter(|r| r.kind == K::KIND).map(Record::object).collect()
+    async fn list<K: Kind>(&self) -> Result<Vec<Arc<Object<K>>>, StoreError> {
+        self.inner().records.values().filter(|r| r.kind == K::KIND).map(|r| r.object().map(Arc::new)).collect()
     }
 
     async fn get<K: Kind>(&self, key: &ObjectKey) -> Result<Option<Object<K>>, StoreError> {

@@ -62,8 +62,9 @@ impl<K: Kind> Cache<K> {
         self.state().objects.get(key).cloned()
     }
 
-    pub(super) fn all(&self) -> Vec<(ObjectKey, Known<K>)> {
-        self.state().objects.iter().map(|(key, known)| (key.clone(), known.clone())).collect()
+    /// What is wanted of the objects, by name; looked at where they are.
+    pub(super) fn collect<T>(&self, wanted: impl Fn(&ObjectKey, &Known<K>) -> Option<T>) -> Vec<T> {
+        self.state().objects.iter().filter_map(|(key, known)| wanted(key, known)).collect()
     }
 
     pub(super) fn keys(&self) -> Vec<ObjectKey> {

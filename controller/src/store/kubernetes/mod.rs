@@ -248,9 +248,8 @@ impl std::fmt::Debug for KubernetesStore {
 
 impl Store for KubernetesStore {
     /// Objects that cannot be understood are left out; they say so themselves.
-    async fn list<K: Kind>(&self) -> Result<Vec<Object<K>>, StoreError> {
-        let all = self.cache::<K>().all();
-        Ok(all.into_iter().filter_map(|(_, known)| known.object.ok()).map(Arc::unwrap_or_clone).collect())
+    async fn list<K: Kind>(&self) -> Result<Vec<Arc<Object<K>>>, StoreError> {
+        Ok(self.cache::<K>().collect(|_, known| known.object.as_ref().ok().cloned()))
     }
 
     async fn get<K: Kind>(&self, key: &ObjectKey) -> Result<Option<Object<K>>, StoreError> {
@@ -306,7 +305,7 @@ impl Store for KubernetesStore {
     }
 
     fn is_unreadable(&self, uid: &str) -> bool {
-        self.machines.all().iter().any(|(_, known)| known.uid == uid && known.object.is_err())
+        !self.machines.collect(|_, known| (known.uid == uid && known.object.is_err()).then_some(())).is_empty()
     }
 
     fn tenancy(&self, namespace: &str) -> Tenancy {
@@ -315,7 +314,7 @@ impl Store for KubernetesStore {
             Ok(tenant) => tenant.spec.namespaces.iter().any(|n| n == namespace),
             Err(strange) => strange.spec["namespaces"].as_array().into_iter().flatten().any(|n| n == namespace),
         };
-        let mut tenants: Vec<String> = self.tenants.all().into_iter().filter(|(_, known)| claims(known)).map(|(key, _)| key.name).collect();
+        let mut tenants: Vec<String> = self.tenants.collect(|key, known| claims(known).then(|| key.name.clone()));
         match tenants.len() {
             0 => Tenancy::Nobody,
             1 => Tenancy::Of(tenants.remove(0)),

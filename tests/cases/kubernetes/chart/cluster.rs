@@ -5,24 +5,11 @@ use std::time::Instant;
 use pvelet_tests::{
     helm::{Helm, NAMESPACE, RELEASE, chart, collection},
     kubernetes::{ApiServer, Kube, PATIENCE},
+    script::folder_of,
 };
 use serde_json::{Value, json};
 
 use super::{crd_files, full, render, yaml};
-
-/// A CRD of somebody else's kind that takes everything.
-fn foreign(group: &str, version: &str, kind: &str) -> Value {
-    let plural = format!("{}s", kind.to_lowercase());
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": format!("{plural}.{group}")},
-        "spec": {
-            "group": group, "scope": "Namespaced", "names": {"kind": kind, "plural": plural},
-            "versions": [{"name": version, "served": true, "storage": true, "schema": {"openAPIV3Schema": {
-                "type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
-            }}}],
-        },
-    })
-}
 
 const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
@@ -56,9 +43,9 @@ async fn try_create(kube: &Kube, object: &Value) {
 #[tokio::test]
 async fn every_object_is_taken_by_a_real_api_server() {
     let server = server().await;
-    let others = [("cert-manager.io", "v1", "Certificate"), ("monitoring.coreos.com", "v1", "ServiceMonitor")];
-    for (group, version, kind) in others.into_iter().chain([("monitoring.coreos.com", "v1", "PrometheusRule")]) {
-        establish(&server.admin, &foreign(group, version, kind)).await;
+    // cert-manager's and the Prometheus operator's own, which refuse what they do not know.
+    for crd in std::fs::read_dir(folder_of("tests/helm/definitions.sh")).unwrap() {
+        establish(&server.admin, &yaml(crd.unwrap().path())).await;
     }
     for crd in crd_files() {
         establish(&server.admin, &yaml(crd)).await;

@@ -5,8 +5,9 @@ mod cluster;
 use std::{fs, path::PathBuf, process::Command};
 
 use pvelet_tests::{
-    helm::{Helm, chart, file},
+    helm::{Helm, chart},
     program,
+    script::file,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -1,5 +1,9 @@
 //! What is wrong is told at the object, with the remedy; nothing crashes or spins.
 
+use std::time::{Duration, SystemTime};
+
+use pvelet_controller::pki::Lifetime;
+use pvelet_proto::identity::Role;
 use pvelet_tests::{
     kubernetes::site::{HOSTS, LIMIT, MACHINES, Site, TENANTS},
     status::{condition, condition_field, condition_reason},
@@ -81,6 +85,27 @@ async fn a_host_whose_certificate_names_another_is_not_taken_for_it() {
     site.create(HOSTS, "PveHost", "other", json!({"address": address, "cluster": "lab", "node": "pve7"})).await;
     let told = site.admin().wait(HOSTS, "other", LIMIT, |h| condition_reason(h, "Reachable") == "IdentityMismatch").await;
     assert!(condition_field(&told, "Reachable", "message").contains("pve1"), "{told:#}");
+}
+
+#[tokio::test]
+async fn a_controller_whose_certificate_has_expired_is_told_so_and_goes_on_with_a_new_one() {
+    let site = Site::one().await;
+    let mut controller = site.controller("lab", "a").await;
+    let pki = &site.stack.pki;
+    let issue = |lifetime| pki.deliver(&pki.ca.issue_role(Role::Operator, "lab", lifetime).unwrap());
+    let (hour, now) = (Duration::from_secs(3600), SystemTime::now());
+    issue(Lifetime::between(now - 2 * hour, now - hour));
+    controller.start();
+    let refused = |h: &Value| condition_reason(h, "Reachable") == "ClientCertificateRefused";
+    let told = site.admin().wait(HOSTS, "pve1", LIMIT, refused).await;
+    let message = condition_field(&told, "Reachable", "message");
+    assert!(message.contains("expired"), "{told:#}");
+    site.machine("web-1", json!({"host": "pve1"})).await;
+    site.wait("web-1", |m| condition(m, "Ready") == "False").await;
+
+    issue(Lifetime::days(1));
+    site.wait("web-1", ready).await;
+    site.admin().wait(HOSTS, "pve1", LIMIT, |h| condition(h, "Ready") == "True").await;
 }
 
 #[tokio::test]

@@ -1,6 +1,5 @@
 //! Two instances, one leader; and what becomes of a former one.
 
-use nix::sys::signal::Signal;
 use pvelet_proto::{identity::Role, v1};
 use pvelet_tests::{
     kubernetes::site::{HOSTS, LIMIT, MACHINES, Site},
@@ -32,7 +31,7 @@ async fn a_leader_that_stood_still_is_refused_by_the_agents_and_stands_by() {
     let before = site.wait("web-1", |m| condition(m, "Ready") == "True").await;
     b.start_with(&[("POD_NAME", "b")]).unwrap();
 
-    a.signal(Signal::SIGSTOP);
+    a.freeze();
     let second = leads(&site, "b").await;
     assert_eq!(transitions(&second), transitions(&first) + 1);
     assert_eq!(second["metadata"]["uid"], first["metadata"]["uid"]);
@@ -56,7 +55,7 @@ async fn a_leader_that_stood_still_is_refused_by_the_agents_and_stands_by() {
     let refused = client.clone_vm(request).await.unwrap_err();
     assert_eq!(pvelet_tests::client::reason(&refused), "STALE_EPOCH");
 
-    a.signal(Signal::SIGCONT);
+    a.thaw();
     site.machine("web-3", json!({})).await;
     site.wait("web-3", |m| condition(m, "Ready") == "True").await;
     assert_eq!(site.vms().await, ["web-1", "web-2", "web-3"]);

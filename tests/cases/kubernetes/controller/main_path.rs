@@ -5,7 +5,7 @@ use pvelet_proto::identity::Role;
 use pvelet_tests::{
     StackOptions,
     kubernetes::{
-        programs,
+        ControllerManager, programs,
         site::{LIMIT, MACHINES, Site},
     },
     program,
@@ -156,4 +156,31 @@ async fn an_object_that_is_deleted_while_its_clone_runs_leaves_nothing() {
     site.admin().delete(&format!("{MACHINES}/web-1")).await.unwrap();
     site.admin().wait_gone(MACHINES, "web-1", LIMIT).await;
     assert_eq!(site.stack.sim.control().leftovers().unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_machine_whose_owner_goes_goes_too() {
+    let site = Site::one().await;
+    let _collector = ControllerManager::start(&site.server, "garbage-collector-controller", &[]).await;
+    let mut controller = site.controller("lab", "a").await;
+    controller.start();
+    let owners = "/api/v1/namespaces/default/configmaps";
+    let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "owner"}});
+    let owner = site.admin().create(owners, &owner).await.unwrap();
+    let reference = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"], "controller": true, "blockOwnerDeletion": true,
+    });
+    let object = json!({
+        "apiVersion": "pvelet.dev/v1alpha1", "kind": "PveMachine",
+        "metadata": {"name": "web-1", "ownerReferences": [reference]},
+        "spec": {"source": {"tags": ["debian-13"]}},
+    });
+    site.admin().create(MACHINES, &object).await.unwrap();
+    let machine = site.wait("web-1", ready).await;
+    assert_eq!(machine["metadata"]["ownerReferences"], json!([reference]), "it stays as it was written");
+    site.machine("web-2", json!({})).await;
+    site.wait("web-2", ready).await;
+    site.admin().delete(&format!("{owners}/owner")).await.unwrap();
+    site.admin().wait_gone(MACHINES, "web-1", LIMIT).await;
+    assert_eq!(site.vms().await, ["web-2"]);
 }

@@ -1,6 +1,5 @@
 //! Parts that go away.
 
-use nix::sys::signal::Signal;
 use pve_sim::control::Request;
 use pvelet_tests::{
     kubernetes::site::{HOSTS, LIMIT, MACHINES, Site},
@@ -60,12 +59,12 @@ async fn a_watch_that_is_too_old_begins_anew_and_misses_nothing() {
         site.wait(name, ready).await;
     }
     // While it stands still, the API server forgets the versions that it knows: its cache of changes begins anew.
-    controller.signal(Signal::SIGSTOP);
+    controller.freeze();
     site.admin().delete(&format!("{MACHINES}/gone")).await.unwrap();
     site.machine("web-2", json!({})).await;
     site.server.kill();
     site.server.start_again().await;
-    controller.signal(Signal::SIGCONT);
+    controller.thaw();
     site.wait("web-2", ready).await;
     site.admin().wait_gone(MACHINES, "gone", LIMIT).await;
     assert_eq!(site.vms().await, ["web-1", "web-2"]);

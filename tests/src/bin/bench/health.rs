@@ -7,13 +7,10 @@ use std::{
 };
 
 use pvelet_proto::v1::{self, CheckState};
-use pvelet_tests::{Client, Stack, StackOptions, containerd::Containerd};
+use pvelet_tests::{Client, Stack, StackOptions, containerd::Containerd, process::cpu_seconds};
 use tokio::{runtime::Runtime, time::timeout};
 
-use crate::{
-    idle::cpu_seconds,
-    report::{Report, ms, quantile},
-};
+use crate::report::{Report, ms, quantile};
 
 /// Three runs of what runs each minute.
 const WINDOW: Duration = Duration::from_secs(180);

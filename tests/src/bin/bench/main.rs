@@ -9,6 +9,7 @@ mod idle;
 mod machine;
 mod network;
 mod report;
+mod scale;
 mod volumes;
 
 use report::Report;
@@ -21,7 +22,7 @@ fn main() {
     let _context = runtime.enter();
     let mut report = Report::default();
     type Part = fn(&tokio::runtime::Runtime, &mut Report);
-    let parts: [(&str, Part); 8] = [
+    let parts: [(&str, Part); 9] = [
         ("calls", calls::run),
         ("events", events::run),
         ("idle", idle::run),
@@ -30,6 +31,7 @@ fn main() {
         ("machine", machine::run),
         ("network", network::run),
         ("health", health::run),
+        ("scale", scale::run),
     ];
     for (name, part) in parts {
         if wanted(name) {

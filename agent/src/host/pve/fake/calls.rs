@@ -77,7 +77,7 @@ impl FakePve {
                 let (ended, moving) = {
                     let mut world = fake.lock();
                     let Some(index) = world.tasks.iter().position(|t| t.upid.text == text) else { return };
-                    let moving = !world.frozen && world.step(index);
+                    let moving = !world.frozen && world.changed(|w| w.step(index));
                     (world.tasks[index].end.is_some(), moving)
                 };
                 if moving {
@@ -142,7 +142,7 @@ impl World {
 #[tonic::async_trait]
 impl Pve for FakePve {
     fn inventory(&self) -> Arc<Inventory> {
-        Arc::new(self.lock().inventory())
+        self.lock().inventory()
     }
 
     fn changes(&self) -> broadcast::Receiver<Change> {

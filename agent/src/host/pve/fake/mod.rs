@@ -2,6 +2,7 @@
 //! switched on. Tasks go on one stage at a time while somebody follows them, and stand still when nobody does.
 
 mod calls;
+mod inventory;
 mod job;
 
 use std::{
@@ -14,12 +15,10 @@ use tokio::sync::{Notify, broadcast};
 use uuid::Uuid;
 
 use self::job::Job;
-use super::{
-    Change, HaState, Inventory, NodeInfo, ProcessRef, RunState, StorageInfo, TaskEnd, Upid, VmRecord, VolumeInfo, config_file::ConfigFile,
-};
+use super::{Change, HaState, Inventory, ProcessRef, RunState, StorageInfo, TaskEnd, Upid, VmRecord, VolumeInfo, config_file::ConfigFile};
 
 /// A VM of the fake.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct FakeVm {
     /// The node under which its config lies.
     pub node: String,
@@ -105,6 +104,13 @@ pub enum Freeze {
 #[derive(Debug, Default)]
 struct World {
     node: String,
+    cluster: String,
+    /// As it was asked for last, while nothing has changed since.
+    inventory: Option<Arc<Inventory>>,
+    /// What that is made from.
+    records: BTreeMap<u32, (FakeVm, Arc<VmRecord>)>,
+    /// What watchers know, where they hear of each VM.
+    told: Option<Arc<Inventory>>,
     quorate: bool,
     down: bool,
     maintenance: bool,
@@ -137,6 +143,7 @@ impl FakePve {
     pub fn new(node: &str) -> Self {
         let mut world = World {
             node: node.to_owned(),
+            cluster: "lab".to_owned(),
             quorate: true,
             nodes: [node.to_owned(), "other-node".to_owned()].into(),
             now: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
@@ -164,16 +171,22 @@ impl FakePve {
 
     /// A change of the fake itself, which no watcher of PVE sees.
     fn quietly<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
-        let result = change(&mut self.lock());
+        let result = self.lock().changed(change);
         self.moved.notify_waiters();
         result
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
-        let result = change(&mut self.lock());
-        self.moved.notify_waiters();
-        // Nobody listening is no error. What changed is read anew by whoever listens.
+        let mut world = self.lock();
+        let result = world.changed(change);
+        // Under the lock, so that they are told in the order in which they happened. Nobody listening is no error.
+        for change in world.news() {
+            let _ = self.changes.send(change);
+        }
+        // What changed is read anew by whoever listens.
         let _ = self.changes.send(Change::Cluster);
+        drop(world);
+        self.moved.notify_waiters();
         result
     }
 
@@ -394,6 +407,11 @@ impl FakePve {
 }
 
 impl World {
+    fn changed<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> T {
+        self.inventory = None;
+        change(self)
+    }
+
     fn insert_vm(&mut self, vmid: u32, node: &str, keys: BTreeMap<String, String>, description: String) {
         self.counter += 1;
         let vm = FakeVm {
@@ -468,25 +486,6 @@ impl World {
             replicated: vm.replicated,
             pool: vm.pool.clone(),
         }))
-    }
-
-    fn inventory(&self) -> Inventory {
-        let vms: BTreeMap<_, _> = self.vms.keys().filter_map(|id| Some((*id, self.record(*id)?))).collect();
-        let mut vmids: BTreeMap<u32, String> = vms.iter().map(|(id, vm)| (*id, vm.node.clone())).collect();
-        vmids.extend(self.containers.clone());
-        Inventory {
-            node: self.node.clone(),
-            cluster: "lab".to_owned(),
-            quorate: self.quorate,
-            nodes: self.nodes.iter().map(|name| NodeInfo { name: name.clone(), id: 0, online: true }).collect(),
-            vms,
-            vmids,
-            hung_since: None,
-            complete: true,
-            pve_version: "9.2.11".to_owned(),
-            maintenance: self.maintenance,
-            pools: self.pools.clone(),
-        }
     }
 
     fn take_fault(&mut self, wanted: impl Fn(&Fault) -> bool) -> Option<Fault> {

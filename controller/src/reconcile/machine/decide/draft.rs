@@ -1,5 +1,7 @@
 //! The next status while it is being decided.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::{Action, Decision, Inputs, after, attempt, disks};
@@ -133,7 +135,7 @@ impl<'a> Draft<'a> {
         self.status.node = disks::node_of_volumes(&self.status);
         if self.status.node.is_some() {
             // Its volumes are the same, so it is made where they are, for the tenant that owns them.
-            let there = |h: &&HostView| Some(&h.cluster) == old.cluster.as_ref() && Some(&h.node) == self.status.node.as_ref();
+            let there = |h: &&Arc<HostView>| Some(&h.cluster) == old.cluster.as_ref() && Some(&h.node) == self.status.node.as_ref();
             self.status.host = self.inputs.hosts.iter().find(there).map(|h| h.name.clone()).or(old.host);
             self.status.cluster = old.cluster;
             self.status.tenant = old.tenant;

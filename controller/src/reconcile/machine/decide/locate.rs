@@ -25,7 +25,7 @@ pub(super) enum Place<'a> {
 }
 
 pub(super) fn host_of<'a>(inputs: &Inputs<'a>, cluster: Option<&str>, node: Option<&str>) -> Option<&'a HostView> {
-    inputs.hosts.iter().find(|h| Some(h.cluster.as_str()) == cluster && Some(h.node.as_str()) == node)
+    inputs.hosts.iter().map(|h| &**h).find(|h| Some(h.cluster.as_str()) == cluster && Some(h.node.as_str()) == node)
 }
 
 /// The VM of a machine whose VM was made.
@@ -51,7 +51,7 @@ pub(super) fn locate<'a>(inputs: &Inputs<'a>) -> Place<'a> {
             return Place::Settling(until);
         }
     }
-    let witnesses: Vec<&HostView> = inputs.hosts.iter().filter(|h| h.cluster == cluster).collect();
+    let witnesses: Vec<&HostView> = inputs.hosts.iter().map(|h| &**h).filter(|h| h.cluster == cluster).collect();
     let proven = witnesses.iter().any(|h| h.link == Link::Up && h.facts.as_ref().is_some_and(|f| f.quorate));
     if !proven {
         return Place::Unproven(format!("no agent of PVE cluster {cluster} that has quorum can be asked where VM {uuid} is"));

@@ -15,7 +15,7 @@ mod drift;
 mod locate;
 mod run_state;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use pvelet_proto::v1;
@@ -32,6 +32,9 @@ pub(in crate::reconcile) use attempt::camel_reason;
 pub use attempt::{Ending, Knowledge};
 pub use disks::VolumeSight;
 
+/// Why a machine is placed nowhere, where that depends on nothing but what it needs and what the hosts have.
+pub(in crate::reconcile) const NO_ROOM: [&str; 3] = ["NoHostFits", "HostNotUsable", "WaitingForHosts"];
+
 /// How long after an operation what is seen may still be from before it.
 pub(crate) const SETTLE: Duration = Duration::from_secs(2);
 
@@ -42,8 +45,8 @@ pub struct Inputs<'a> {
     pub machine: &'a PveMachine,
     /// This controller's name.
     pub controller: &'a str,
-    /// All hosts.
-    pub hosts: &'a [HostView],
+    /// All hosts while the machine is not placed, then those of its PVE cluster.
+    pub hosts: &'a [Arc<HostView>],
     /// VMs that carry the machine's mark, UUID or VMID, each as each agent sees it.
     pub sightings: &'a [Sighting],
     /// Hosts with what is free on them; only needed while the machine is not placed.

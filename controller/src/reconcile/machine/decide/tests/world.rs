@@ -147,12 +147,13 @@ impl World {
 
     pub(super) fn decide(&self) -> Decision {
         let template = self.templates.then_some(Size { memory_mib: 1024, cores: 1 });
-        let candidate = |host: &HostView| Candidate { host: host.clone(), used_memory_mib: 0, used_cores: 0, template };
-        let candidates: Vec<Candidate> = self.hosts.iter().map(candidate).collect();
+        let hosts: Vec<Arc<HostView>> = self.hosts.iter().cloned().map(Arc::new).collect();
+        let candidate = |host: &Arc<HostView>| Candidate { host: Arc::clone(host), used_memory_mib: 0, used_cores: 0, template };
+        let candidates: Vec<Candidate> = hosts.iter().map(candidate).collect();
         decide(&Inputs {
             machine: &self.machine,
             controller: "test",
-            hosts: &self.hosts,
+            hosts: &hosts,
             sightings: &self.sightings,
             candidates: &candidates,
             orphan: self.orphan.as_ref(),

@@ -237,13 +237,14 @@ impl Model {
         known: Knowledge,
         volumes: &BTreeMap<(String, String), VolumeSight>,
     ) -> super::super::super::Decision {
-        let candidate = |host: &HostView| Candidate {
-            host: host.clone(),
+        let hosts: Vec<Arc<HostView>> = self.hosts.iter().cloned().map(Arc::new).collect();
+        let candidate = |host: &Arc<HostView>| Candidate {
+            host: Arc::clone(host),
             used_memory_mib: 0,
             used_cores: 0,
             template: Some(Size { memory_mib: 512, cores: 1 }),
         };
-        let candidates: Vec<Candidate> = self.hosts.iter().map(candidate).collect();
+        let candidates: Vec<Candidate> = hosts.iter().map(candidate).collect();
         let up = self.hosts.iter().filter(|h| h.link == Link::Up);
         let sightings: Vec<Sighting> = up
             .flat_map(|host| {
@@ -253,7 +254,7 @@ impl Model {
         decide(&Inputs {
             machine,
             controller: "test",
-            hosts: &self.hosts,
+            hosts: &hosts,
             sightings: &sightings,
             candidates: &candidates,
             orphan: None,

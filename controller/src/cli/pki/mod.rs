@@ -1,9 +1,14 @@
 //! `pveletctl pki`.
 
+mod hosts;
+mod rollover;
+
 use std::{
+    fs::File,
+    io::Read,
     net::IpAddr,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -12,15 +17,15 @@ use pvelet_proto::identity::Role;
 use serde::Serialize;
 
 use super::{
-    CliError, Exit, Io,
-    args::Format,
+    CliError, Exit, Io, Session,
+    args::{Format, Global},
     output, parse,
     table::{Look, Rows},
 };
-use crate::pki::{CertInfo, Issued, Lifetime, PkiDir, read_certs};
+use crate::pki::{CertInfo, Issued, Lifetime, PkiDir, SigningRequest, read_certs, unix, write_public};
 
 /// Certificates that end sooner are marked.
-const SOON_DAYS: i64 = 14;
+pub(super) const SOON_DAYS: i64 = 14;
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
@@ -31,8 +36,19 @@ Examples:
   pveletctl pki issue controller main --dir pki
   pveletctl pki show pki
   pveletctl pki revoke spiffe://pvelet.example/role/operator/ann --dir pki
+  pveletctl pki push --all --dir pki
 
-Copy ca.crt, ca.crl and the host's two files to each host. ca.key stays where it is, best on a machine without network.")]
+A host's key is best made on the host, and never leaves it:
+  pvelet-agent signing-request > pve1.csr                              (on the host)
+  pveletctl pki sign --dir pki --cluster lab --node pve1 --out pve1.crt pve1.csr
+  pvelet-agent install-certificate --ca ca.crt --crl ca.crl pve1.crt   (on the host)
+Later, over the API, long before a certificate ends (role admin):
+  pveletctl pki renew --all --dir pki
+With another CA (step-ca, cert-manager):
+  pveletctl pki request pve1 > pve1.csr
+  pveletctl pki install pve1 pve1.crt
+
+ca.key stays where it is, best on a machine without network.")]
 pub(super) enum Pki {
     /// Make a CA: ca.crt, ca.key and an empty ca.crl
     Init {
@@ -51,7 +67,23 @@ pub(super) enum Pki {
     /// Issue a certificate and key
     #[command(subcommand)]
     Issue(Issue),
-    /// Revoke certificates; bring ca.crl to the hosts afterwards
+    /// Sign the request of a host, whose key never leaves it. Only its public key is taken over: who it is stands in --cluster and --node
+    Sign(Sign),
+    /// Renew the certificates of hosts that end soon, over the API: a new key on the host, signed here, installed there, and seen on a new
+    /// connection. Exit status 3 where some hosts failed
+    Renew(Renew),
+    /// Have a host make a signing request, for another CA
+    Request(Request),
+    /// Install a certificate of another CA on a host
+    Install(Install),
+    /// Bring the CAs of clients and their revocation lists to hosts
+    Push(Push),
+    /// List the hosts' certificates, the CAs that they trust, and their revocation lists
+    Status(Hosts),
+    /// Replace the CA without a gap
+    #[command(subcommand)]
+    Rollover(rollover::Rollover),
+    /// Revoke certificates; bring ca.crl to the hosts afterwards (pki push)
     Revoke {
         #[command(flatten)]
         at: At,
@@ -73,10 +105,119 @@ pub(super) enum Pki {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct At {
+pub(in crate::cli) struct At {
     /// The CA's folder
     #[arg(long, default_value = "pki")]
     dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Sign {
+    #[command(flatten)]
+    at: At,
+    /// The PVE cluster's name; the node's where it stands alone
+    #[arg(long)]
+    cluster: String,
+    /// The PVE node's name
+    #[arg(long)]
+    node: String,
+    /// A DNS name for other clients; pvelet's own go by cluster and node; may be repeated
+    #[arg(long = "dns", value_name = "NAME")]
+    dns: Vec<String>,
+    /// An IP address, likewise
+    #[arg(long = "ip", value_name = "ADDRESS")]
+    ips: Vec<IpAddr>,
+    /// Take the DNS names and addresses that the request asks for
+    #[arg(long, conflicts_with_all = ["dns", "ips"])]
+    names_from_request: bool,
+    /// How long it is valid
+    #[arg(long, default_value_t = Lifetime::HOST_DAYS, value_parser = clap::value_parser!(u32).range(1..=36500))]
+    days: u32,
+    /// Write the certificate there, in place of one that is there; default: standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// The request, PKCS #10 in PEM; - for standard input
+    request: PathBuf,
+}
+
+/// On which hosts.
+#[derive(Debug, Args)]
+pub(super) struct Hosts {
+    /// Hosts by name, as in the configuration
+    #[arg(value_name = "HOST", required_unless_present = "all")]
+    hosts: Vec<String>,
+    /// All hosts of the configuration
+    #[arg(long, conflicts_with = "hosts")]
+    all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Renew {
+    #[command(flatten)]
+    hosts: Hosts,
+    #[command(flatten)]
+    at: At,
+    /// Renew what ends within so many days; default: a third of each certificate's lifetime
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(..=36500))]
+    before: Option<u32>,
+    /// How long the new ones are valid; default: 365 days
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=36500))]
+    days: Option<u32>,
+    /// Renew what is not due too, and what another CA issued
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Request {
+    /// The host
+    #[arg(value_name = "HOST")]
+    host: String,
+    /// A DNS name to ask for; without --dns and --ip: those of the certificate in use; may be repeated
+    #[arg(long = "dns", value_name = "NAME")]
+    dns: Vec<String>,
+    /// An IP address, likewise
+    #[arg(long = "ip", value_name = "ADDRESS")]
+    ips: Vec<IpAddr>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Install {
+    /// The host
+    #[arg(value_name = "HOST")]
+    host: String,
+    /// The certificate, PEM, intermediate ones after it; - for standard input
+    #[arg(value_name = "CERTIFICATE")]
+    certificate: PathBuf,
+    /// The CAs of clients from now on, PEM: the whole bundle
+    #[arg(long = "client-ca", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// Their revocation lists, PEM: all of them
+    #[arg(long, value_name = "FILE")]
+    crl: Option<PathBuf>,
+    /// CAs by which the host checks the certificate too, where hosts' certificates are of another CA than clients'
+    #[arg(long, value_name = "FILE")]
+    server_ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Push {
+    #[command(flatten)]
+    hosts: Hosts,
+    #[command(flatten)]
+    at: At,
+    /// Another CA whose clients hosts hear, PEM; may be repeated
+    #[arg(long, value_name = "FILE")]
+    also_ca: Vec<PathBuf>,
+    /// Another CA's revocation list, PEM; may be repeated
+    #[arg(long, value_name = "FILE")]
+    also_crl: Vec<PathBuf>,
+    /// Take out CAs that are not of this folder
+    #[arg(long)]
+    replace: bool,
+    /// Bring no revocation lists, where the agents' configuration has no [tls] crl
+    #[arg(long)]
+    no_crl: bool,
 }
 
 #[derive(Debug, Args)]
@@ -210,8 +351,28 @@ struct IssuedView {
     key: PathBuf,
 }
 
-pub(super) fn run(command: &Pki, format: Format, io: &Io) -> Result<Exit, CliError> {
+/// What `pki sign` did.
+#[derive(Debug, Serialize)]
+struct SignedView {
+    identity: String,
+    serial: String,
+    not_after: String,
+    key_sha256: String,
+    cert_pem: String,
+    file: Option<PathBuf>,
+}
+
+pub(super) async fn run(command: &Pki, global: &Global, io: &Io) -> Result<Exit, CliError> {
+    let format = global.output;
+    let session = || Session::open(global, io);
     match command {
+        Pki::Sign(args) => sign(args, format, io)?,
+        Pki::Renew(args) => return hosts::renew(&session().await?, args).await,
+        Pki::Request(args) => return hosts::request(&session().await?, args).await,
+        Pki::Install(args) => return hosts::install(&session().await?, args).await,
+        Pki::Push(args) => return hosts::push(&session().await?, args).await,
+        Pki::Status(args) => return hosts::status(&session().await?, args).await,
+        Pki::Rollover(command) => return rollover::run(command, format, io),
         Pki::Init { at, trust_domain, days, force } => {
             PkiDir::init(&at.dir, trust_domain, Lifetime::days(*days), *force)?;
             io.note(&format!("CA of {trust_domain} made in {}; keep ca.key secret and make a copy of it", at.dir.display()));
@@ -248,13 +409,54 @@ fn issue_one(issue: &Issue, format: Format, io: &Io) -> Result<(), CliError> {
     let view = IssuedView {
         identity: issued.identity.to_string(),
         serial: issued.serial.clone(),
-        not_after: seconds(issued.not_after.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))),
+        not_after: seconds(unix(issued.not_after)),
         cert: file("crt"),
         key: file("key"),
     };
     output::print(io, format, &view, |v| {
         format!("{}\n  until {}\n  {}\n  {}\n", v.identity, v.not_after, v.cert.display(), v.key.display())
     })
+}
+
+/// Reads a small text file, or standard input.
+fn read_text(path: &Path) -> Result<String, CliError> {
+    const LARGEST: u64 = 4 << 20;
+    let fail = |why: String| CliError::File { path: path.to_owned(), why };
+    let mut bytes = Vec::new();
+    let done = if path == Path::new("-") {
+        std::io::stdin().lock().take(LARGEST + 1).read_to_end(&mut bytes)
+    } else {
+        File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+    };
+    done.map_err(|e| fail(e.to_string()))?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(fail(format!("it is larger than {} MiB, which no certificate, request or list is", LARGEST >> 20)));
+    }
+    String::from_utf8(bytes).map_err(|_| fail("it is not in PEM; convert it with openssl (-inform der)".to_owned()))
+}
+
+fn sign(args: &Sign, format: Format, io: &Io) -> Result<(), CliError> {
+    let pki = PkiDir::open(&args.at.dir);
+    let ca = pki.ca()?;
+    let request = SigningRequest::from_pem(&read_text(&args.request)?)?;
+    let (dns, ips) = if args.names_from_request { (&request.dns, &request.ips) } else { (&args.dns, &args.ips) };
+    let dns: Vec<&str> = dns.iter().map(String::as_str).collect();
+    let signed = ca.sign_host(&request, &args.cluster, &args.node, &dns, ips, Lifetime::days(args.days))?;
+    pki.keep(&signed.serial, &signed.cert_pem)?;
+    if let Some(out) = &args.out {
+        write_public(out, signed.cert_pem.as_bytes(), true)?;
+    }
+    let view = SignedView {
+        identity: signed.identity.to_string(),
+        serial: signed.serial,
+        not_after: seconds(unix(signed.not_after)),
+        key_sha256: request.key_sha256,
+        cert_pem: signed.cert_pem,
+        file: args.out.clone(),
+    };
+    output::print(io, format, &view, |v| if v.file.is_some() { String::new() } else { v.cert_pem.clone() })?;
+    io.note(&format!("signed {}, serial {}, until {}", view.identity, view.serial, view.not_after));
+    Ok(())
 }
 
 fn revoke(pki: &PkiDir, what: &[String], format: Format, io: &Io) -> Result<(), CliError> {
@@ -271,7 +473,7 @@ fn revoke(pki: &PkiDir, what: &[String], format: Format, io: &Io) -> Result<(), 
     let view = NewlyRevokedView { revoked, crl: pki.crl_path() };
     output::print(io, format, &view, |v| v.revoked.iter().map(|serial| format!("revoked {serial}\n")).collect())?;
     if done.is_ok() || !view.revoked.is_empty() {
-        io.note(&format!("bring {} to every host; agents read it again by themselves", view.crl.display()));
+        io.note(&format!("bring {} to every host (pveletctl pki push --all)", view.crl.display()));
     }
     done
 }
@@ -280,7 +482,7 @@ fn crl(pki: &PkiDir, format: Format, io: &Io) -> Result<(), CliError> {
     let (crl, issued) = (pki.crl()?, pki.issued()?);
     let revoked = crl.list().iter().map(|r| RevokedView {
         serial: r.serial.clone(),
-        time: seconds(r.time.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))),
+        time: seconds(unix(r.time)),
         identity: issued.iter().find(|c| c.serial == r.serial).map(identity),
     });
     let view = CrlView { number: crl.number(), revoked: revoked.collect() };

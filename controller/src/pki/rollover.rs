@@ -1,0 +1,218 @@
+//! A new CA beside the old one, and the old one's end: no moment at which anybody is not trusted.
+//!
+//! 1. `start`: the new CA is made (`next/`); `ca.crt` and `ca.crl` hold both from now on, and the old one goes on signing. Bring both files to
+//!    hosts and clients.
+//! 2. `switch`: the new one signs, the old one is kept for its revocation list (`previous/`). Renew every certificate.
+//! 3. `finish`: the old one is taken out, and its key is removed. Bring both files to hosts and clients again.
+//!
+//! Which of the certificates in `ca.crt` signs is told by `ca.key` alone, so that each step has one moment at which it happens.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::{CA_CERT, CA_KEY, CRL, Ca, CertInfo, Crl, Lifetime, PkiDir, PkiError, files};
+
+const NEXT: &str = "next";
+const PREVIOUS: &str = "previous";
+const RETIRED: &str = "retired";
+
+/// How far the rollover of a CA is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// There is one CA.
+    None,
+    /// There is a new one, which signs nothing yet.
+    Started,
+    /// The new one signs; the old one is still trusted.
+    Switched,
+}
+
+/// The CAs of a folder.
+pub struct Rollover {
+    /// How far it is.
+    pub phase: Phase,
+    /// The CA that signs.
+    pub signing: Ca,
+    /// The one beside it: the next or the previous one.
+    pub other: Option<Ca>,
+}
+
+fn not_now(why: &str) -> PkiError {
+    PkiError::Rollover { why: why.to_owned() }
+}
+
+impl PkiDir {
+    /// How far the rollover is, and whose CAs there are.
+    pub fn rollover(&self) -> Result<Rollover, PkiError> {
+        let signing = self.ca()?;
+        for (folder, phase) in [(PREVIOUS, Phase::Switched), (NEXT, Phase::Started)] {
+            // What a killed step left of the CA that signs is none beside it.
+            if let Some(other) = self.beside(folder)?.filter(|other| other.cert_pem() != signing.cert_pem()) {
+                return Ok(Rollover { phase, signing, other: Some(other) });
+            }
+        }
+        Ok(Rollover { phase: Phase::None, signing, other: None })
+    }
+
+    fn beside(&self, folder: &str) -> Result<Option<Ca>, PkiError> {
+        let dir = self.path(folder);
+        match files::read(&dir.join(CA_CERT)) {
+            Err(PkiError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+            Ok(cert) => Ca::from_pem(&cert, &files::read(&dir.join(CA_KEY))?).map(Some),
+        }
+    }
+
+    /// Makes the new CA and puts it beside the old one. `false`: that was done before.
+    pub fn start_rollover(&self, lifetime: Lifetime) -> Result<bool, PkiError> {
+        let _lock = self.lock()?;
+        let now = self.rollover()?;
+        match now.phase {
+            Phase::Switched => Err(not_now("one is under way: renew what the old CA issued, then pveletctl pki rollover finish")),
+            Phase::Started => self.write_bundles(&now).map(|()| false),
+            Phase::None => {
+                let new = Ca::create(now.signing.trust_domain(), lifetime)?;
+                self.keep_ca(&new, NEXT)?;
+                self.write_bundles(&self.rollover()?)?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Lets the new CA sign. `false`: that was done before.
+    pub fn switch_rollover(&self) -> Result<bool, PkiError> {
+        let _lock = self.lock()?;
+        let now = self.rollover()?;
+        match (now.phase, now.other) {
+            (Phase::Started, Some(next)) => {
+                self.keep_ca(&now.signing, PREVIOUS)?;
+                // From here on the new one signs.
+                files::write_private(&self.path(CA_KEY), next.key_pem().as_bytes(), true)?;
+                self.write_bundles(&self.rollover()?)?;
+                self.remove(NEXT)?;
+                Ok(true)
+            }
+            (Phase::Switched, other) => {
+                self.write_bundles(&Rollover { phase: now.phase, signing: now.signing, other })?;
+                self.remove(NEXT).map(|()| false)
+            }
+            _ => Err(not_now("there is no new CA; make one with pveletctl pki rollover start, and bring ca.crt to hosts and clients")),
+        }
+    }
+
+    /// Takes the old CA out, and removes its key. Returns `false` when there was none.
+    ///
+    /// Refused while one of its certificates lives that is not revoked: its holder would be cut off.
+    pub fn finish_rollover(&self, now: SystemTime) -> Result<bool, PkiError> {
+        let _lock = self.lock()?;
+        let state = self.rollover()?;
+        match (state.phase, &state.other) {
+            (Phase::Switched, Some(old)) => {
+                let alive = self.alive_of(old, now)?;
+                if !alive.is_empty() {
+                    let some: Vec<String> = alive.iter().take(5).map(|c| format!("{} ({})", c.uris.join(" "), c.serial)).collect();
+                    let why = format!(
+                        "{} certificates of the old CA still live: {}{}; renew them (pveletctl pki renew --all, pki issue), and revoke those that are replaced or lost (pveletctl pki revoke)",
+                        alive.len(),
+                        some.join(", "),
+                        if alive.len() > some.len() { ", ..." } else { "" }
+                    );
+                    return Err(not_now(&why));
+                }
+                let retired = self.path(RETIRED);
+                files::make_dir(&retired)?;
+                let name = hex::encode(CertInfo::from_pem(old.cert_pem())?.key_id.unwrap_or_default());
+                files::write_public(&retired.join(format!("{name}.crt")), old.cert_pem().as_bytes(), true)?;
+                // The list goes first: an agent refuses a list whose CA it does not know.
+                self.write_lists(&[self.list_of(&state.signing)?])?;
+                files::write_public(&self.ca_cert_path(), state.signing.cert_pem().as_bytes(), true)?;
+                self.remove(PREVIOUS)?;
+                Ok(true)
+            }
+            (Phase::Started, _) => {
+                Err(not_now("the new CA signs nothing yet; pveletctl pki rollover switch, then renew every certificate"))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Certificates of a CA of this folder that have neither ended nor been revoked.
+    pub fn alive_of(&self, ca: &Ca, now: SystemTime) -> Result<Vec<CertInfo>, PkiError> {
+        let (id, list) = (CertInfo::from_pem(ca.cert_pem())?.key_id, self.list_of(ca)?);
+        let revoked = |c: &CertInfo| list.list().iter().any(|r| r.serial == c.serial);
+        let mut certs = self.issued()?;
+        certs.retain(|c| c.issuer_key_id == id && c.not_after_time() >= now && !revoked(c));
+        Ok(certs)
+    }
+
+    /// Certificates of the CAs that were taken out, PEM each.
+    pub fn retired(&self) -> Result<Vec<String>, PkiError> {
+        let entries = match fs::read_dir(self.path(RETIRED)) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(PkiError::io(self.path(RETIRED))(e)),
+        };
+        let files = entries.filter_map(Result::ok).map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "crt"));
+        files.map(|path| files::read(&path)).collect()
+    }
+
+    /// What a rollover left, where a CA is made anew.
+    pub(super) fn forget_rollover(&self) -> Result<(), PkiError> {
+        self.remove(NEXT)?;
+        self.remove(PREVIOUS)
+    }
+
+    /// Writes a CA into a folder of its own, as a whole or not at all.
+    fn keep_ca(&self, ca: &Ca, folder: &str) -> Result<(), PkiError> {
+        let (dir, new) = (self.path(folder), self.path(&format!("{folder}.new")));
+        for left in [&new, &dir] {
+            remove_dir(left)?;
+        }
+        files::make_dir(&new)?;
+        files::write_private(&new.join(CA_KEY), ca.key_pem().as_bytes(), true)?;
+        files::write_public(&new.join(CA_CERT), ca.cert_pem().as_bytes(), true)?;
+        fs::rename(&new, &dir).map_err(PkiError::io(&dir))
+    }
+
+    fn remove(&self, folder: &str) -> Result<(), PkiError> {
+        remove_dir(&self.path(folder))
+    }
+
+    /// `ca.crt` and `ca.crl` as the CAs are now: the one that signs first.
+    pub(super) fn write_bundles(&self, state: &Rollover) -> Result<(), PkiError> {
+        let cas: Vec<&Ca> = std::iter::once(&state.signing).chain(&state.other).collect();
+        let lists = cas.iter().map(|ca| self.list_of(ca)).collect::<Result<Vec<_>, _>>()?;
+        let bundle: String = cas.iter().map(|ca| ca.cert_pem()).collect();
+        // The CA goes first: an agent refuses a list whose CA it does not know.
+        files::write_public(&self.ca_cert_path(), bundle.as_bytes(), true)?;
+        self.write_lists(&lists)
+    }
+
+    pub(super) fn write_lists(&self, lists: &[Crl]) -> Result<(), PkiError> {
+        let text: String = lists.iter().map(Crl::pem).collect();
+        files::write_public(&self.path(CRL), text.as_bytes(), true)
+    }
+
+    /// The list of one CA: as it is, or its first one.
+    pub(super) fn list_of(&self, ca: &Ca) -> Result<Crl, PkiError> {
+        let id = CertInfo::from_pem(ca.cert_pem())?.key_id;
+        let found = Crl::all_from_pem(&files::read(&self.crl_path())?)?.into_iter().find(|list| list.issuer_key_id() == id.as_deref());
+        found.map_or_else(|| Crl::create(ca), Ok)
+    }
+}
+
+fn remove_dir(dir: &PathBuf) -> Result<(), PkiError> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(PkiError::io(dir)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,140 @@
+//! A request that is signed, and a CA that is replaced.
+
+use rcgen::{CertificateParams, KeyPair, SanType};
+
+use super::*;
+
+/// A request as a host makes it.
+fn request(uris: &[&str]) -> String {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["pve1.lab.example".to_owned()]).unwrap();
+    params.subject_alt_names.extend(uris.iter().map(|u| SanType::URI((*u).try_into().unwrap())));
+    params.serialize_request(&key).unwrap().pem().unwrap()
+}
+
+const PVE1: &str = "spiffe://pvelet.example/cluster/lab/host/pve1";
+
+#[test]
+fn a_request_gives_its_public_key_and_nothing_else() {
+    let ca = ca();
+    for uris in [&[PVE1][..], &[]] {
+        let request = SigningRequest::from_pem(&request(uris)).unwrap();
+        assert_eq!(request.dns, ["pve1.lab.example"]);
+        let signed = ca.sign_host(&request, "lab", "pve1", &[], &[], Lifetime::days(9)).unwrap();
+        let info = CertInfo::from_pem(&signed.cert_pem).unwrap();
+        assert_eq!((info.uris.as_slice(), info.dns.len()), ([PVE1.to_owned()].as_slice(), 0), "names only where they are asked for here");
+        assert!(info.server_auth && !info.client_auth && !info.ca);
+        assert_eq!(info.serial, signed.serial);
+    }
+}
+
+#[test]
+fn a_request_for_somebody_else_is_refused_and_so_is_what_is_none() {
+    let ca = ca();
+    for uri in ["spiffe://pvelet.example/cluster/lab/host/pve2", "spiffe://pvelet.example/role/admin/x", "https://x"] {
+        let request = SigningRequest::from_pem(&request(&[uri])).unwrap();
+        let error = ca.sign_host(&request, "lab", "pve1", &[], &[], Lifetime::days(9)).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(uri) && error.contains("another identity"), "{error}");
+    }
+    let good = request(&[PVE1]);
+    let key = KeyPair::generate().unwrap().serialize_pem();
+    // One character of the signature.
+    let body = good.rfind("-----END").unwrap() - 8;
+    let mut forged = good.clone();
+    let other = if &good[body..=body] == "A" { "B" } else { "A" };
+    forged.replace_range(body..=body, other);
+    let large = format!("{good}{}", "x".repeat(70_000));
+    let table = [
+        ("hello", "no PEM block CERTIFICATE REQUEST"),
+        ("", "pvelet-agent signing-request prints one"),
+        (ca.cert_pem(), "this is a certificate"),
+        (&key, "holds a private key"),
+        (&large, "bytes are too many"),
+        (&forged, "malformed"),
+    ];
+    for (text, why) in table {
+        let error = SigningRequest::from_pem(text).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(why), "{why}: {error}");
+        assert!(!error.contains(&key));
+    }
+}
+
+#[test]
+fn a_ca_is_replaced_step_by_step_and_only_in_their_order() {
+    let temp = tempfile::tempdir().unwrap();
+    let (pki, old) = PkiDir::init(&temp.path().join("pki"), "pvelet.example", Lifetime::days(20), false).unwrap();
+    let issue = |ca: &Ca, name: &str| {
+        let issued = ca.issue_role(Role::Reader, name, Lifetime::days(9)).unwrap();
+        pki.keep(&issued.serial, &issued.cert_pem).unwrap();
+        issued
+    };
+    let (ann, bob) = (issue(&old, "ann"), issue(&old, "bob"));
+    pki.revoke(&bob.serial, SystemTime::now()).unwrap();
+    let now = SystemTime::now();
+    assert!(!pki.finish_rollover(now).unwrap(), "there is nothing to finish");
+    assert!(pki.switch_rollover().is_err());
+
+    assert!(pki.start_rollover(Lifetime::days(20)).unwrap());
+    let bundle = pki.bundle().unwrap();
+    assert!(!pki.start_rollover(Lifetime::days(20)).unwrap(), "twice is once");
+    assert_eq!(pki.bundle().unwrap(), bundle);
+    assert_eq!(CertInfo::all_from_pem(&bundle).unwrap().len(), 2);
+    assert_eq!(pki.ca().unwrap().cert_pem(), old.cert_pem(), "the old one signs");
+    assert!(pki.finish_rollover(now).unwrap_err().to_string().contains("rollover switch"));
+    let numbers = || Crl::all_from_pem(&pki.lists().unwrap()).unwrap().iter().map(|l| (l.number(), l.list().len())).collect::<Vec<_>>();
+    assert_eq!(numbers(), [(2, 1), (1, 0)]);
+
+    assert!(pki.switch_rollover().unwrap());
+    assert!(!pki.switch_rollover().unwrap());
+    let new = pki.ca().unwrap();
+    assert_ne!(new.cert_pem(), old.cert_pem());
+    assert_eq!(numbers(), [(1, 0), (2, 1)], "the one that signs comes first");
+    assert!(pki.start_rollover(Lifetime::days(20)).is_err());
+    let cat = issue(&new, "cat");
+    let refused = pki.finish_rollover(now).unwrap_err().to_string();
+    assert!(refused.contains("1 certificates of the old CA") && refused.contains(&ann.serial), "{refused}");
+    // Each CA revokes what it issued.
+    assert_eq!(pki.revoke(&cat.serial, now).unwrap(), std::slice::from_ref(&cat.serial));
+    assert_eq!(pki.revoke(&ann.serial, now).unwrap(), std::slice::from_ref(&ann.serial));
+    assert_eq!(numbers(), [(2, 1), (3, 2)]);
+
+    assert!(pki.finish_rollover(now).unwrap());
+    assert!(!pki.finish_rollover(now).unwrap());
+    assert_eq!((pki.bundle().unwrap().as_str(), numbers()), (new.cert_pem(), vec![(2, 1)]));
+    assert_eq!(pki.retired().unwrap(), [old.cert_pem()]);
+    let left: Vec<_> = fs::read_dir(temp.path().join("pki")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|n| n == "previous" || n == "next"), "the old key is gone: {left:?}");
+    // And again, years later.
+    assert!(pki.start_rollover(Lifetime::days(20)).unwrap());
+}
+
+#[test]
+fn a_step_that_was_killed_is_done_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("pki");
+    let (pki, old) = PkiDir::init(&dir, "pvelet.example", Lifetime::days(20), false).unwrap();
+    let (single, list) = (pki.bundle().unwrap(), pki.lists().unwrap());
+    pki.start_rollover(Lifetime::days(20)).unwrap();
+    // Killed after the new CA was made, before the bundle was written.
+    fs::write(dir.join(CA_CERT), &single).unwrap();
+    fs::write(dir.join(CRL), &list).unwrap();
+    assert!(!pki.start_rollover(Lifetime::days(20)).unwrap());
+    assert_eq!(CertInfo::all_from_pem(&pki.bundle().unwrap()).unwrap().len(), 2);
+    let bundle = pki.bundle().unwrap();
+    // Killed before the key was replaced: the old one still signs.
+    fs::create_dir(dir.join("previous")).unwrap();
+    for name in [CA_CERT, CA_KEY] {
+        fs::copy(dir.join(name), dir.join("previous").join(name)).unwrap();
+    }
+    assert_eq!(pki.rollover().unwrap().phase, Phase::Started);
+    assert!(pki.switch_rollover().unwrap());
+    // Killed right after it: the new one signs, whatever the bundle's order.
+    fs::write(dir.join(CA_CERT), &bundle).unwrap();
+    let state = pki.rollover().unwrap();
+    assert!(state.phase == Phase::Switched && state.other.unwrap().cert_pem() == old.cert_pem());
+    // Killed in the middle of the end.
+    let signing = pki.ca().unwrap();
+    fs::write(dir.join(CA_CERT), signing.cert_pem()).unwrap();
+    assert!(pki.finish_rollover(SystemTime::now()).unwrap());
+    assert_eq!((pki.rollover().unwrap().phase, pki.bundle().unwrap().as_str()), (Phase::None, signing.cert_pem()));
+}

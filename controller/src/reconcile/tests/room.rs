@@ -1,0 +1,92 @@
+//! Machines that compete for room.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// A machine of which two fit on a host.
+const HALF: &str = ", memory: 30Gi, cores: 1";
+
+/// Waits until a right number of all machines is as wanted, and returns these.
+async fn until_so_many(store: &FolderStore, right: impl Fn(usize) -> bool, wanted: impl Fn(&PveMachine) -> bool) -> Vec<Arc<PveMachine>> {
+    let mut changes = store.watch();
+    let mut last = Vec::new();
+    let found = timeout(DEADLINE, async {
+        loop {
+            last = store.list::<Machine>().await.unwrap();
+            let good: Vec<Arc<PveMachine>> = last.iter().filter(|m| wanted(m)).cloned().collect();
+            if right(good.len()) {
+                return good;
+            }
+            changes.recv().await.unwrap();
+        }
+    })
+    .await;
+    found.unwrap_or_else(|_| panic!("not as many as wanted: {last:#?}"))
+}
+
+async fn so_many(store: &FolderStore, count: usize, wanted: impl Fn(&PveMachine) -> bool) -> Vec<Arc<PveMachine>> {
+    until_so_many(store, |found| found == count, wanted).await
+}
+
+#[tokio::test]
+async fn no_more_machines_are_placed_than_fit_however_many_come_at_once() {
+    let bench = Bench::new(&["pve1", "pve2", "pve3"]).await;
+    for i in 0..24 {
+        bench.add_machine(&format!("web-{i}"), HALF);
+    }
+    let running = bench.start().await;
+    let placed = so_many(&running.store, 6, ready).await;
+    so_many(&running.store, 18, because("NoHostFits")).await;
+    let mut at = BTreeMap::<&str, usize>::new();
+    placed.iter().for_each(|m| *at.entry(m.status.host.as_deref().unwrap()).or_default() += 1);
+    assert_eq!(at, BTreeMap::from([("pve1", 2), ("pve2", 2), ("pve3", 2)]));
+    assert_eq!(bench.cluster.machines().len(), 6);
+}
+
+#[tokio::test]
+async fn who_waits_for_room_gets_it_as_soon_as_somebody_leaves() {
+    let bench = Bench::new(&["pve1"]).await;
+    let running = bench.start().await;
+    for name in ["a", "b"] {
+        bench.add_machine(name, HALF);
+        running.until::<Machine>(name, ready).await;
+    }
+    for name in ["c", "d", "e"] {
+        bench.add_machine(name, HALF);
+        running.until::<Machine>(name, because("NoHostFits")).await;
+    }
+    // One that needs less is not behind them.
+    bench.add_machine("small", ", memory: 1Gi, cores: 1");
+    running.until::<Machine>("small", ready).await;
+    for name in ["a", "b"] {
+        fs::remove_file(bench.path().join(format!("{name}.yaml"))).unwrap();
+        running.until_gone(name).await;
+        so_many(&running.store, 3, ready).await;
+    }
+    so_many(&running.store, 1, because("NoHostFits")).await;
+}
+
+#[tokio::test]
+async fn a_template_or_a_host_that_comes_is_what_machines_waited_for() {
+    let bench = Bench::new(&["pve1", "pve2"]).await;
+    let template = bench.cluster.lock().vms.remove(&9001).unwrap();
+    fs::remove_file(bench.path().join("host-pve2.yaml")).unwrap();
+    let running = bench.start().await;
+    for i in 0..40 {
+        bench.add_machine(&format!("web-{i}"), ", hostSelector: {zone: b}");
+    }
+    so_many(&running.store, 40, because("NoHostFits")).await;
+    let address = bench.agents[1].address;
+    let text = format!(
+        "apiVersion: pvelet.dev/v1alpha1\nkind: PveHost\nmetadata: {{name: pve2, labels: {{zone: b}}}}\n\
+         spec: {{address: '{address}', cluster: lab, node: pve2, cpuOvercommit: 8}}\n"
+    );
+    bench.write("host-pve2.yaml", &text);
+    let lacks = |m: &PveMachine| m.status.conditions.iter().any(|c| c.kind == "Ready" && c.message.contains("pve2: has no such template"));
+    // Some try for all.
+    until_so_many(&running.store, |found| found > 0, lacks).await;
+    bench.cluster.lock().vms.insert(9001, template);
+    bench.cluster.change(9001, v1::VmEventType::Created, |_| ());
+    so_many(&running.store, 40, ready).await;
+}
