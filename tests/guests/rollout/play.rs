@@ -1,0 +1,127 @@
+//! A run of a playbook, and what came of it.
+
+use std::{collections::BTreeMap, fs, process::Command};
+
+use serde_json::Value;
+
+use crate::{control::Control, host::Host};
+
+/// A run that is to be made.
+pub struct Play<'a> {
+    control: &'a Control,
+    name: &'a str,
+    inventory: Value,
+    more: Vec<String>,
+}
+
+/// How it ended for one host.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    pub ok: u32,
+    pub changed: u32,
+    pub unreachable: u32,
+    pub failed: u32,
+}
+
+/// How it ended.
+pub struct Done {
+    pub good: bool,
+    pub text: String,
+    pub rows: BTreeMap<String, Row>,
+}
+
+impl<'a> Play<'a> {
+    /// A playbook on these hosts in this mode.
+    pub fn new(control: &'a Control, hosts: &[Host], name: &'a str, mode: &str) -> Self {
+        Self { control, name, inventory: control.inventory(hosts, mode), more: vec![] }
+    }
+
+    /// With another value of a variable.
+    pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.inventory["pvelet"]["vars"][key] = value.into();
+        self
+    }
+
+    /// With another value for one host.
+    pub fn set_for(mut self, host: &str, key: &str, value: impl Into<Value>) -> Self {
+        self.inventory["pvelet"]["hosts"][host][key] = value.into();
+        self
+    }
+
+    /// With another name for a host.
+    pub fn rename(mut self, from: &str, to: &str) -> Self {
+        let hosts = self.inventory["pvelet"]["hosts"].as_object_mut().unwrap();
+        let host = hosts.remove(from).unwrap();
+        hosts.insert(to.into(), host);
+        self
+    }
+
+    /// On one host alone.
+    pub fn only(mut self, host: &str) -> Self {
+        self.inventory["pvelet"]["hosts"].as_object_mut().unwrap().retain(|name, _| name == host);
+        self
+    }
+
+    /// With an argument more.
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.more.push(argument.into());
+        self
+    }
+
+    /// The command, to be run by somebody else.
+    pub fn command(&self) -> Command {
+        let file = self.control.path(&format!("inventory-{}.json", uuid::Uuid::new_v4().simple()));
+        fs::write(&file, self.inventory.to_string()).unwrap();
+        let mut command = self.control.ansible();
+        command.arg("--inventory").arg(file).args(&self.more).arg(format!("pvelet.pvelet.{}", self.name));
+        command
+    }
+
+    /// Runs it.
+    pub fn run(&self) -> Done {
+        Done::of(&self.command().output().unwrap())
+    }
+
+    /// Runs it; it must succeed.
+    pub fn must(&self) -> Done {
+        let done = self.run();
+        assert!(done.good, "{} should have succeeded:\n{}", self.name, done.text);
+        done
+    }
+
+    /// Runs it; it must fail, and say this.
+    pub fn refused(&self, said: &[&str]) -> Done {
+        let done = self.run();
+        assert!(!done.good, "{} should have been refused ({said:?}):\n{}", self.name, done.text);
+        for text in said {
+            assert!(done.plain().contains(text), "{} should have said '{text}':\n{}", self.name, done.text);
+        }
+        done
+    }
+}
+
+impl Done {
+    pub fn of(out: &std::process::Output) -> Self {
+        let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        // "pve1   : ok=12   changed=3    unreachable=0    failed=0 ..."
+        let recap = text.split_once("PLAY RECAP").map_or("", |(_, recap)| recap);
+        let row = |line: &str| {
+            let (name, fields) = line.split_once(" : ")?;
+            let field = |key: &str| fields.split_whitespace().find_map(|f| f.strip_prefix(key)?.strip_prefix('=')?.parse().ok());
+            let row = Row { ok: field("ok")?, changed: field("changed")?, unreachable: field("unreachable")?, failed: field("failed")? };
+            Some((name.trim().to_owned(), row))
+        };
+        let rows = recap.lines().filter_map(row).collect();
+        Self { good: out.status.success(), text, rows }
+    }
+
+    /// What it printed, without the breaks and escapes of Ansible's own making.
+    pub fn plain(&self) -> String {
+        self.text.replace("\\\"", "\"").replace("\\n", "\n").split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    /// Tasks that changed something, over all hosts.
+    pub fn changed(&self) -> u32 {
+        self.rows.values().map(|r| r.changed).sum()
+    }
+}
