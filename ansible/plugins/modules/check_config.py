@@ -96,7 +96,10 @@ def main() -> None:
         except (OSError, subprocess.TimeoutExpired) as error:
             module.fail_json(msg=f"pvelet-agent check-config cannot be run: {error}")
     said = [line for line in done.stderr.replace(file, "agent.toml").splitlines() if line.strip()]
-    module.exit_json(changed=False, mistakes=said if done.returncode else [], warnings=[] if done.returncode else said, version=version)
+    if done.returncode == 0:
+        for warning in said:
+            module.warn(warning)
+    module.exit_json(changed=False, mistakes=said if done.returncode else [], version=version)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,10 @@ impl Control {
             let (ssh, api) = host.ports();
             let name = host.name;
             let root = format!("/var/lib/pve-sim/{name}");
-            let options = host.with(|guest| guest.ssh_options());
+            let mut options = host.with(|guest| guest.ssh_options());
+            // Ansible names the port itself; to sftp, to which it gives these too, `-p` is something else.
+            let at = options.iter().position(|o| o == "-p").unwrap();
+            options.drain(at..at + 2);
             let first = u32::from(host.n) * 1000 + 99_000;
             json!({
                 "ansible_host": "127.0.0.1",

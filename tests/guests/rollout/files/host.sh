@@ -80,7 +80,8 @@ modprobe bridge
 systemctl daemon-reload
 systemctl --quiet enable pve-cluster.service pvedaemon.socket networking.service
 systemctl start pve-cluster.service pvedaemon.socket
-# udev may have begun with it.
-timeout 300 sh -c 'until ifup vmbr0; do sleep 1; done'
+# networking.service makes it at boot; without it ifup takes itself for a second one.
+mkdir -p /run/network
+ifup vmbr0
 /usr/lib/pve-sim/pve-sim ctl --dir /var/lib/pve-sim seed-template "node=$name" vmid=9001 name=debian-13 size_mib=64 fill_mib=8
 printf '[OPTIONS]\n\nenable: 1\n\n[RULES]\n\nIN ACCEPT -source 10.1.0.0/16 -p tcp -dport 22 # somebody else'"'"'s\n' >"/etc/pve/nodes/$name/host.fw"
