@@ -76,8 +76,7 @@ impl Fault {
     }
 }
 
-pub fn cases() -> Vec<Case> {
-    let full = std::env::var("PVELET_NETWORK_MATRIX").is_ok_and(|v| v == "full");
+pub fn cases(full: bool) -> Vec<Case> {
     let steps: Vec<&str> = FORWARD.into_iter().chain(BACK).chain(BOOT).collect();
     let points: Vec<&str> = pvelet_agent::crash::NAMES.iter().copied().filter(|name| name.starts_with("network.")).collect();
     assert_eq!(steps, points, "each step of a change has its cases");
