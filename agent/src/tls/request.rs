@@ -40,7 +40,7 @@ impl Names {
     pub fn parse(dns: Vec<String>, ips: &[String]) -> Result<Self, Error> {
         let mut wrong = Vec::new();
         let mut violation = |field: String, text: &str| {
-            wrong.push(Violation::new(field, reason::INVALID_FIELD, text.chars().take(256).collect::<String>()))
+            wrong.push(Violation::new(field, reason::INVALID_FIELD, text.chars().take(256).collect::<String>()));
         };
         for (field, count) in [("dns_names", dns.len()), ("ip_addresses", ips.len())] {
             if count > MOST_NAMES {

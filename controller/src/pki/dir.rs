@@ -21,6 +21,9 @@ pub const CRL: &str = "ca.crl";
 const CERTS: &str = "certs";
 const LOCK: &str = ".lock";
 
+/// A certificate's serial number, and the id of the key that signed it.
+type Named = (String, Option<Vec<u8>>);
+
 /// A CA's folder.
 #[derive(Debug, Clone)]
 pub struct PkiDir {
@@ -165,8 +168,8 @@ impl PkiDir {
         Ok(new)
     }
 
-    /// Serial numbers, each with the id of the key that signed it.
-    fn serials(&self, what: &str, now: SystemTime) -> Result<Vec<(String, Option<Vec<u8>>)>, PkiError> {
+    /// The certificates that `what` names.
+    fn serials(&self, what: &str, now: SystemTime) -> Result<Vec<Named>, PkiError> {
         let unknown = || PkiError::Unknown { what: what.to_owned() };
         let issued = self.issued()?;
         let named = |c: CertInfo| (c.serial, c.issuer_key_id);

@@ -43,7 +43,7 @@ async fn a_thousand_machines_on_a_hundred_hosts_are_made_once_each_and_then_noth
     site.quiet(LIMIT).await;
     let settled = site.writes().await;
     for _ in 0..LOOKS {
-        site.look_again(MACHINES, LIMIT).await;
+        assert_eq!(site.look_again(LIMIT).await, MACHINES);
     }
     assert_eq!(written(&settled, &site.writes().await), Writes::new(), "looked at again");
     // Nor by another controller that finds everything as it should be.

@@ -176,14 +176,18 @@ impl FleetSite {
         self.metrics().await.iter().filter(|(name, _)| name.starts_with(&of)).map(|(_, value)| value).sum()
     }
 
-    /// Lets every VM change in nothing that counts, and waits until the controller has looked at all machines and hosts again.
+    /// Lets every VM of the hosts that stay well change in nothing that counts, and waits until the controller has looked at all their machines
+    /// and at them again. Returns how many machines these are.
     ///
     /// # Panics
     /// After `limit`.
-    pub async fn look_again(&self, machines: usize, limit: Duration) {
+    pub async fn look_again(&self, limit: Duration) -> usize {
         let before = (self.passes("PveMachine").await, self.passes("PveHost").await);
-        self.fleet.living().iter().for_each(super::Host::stir);
-        self.passed((before.0 + machines as f64, before.1 + self.fleet.living().len() as f64), limit).await;
+        let hosts = self.fleet.living();
+        let machines = hosts.iter().map(|host| host.vms().len()).sum::<usize>();
+        hosts.iter().for_each(super::Host::stir);
+        self.passed((before.0 + machines as f64, before.1 + hosts.len() as f64), limit).await;
+        machines
     }
 
     /// Waits until there were so many passes over machines and hosts, and nothing waits for another.

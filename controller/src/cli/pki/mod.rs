@@ -1,310 +1,32 @@
 //! `pveletctl pki`.
 
+mod args;
 mod hosts;
 mod rollover;
 
 use std::{
     fs::File,
     io::Read,
-    net::IpAddr,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
-use pvelet_proto::identity::Role;
 use serde::Serialize;
+
+pub(super) use args::Pki;
+use args::{At, Hosts, Install, Issue, Push, Renew, Request, Sign};
 
 use super::{
     CliError, Exit, Io, Session,
     args::{Format, Global},
-    output, parse,
+    output,
     table::{Look, Rows},
 };
 use crate::pki::{CertInfo, Issued, Lifetime, PkiDir, SigningRequest, read_certs, unix, write_public};
 
 /// Certificates that end sooner are marked.
 pub(super) const SOON_DAYS: i64 = 14;
-
-#[derive(Debug, Subcommand)]
-#[command(after_help = "\
-Examples:
-  pveletctl pki init --dir pki --trust-domain pvelet.example
-  pveletctl pki issue host --dir pki --cluster lab --node pve1 --dns pve1.lab.example --ip 10.0.0.1
-  pveletctl pki issue person ann --dir pki --role operator
-  pveletctl pki issue controller main --dir pki
-  pveletctl pki show pki
-  pveletctl pki revoke spiffe://pvelet.example/role/operator/ann --dir pki
-  pveletctl pki push --all --dir pki
-
-A host's key is best made on the host, and never leaves it:
-  pvelet-agent signing-request > pve1.csr                              (on the host)
-  pveletctl pki sign --dir pki --cluster lab --node pve1 --out pve1.crt pve1.csr
-  pvelet-agent install-certificate --ca ca.crt --crl ca.crl pve1.crt   (on the host)
-Later, over the API, long before a certificate ends (role admin):
-  pveletctl pki renew --all --dir pki
-With another CA (step-ca, cert-manager):
-  pveletctl pki request pve1 > pve1.csr
-  pveletctl pki install pve1 pve1.crt
-
-ca.key stays where it is, best on a machine without network.")]
-pub(super) enum Pki {
-    /// Make a CA: ca.crt, ca.key and an empty ca.crl
-    Init {
-        #[command(flatten)]
-        at: At,
-        /// A DNS name in lower case that stands for this installation, in all identities
-        #[arg(long)]
-        trust_domain: String,
-        /// How long it is valid
-        #[arg(long, default_value_t = Lifetime::CA_DAYS, value_parser = clap::value_parser!(u32).range(1..=36500))]
-        days: u32,
-        /// Replace an existing CA. Nothing that it issued will be trusted any more
-        #[arg(long)]
-        force: bool,
-    },
-    /// Issue a certificate and key
-    #[command(subcommand)]
-    Issue(Issue),
-    /// Sign the request of a host, whose key never leaves it. Only its public key is taken over: who it is stands in --cluster and --node
-    Sign(Sign),
-    /// Renew the certificates of hosts that end soon, over the API: a new key on the host, signed here, installed there, and seen on a new
-    /// connection. Exit status 3 where some hosts failed
-    Renew(Renew),
-    /// Have a host make a signing request, for another CA
-    Request(Request),
-    /// Install a certificate of another CA on a host
-    Install(Install),
-    /// Bring the CAs of clients and their revocation lists to hosts
-    Push(Push),
-    /// List the hosts' certificates, the CAs that they trust, and their revocation lists
-    Status(Hosts),
-    /// Replace the CA without a gap
-    #[command(subcommand)]
-    Rollover(rollover::Rollover),
-    /// Revoke certificates; bring ca.crl to the hosts afterwards (pki push)
-    Revoke {
-        #[command(flatten)]
-        at: At,
-        /// A certificate's file, its serial number, or an identity (spiffe://..., all its certificates)
-        #[arg(required = true)]
-        what: Vec<String>,
-    },
-    /// List what is revoked
-    Crl {
-        #[command(flatten)]
-        at: At,
-    },
-    /// List the certificates of a file, a folder, or a CA's folder
-    Show {
-        /// The file or folder
-        #[arg(default_value = "pki")]
-        path: PathBuf,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(in crate::cli) struct At {
-    /// The CA's folder
-    #[arg(long, default_value = "pki")]
-    dir: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Sign {
-    #[command(flatten)]
-    at: At,
-    /// The PVE cluster's name; the node's where it stands alone
-    #[arg(long)]
-    cluster: String,
-    /// The PVE node's name
-    #[arg(long)]
-    node: String,
-    /// A DNS name for other clients; pvelet's own go by cluster and node; may be repeated
-    #[arg(long = "dns", value_name = "NAME")]
-    dns: Vec<String>,
-    /// An IP address, likewise
-    #[arg(long = "ip", value_name = "ADDRESS")]
-    ips: Vec<IpAddr>,
-    /// Take the DNS names and addresses that the request asks for
-    #[arg(long, conflicts_with_all = ["dns", "ips"])]
-    names_from_request: bool,
-    /// How long it is valid
-    #[arg(long, default_value_t = Lifetime::HOST_DAYS, value_parser = clap::value_parser!(u32).range(1..=36500))]
-    days: u32,
-    /// Write the certificate there, in place of one that is there; default: standard output
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// The request, PKCS #10 in PEM; - for standard input
-    request: PathBuf,
-}
-
-/// On which hosts.
-#[derive(Debug, Args)]
-pub(super) struct Hosts {
-    /// Hosts by name, as in the configuration
-    #[arg(value_name = "HOST", required_unless_present = "all")]
-    hosts: Vec<String>,
-    /// All hosts of the configuration
-    #[arg(long, conflicts_with = "hosts")]
-    all: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Renew {
-    #[command(flatten)]
-    hosts: Hosts,
-    #[command(flatten)]
-    at: At,
-    /// Renew what ends within so many days; default: a third of each certificate's lifetime
-    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(..=36500))]
-    before: Option<u32>,
-    /// How long the new ones are valid; default: 365 days
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=36500))]
-    days: Option<u32>,
-    /// Renew what is not due too, and what another CA issued
-    #[arg(long)]
-    force: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Request {
-    /// The host
-    #[arg(value_name = "HOST")]
-    host: String,
-    /// A DNS name to ask for; without --dns and --ip: those of the certificate in use; may be repeated
-    #[arg(long = "dns", value_name = "NAME")]
-    dns: Vec<String>,
-    /// An IP address, likewise
-    #[arg(long = "ip", value_name = "ADDRESS")]
-    ips: Vec<IpAddr>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Install {
-    /// The host
-    #[arg(value_name = "HOST")]
-    host: String,
-    /// The certificate, PEM, intermediate ones after it; - for standard input
-    #[arg(value_name = "CERTIFICATE")]
-    certificate: PathBuf,
-    /// The CAs of clients from now on, PEM: the whole bundle
-    #[arg(long = "client-ca", value_name = "FILE")]
-    ca_file: Option<PathBuf>,
-    /// Their revocation lists, PEM: all of them
-    #[arg(long, value_name = "FILE")]
-    crl: Option<PathBuf>,
-    /// CAs by which the host checks the certificate too, where hosts' certificates are of another CA than clients'
-    #[arg(long, value_name = "FILE")]
-    server_ca: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Push {
-    #[command(flatten)]
-    hosts: Hosts,
-    #[command(flatten)]
-    at: At,
-    /// Another CA whose clients hosts hear, PEM; may be repeated
-    #[arg(long, value_name = "FILE")]
-    also_ca: Vec<PathBuf>,
-    /// Another CA's revocation list, PEM; may be repeated
-    #[arg(long, value_name = "FILE")]
-    also_crl: Vec<PathBuf>,
-    /// Take out CAs that are not of this folder
-    #[arg(long)]
-    replace: bool,
-    /// Bring no revocation lists, where the agents' configuration has no [tls] crl
-    #[arg(long)]
-    no_crl: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Delivery {
-    #[command(flatten)]
-    at: At,
-    /// Where to write the two files; default: issued/ in the CA's folder
-    #[arg(long)]
-    out: Option<PathBuf>,
-    /// How long it is valid; default: 365 days for a host, 90 for others
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=36500))]
-    days: Option<u32>,
-    /// Replace existing files
-    #[arg(long)]
-    force: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Issue {
-    /// For a host's agent
-    Host {
-        /// The PVE cluster's name; the node's where it stands alone
-        #[arg(long)]
-        cluster: String,
-        /// The PVE node's name
-        #[arg(long)]
-        node: String,
-        /// A DNS name for other clients; pvelet's own go by cluster and node; may be repeated
-        #[arg(long = "dns")]
-        dns: Vec<String>,
-        /// An IP address, likewise
-        #[arg(long = "ip")]
-        ips: Vec<IpAddr>,
-        #[command(flatten)]
-        delivery: Delivery,
-    },
-    /// For a controller
-    Controller {
-        /// Its name
-        name: String,
-        /// What it may do
-        #[arg(long, value_enum, default_value_t = RoleArg::Operator)]
-        role: RoleArg,
-        #[command(flatten)]
-        delivery: Delivery,
-    },
-    /// For a person
-    Person {
-        /// The person's name
-        name: String,
-        /// What the person may do
-        #[arg(long, value_enum)]
-        role: RoleArg,
-        #[command(flatten)]
-        delivery: Delivery,
-    },
-    /// For a client that acts for one tenant only
-    Tenant {
-        /// The tenant
-        #[arg(value_parser = parse::tenant)]
-        tenant: String,
-        /// The client's name
-        name: String,
-        #[command(flatten)]
-        delivery: Delivery,
-    },
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum RoleArg {
-    /// Reads and watches
-    Reader,
-    /// Mutations too
-    Operator,
-    /// What changes the agents' own rules too
-    Admin,
-}
-
-impl From<RoleArg> for Role {
-    fn from(role: RoleArg) -> Self {
-        match role {
-            RoleArg::Reader => Self::Reader,
-            RoleArg::Operator => Self::Operator,
-            RoleArg::Admin => Self::Admin,
-        }
-    }
-}
 
 /// A row of `pki show`.
 #[derive(Debug, Serialize)]

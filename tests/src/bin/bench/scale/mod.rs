@@ -87,6 +87,7 @@ async fn measure(hosts: usize, cluster: usize) -> Outcome {
     let passes = site.passes("PveMachine").await;
 
     step("at rest");
+    site.quiet(LIMIT).await;
     let (before, cpu, begun) = (site.writes().await, cpu_seconds(site.controller.pid()), Instant::now());
     tokio::time::sleep(REST).await;
     let rest = (cpu_seconds(site.controller.pid()) - cpu) / begun.elapsed().as_secs_f64() * 100.0;
@@ -95,7 +96,7 @@ async fn measure(hosts: usize, cluster: usize) -> Outcome {
 
     step("everything is looked at again");
     let before = site.writes().await;
-    site.look_again(machines, LIMIT).await;
+    site.look_again(LIMIT).await;
     let again = written(&before, &site.writes().await);
     step(&format!("written at rest: {resting:?}, when looked at again: {again:?}"));
 
