@@ -136,17 +136,32 @@ class Certificates(unittest.TestCase):
             ({"identity": "spiffe://t.example/cluster/lab/host/pve2"}, "host/pve2"),
             ({"identity": "spiffe://other/cluster/lab/host/pve1"}, "spiffe://other"),
             ({"usage": "client"}, "client"),
-            ({"status": "expired"}, "expired"),
-            ({"status": "not yet valid"}, "not yet valid"),
         ]:
             problems = agent.certificate_problems([self.LEAF | wrong], SETTINGS)
             self.assertEqual(len(problems), 1, problems)
             self.assertIn(text, problems[0])
         self.assertEqual(len(agent.certificate_problems([self.CA], SETTINGS)), 1)
 
-    def test_an_expired_one_that_is_replaced_is_no_problem(self):
-        replaced = SETTINGS | {"replaced": True}
-        self.assertEqual(agent.certificate_problems([self.LEAF | {"status": "expired"}], replaced), [])
+    def test_one_that_has_ended_stops_nothing_that_could_replace_it(self):
+        for status in ["expired", "not yet valid", "ends soon"]:
+            self.assertEqual(agent.certificate_problems([self.LEAF | {"status": status}], SETTINGS), [])
+
+    def test_names_are_those_of_the_inventory_or_of_the_certificate_in_use(self):
+        used = [self.CA | {"names": ["ca"]}, self.LEAF | {"names": ["pve1.lab", "10.0.0.1", "2001:db8::1"]}]
+        self.assertEqual(
+            agent.certificate_names([[], []], used), ["--dns", "pve1.lab", "--ip", "10.0.0.1", "--ip", "2001:db8::1"]
+        )
+        self.assertEqual(agent.certificate_names([["a"], []], used), ["--dns", "a"])
+        self.assertEqual(agent.certificate_names([[], ["10.1.1.1"]], used), ["--ip", "10.1.1.1"])
+        self.assertEqual(agent.certificate_names([[], []], []), [])
+
+    def test_only_what_the_ca_has_issued_and_not_revoked_is_used(self):
+        shown = [self.LEAF | {"serial": "aa"}]
+        rows = [self.CA | {"serial": "01"}, self.LEAF | {"serial": "aa"}]
+        self.assertTrue(agent.issued_and_valid(shown, rows))
+        self.assertFalse(agent.issued_and_valid(shown, [rows[0], rows[1] | {"status": "revoked"}]))
+        self.assertFalse(agent.issued_and_valid(shown, [rows[0]]))
+        self.assertFalse(agent.issued_and_valid([], rows))
 
     def test_an_expired_or_foreign_ca_is_refused(self):
         self.assertEqual(agent.ca_problems([self.CA], "t.example", "ca.crt"), [])

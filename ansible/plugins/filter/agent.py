@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import time
@@ -87,7 +88,8 @@ def identity(settings: dict) -> str:
 
 
 def certificate_problems(shown: list[dict], settings: dict) -> list[str]:
-    """What is wrong with a certificate that `pveletctl pki show` has told of."""
+    """What is wrong with a certificate that `pveletctl pki show` has told of. Its time is not judged: one that has ended is due for a new one, and
+    a new one is judged by the agent that takes it."""
     wanted = identity(settings)
     leaf = next((c for c in shown if c["usage"] != "CA"), None)
     if leaf is None:
@@ -100,9 +102,25 @@ def certificate_problems(shown: list[dict], settings: dict) -> list[str]:
         )
     if leaf["usage"] != "server":
         problems.append(f"{settings['certificate_file']}: is made for usage '{leaf['usage']}'; an agent needs a server's")
-    if leaf["status"] in ("expired", "not yet valid", "revoked") and not settings.get("replaced"):
-        problems.append(f"{settings['certificate_file']}: is {leaf['status']} (valid from {leaf['not_before']} to {leaf['not_after']})")
     return problems
+
+
+def certificate_names(given: list[list[str]], shown: list[dict]) -> list[str]:
+    """The names of a new certificate as arguments: DNS names and addresses that are given, or those of the certificate in use."""
+    dns, addresses = given
+    if not dns and not addresses:
+        for name in next((c.get("names", []) for c in shown if c["usage"] != "CA"), []):
+            try:
+                addresses = [*addresses, str(ipaddress.ip_address(name))]
+            except ValueError:
+                dns = [*dns, name]
+    return [word for name in dns for word in ("--dns", name)] + [word for name in addresses for word in ("--ip", name)]
+
+
+def issued_and_valid(shown: list[dict], issued: list[dict]) -> bool:
+    """Whether a certificate is one that a CA has issued, and that is neither revoked nor at its end."""
+    serials = {c["serial"] for c in issued if c["usage"] != "CA" and c["status"] == "valid"}
+    return bool(shown) and shown[0]["serial"] in serials
 
 
 def ca_problems(shown: list[dict], trust_domain: str, where: str) -> list[str]:
@@ -290,6 +308,8 @@ class FilterModule:
             "agent_toml": agent_toml,
             "needs_restart": needs_restart,
             "certificate_problems": certificate_problems,
+            "certificate_names": certificate_names,
+            "issued_and_valid": issued_and_valid,
             "ca_problems": ca_problems,
             "vmid_overlaps": vmid_overlaps,
             "preflight_problems": preflight_problems,

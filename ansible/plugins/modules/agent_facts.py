@@ -149,6 +149,13 @@ class Host:
                 pass
         return links
 
+    def modified(self, absolute: str) -> float:
+        """When a file was written, in seconds since 1970."""
+        try:
+            return os.stat(self.path(absolute)).st_mtime
+        except OSError:
+            return 0
+
     def stale(self, pid: int) -> bool:
         """Whether a process runs a program that has been replaced since."""
         try:
@@ -174,14 +181,16 @@ def package(name: str) -> dict | None:
 
 def unit(name: str) -> dict:
     """A unit of systemd."""
-    wanted = ["ActiveState", "UnitFileState", "MainPID", "NFileDescriptorStore"]
-    lines = output(["systemctl", "show", f"--property={','.join(wanted)}", name]).splitlines()
+    wanted = ["ActiveState", "UnitFileState", "MainPID", "NFileDescriptorStore", "StateChangeTimestamp"]
+    lines = output(["systemctl", "show", "--timestamp=unix", f"--property={','.join(wanted)}", name]).splitlines()
     found = dict(line.split("=", 1) for line in lines if "=" in line)
     return {
         "active": found.get("ActiveState", "") in ("active", "reloading", "activating"),
         "enabled": found.get("UnitFileState", "") == "enabled",
         "pid": int(found.get("MainPID") or 0),
         "stored": int(found.get("NFileDescriptorStore") or 0),
+        # The last start or reload, in seconds since 1970.
+        "since": int(found.get("StateChangeTimestamp", "").lstrip("@") or 0) if found.get("StateChangeTimestamp", "@").startswith("@") else 0,
     }
 
 
@@ -190,6 +199,7 @@ def look(root: str, port: int) -> dict:
     host = Host(root)
     service = unit("pvelet-agent.service")
     service["stale"] = bool(service["pid"]) and host.stale(service["pid"])
+    service["outdated"] = service["active"] and bool(service["since"]) and host.modified("/etc/pvelet/agent.toml") > service["since"] + 1
     tls = "/etc/pvelet/tls"
     return {
         "time": time.time(),
@@ -210,6 +220,8 @@ def look(root: str, port: int) -> dict:
         "config": host.text("/etc/pvelet/agent.toml"),
         "certificate": host.text(f"{tls}/agent.crt"),
         "key": os.path.exists(host.path(f"{tls}/agent.key")),
+        "ca": os.path.exists(host.path(f"{tls}/ca.crt")),
+        "crl": os.path.exists(host.path(f"{tls}/ca.crl")),
     }
 
 
