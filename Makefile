@@ -46,7 +46,6 @@ test-versions: build kubernetes-programs ## Agents and controllers of this versi
 test-guests: build guest-image ## What needs a kernel of its own: LVM-thin, btrfs and the network, in Debian 13 guests
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test guests -- $(GUEST_TESTS)
 	@$(MAKE) --no-print-directory test-network
-	@$(MAKE) --no-print-directory test-rollout
 
 test-network: build guest-image ## Network changes in three guests at once: kills, power cuts, tagged frames
 	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(REAL_FEATURES) --test network -- $(NETWORK_TESTS)
@@ -96,7 +95,8 @@ test-full: build ## All tests, with many more random cases, and every step of a 
 	@$(MAKE) --no-print-directory test-deb
 	@PVELET_CONTROLLER_KILLS=100 $(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-versions
-	@PVELET_NETWORK_MATRIX=full PVELET_ROLLOUT=full $(MAKE) --no-print-directory test-guests
+	@PVELET_NETWORK_MATRIX=full $(MAKE) --no-print-directory test-guests
+	@PVELET_ROLLOUT=full $(MAKE) --no-print-directory test-rollout
 
 check: setup fmt clippy deny docs lint lint-ansible ## Format, clippy, licences, docs, house rules, Ansible
 
