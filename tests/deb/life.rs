@@ -26,7 +26,7 @@ fn furnish(root: &Root) {
     let dir = TempDir::with_prefix("pvelet-pki-").unwrap();
     let pki = Pki::new(dir.path());
     let (cert, key) = pki.host("pve1", "pve1");
-    for (from, to) in [(cert, "agent.crt"), (key, "agent.key"), (pki.dir.ca_cert_path(), "client-ca.crt")] {
+    for (from, to) in [(cert, "agent.crt"), (key, "agent.key"), (pki.dir.ca_cert_path(), "ca.crt")] {
         fs::copy(from, root.at("/etc/pvelet/tls").join(to)).unwrap();
     }
     fs::set_permissions(root.at("/etc/pvelet/tls/agent.key"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
