@@ -294,7 +294,7 @@ struct Bundle {
 
 pub(super) async fn push(session: &Session, args: &Push) -> Result<Exit, CliError> {
     let pki = PkiDir::open(&args.at.dir);
-    pki.rollover()?;
+    pki.put_right()?;
     let mut ca_pem = pki.bundle()?;
     let mut crl_pem = pki.lists()?;
     for (paths, text) in [(&args.also_ca, &mut ca_pem), (&args.also_crl, &mut crl_pem)] {
