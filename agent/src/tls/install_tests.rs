@@ -340,3 +340,19 @@ fn two_files_that_are_one_are_refused_and_nothing_is_written() {
         }
     }
 }
+
+#[test]
+fn what_an_ended_certificate_named_is_still_known() {
+    let world = world();
+    let (config, path) = (world.files.config(), |name: &str| world.files.path(name));
+    let ended = Spec { validity: Some((-600, -300)), uris: vec![format!("spiffe://{DOMAIN}/cluster/former/host/{NODE}")], ..server() };
+    world.files.put("agent.crt", &world.ca.issue(&ended).cert);
+    for gone in ["agent.key", "ca.crt", "ca.crl"] {
+        fs::remove_file(path(gone)).unwrap();
+    }
+    let names = Names { dns: vec![super::testing::SERVER_NAME.to_owned()], ips: Vec::new() };
+    assert_eq!(Material::named(&config, NODE).unwrap(), Some(("former".to_owned(), names)));
+    assert!(Material::named(&config, "pve2").unwrap_err().to_string().contains("not for host pve2"));
+    fs::remove_file(path("agent.crt")).unwrap();
+    assert_eq!(Material::named(&config, NODE).unwrap(), None);
+}
