@@ -200,6 +200,28 @@ fn removed_it_leaves_everything_but_itself_and_purged_nothing_but_what_is_the_ho
 }
 
 #[test]
+fn purged_it_names_a_state_folder_of_the_administrator_s_choice_and_leaves_it() {
+    for (how, line) in [("--purge", "state_dir = \"/srv/journal\""), ("--remove", "state_dir = '/srv/journal' # ours")] {
+        let root = Root::new();
+        installed(&root);
+        let config = root.read("/etc/pvelet/agent.toml");
+        root.write("/etc/pvelet/agent.toml", config.replace("state_dir = \"/var/lib/pvelet\"", line));
+        root.write("/srv/journal/journal.redb", "a journal");
+        // At once, or long after it was removed.
+        let mut output = root.sh(&format!("dpkg {how} pvelet-agent"));
+        assert!(output.status.success(), "{}", text(&output));
+        if how == "--remove" {
+            output = root.sh("dpkg --purge pvelet-agent");
+        }
+        let said = text(&output);
+        assert!(output.status.success() && said.contains("/srv/journal (state_dir) is left"), "{said}");
+        let after = root.snapshot();
+        assert!(after.contains_key("/srv/journal/journal.redb"));
+        assert!(!after.keys().any(|path| path.starts_with("/var/lib/pvelet") || path.starts_with("/etc/pvelet")), "{after:#?}");
+    }
+}
+
+#[test]
 fn it_is_not_removed_while_a_network_change_is_open_that_it_cannot_undo() {
     let root = Root::new();
     installed(&root);
