@@ -126,7 +126,7 @@ fn a_finish_that_is_killed_between_any_two_steps_forgets_nothing_that_was_revoke
         };
         let done = |args: &[&str]| good(&pki(args).output().unwrap());
         done(&["init", "--trust-domain", "pvelet.example"]);
-        done(&["issue", "reader", "ann"]);
+        done(&["issue", "person", "--role", "reader", "ann"]);
         done(&["revoke", "spiffe://pvelet.example/role/reader/ann"]);
         done(&["rollover", "start"]);
         done(&["rollover", "switch"]);
