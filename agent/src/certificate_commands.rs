@@ -65,10 +65,11 @@ fn load(file: &Path) -> Result<Config, String> {
 /// The request in PEM.
 pub(crate) fn request(of: &Request) -> Result<String, String> {
     let config = load(&of.config)?;
-    let in_use = Material::load(&config.tls, &config.pve.node, SystemTime::now()).ok();
+    // One that has ended is renewed here too: who it names is not judged by it. One that is not this host's names nothing.
+    let in_use = Material::named(&config.tls, &config.pve.node).ok().flatten();
     let cluster = match (&of.cluster, &in_use) {
         (Some(cluster), _) => cluster.clone(),
-        (None, Some(material)) => material.cluster.clone(),
+        (None, Some((cluster, _))) => cluster.clone(),
         (None, None) => {
             let file = &config.network.corosync;
             let named = cluster_name::of_corosync(file)
@@ -79,8 +80,8 @@ pub(crate) fn request(of: &Request) -> Result<String, String> {
     id::dns_name(&cluster).map_err(|e| format!("--cluster: {e}"))?;
     let ips: Vec<String> = of.ips.iter().map(ToString::to_string).collect();
     let mut names = Names::parse(of.dns.clone(), &ips).map_err(|e| e.to_string())?;
-    if let Some(material) = in_use.filter(|_| names.is_empty()) {
-        names = Names { dns: material.own.dns.clone(), ips: material.own.ips.clone() };
+    if let Some((_, named)) = in_use.filter(|_| names.is_empty()) {
+        names = named;
     }
     signing_request(&config.tls, &cluster, &config.pve.node, &names).map(|made| made.pem).map_err(|e| e.to_string())
 }

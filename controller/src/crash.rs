@@ -1,7 +1,12 @@
 //! Named crash points: where a test build of the controller can be made to die, to prove that it goes on from there.
 
-/// Marks the place between two steps of an async function. Without the feature `crash-points` it compiles to nothing.
+/// Marks the place between two steps of an async function; with `sync` before its name, of another one, where only whole programs die. Without
+/// the feature `crash-points` it compiles to nothing.
 macro_rules! crash_point {
+    (sync $name:literal) => {
+        #[cfg(all(feature = "crash-points", not(test)))]
+        $crate::crash::reached($name);
+    };
     ($name:literal) => {
         #[cfg(test)]
         $crate::crash::testing::reached($name).await;

@@ -26,7 +26,7 @@ fn furnish(root: &Root) {
     let dir = TempDir::with_prefix("pvelet-pki-").unwrap();
     let pki = Pki::new(dir.path());
     let (cert, key) = pki.host("pve1", "pve1");
-    for (from, to) in [(cert, "agent.crt"), (key, "agent.key"), (pki.dir.ca_cert_path(), "client-ca.crt")] {
+    for (from, to) in [(cert, "agent.crt"), (key, "agent.key"), (pki.dir.ca_cert_path(), "ca.crt")] {
         fs::copy(from, root.at("/etc/pvelet/tls").join(to)).unwrap();
     }
     fs::set_permissions(root.at("/etc/pvelet/tls/agent.key"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
@@ -197,6 +197,28 @@ fn removed_it_leaves_everything_but_itself_and_purged_nothing_but_what_is_the_ho
     let after = root.snapshot();
     let other: Vec<&String> = after.keys().chain(before.keys()).filter(|path| after.get(*path) != before.get(*path)).collect();
     assert!(other.is_empty(), "{other:#?}");
+}
+
+#[test]
+fn purged_it_names_a_state_folder_of_the_administrator_s_choice_and_leaves_it() {
+    for (how, line) in [("--purge", "state_dir = \"/srv/journal\""), ("--remove", "state_dir = '/srv/journal' # ours")] {
+        let root = Root::new();
+        installed(&root);
+        let config = root.read("/etc/pvelet/agent.toml");
+        root.write("/etc/pvelet/agent.toml", config.replace("state_dir = \"/var/lib/pvelet\"", line));
+        root.write("/srv/journal/journal.redb", "a journal");
+        // At once, or long after it was removed.
+        let mut output = root.sh(&format!("dpkg {how} pvelet-agent"));
+        assert!(output.status.success(), "{}", text(&output));
+        if how == "--remove" {
+            output = root.sh("dpkg --purge pvelet-agent");
+        }
+        let said = text(&output);
+        assert!(output.status.success() && said.contains("/srv/journal (state_dir) is left"), "{said}");
+        let after = root.snapshot();
+        assert!(after.contains_key("/srv/journal/journal.redb"));
+        assert!(!after.keys().any(|path| path.starts_with("/var/lib/pvelet") || path.starts_with("/etc/pvelet")), "{after:#?}");
+    }
 }
 
 #[test]

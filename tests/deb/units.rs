@@ -41,3 +41,19 @@ fn what_they_may_do_is_bounded() {
         assert!(output.status.success(), "{unit}: {}", text(&output));
     }
 }
+
+#[test]
+fn what_they_say_is_not_below_what_is_kept_of_it() {
+    const LEVELS: [&str; 8] = ["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"];
+    let dir = units();
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let unit = fs::read_to_string(&path).unwrap();
+        let level = |key: &str, otherwise: &str| {
+            let set = unit.lines().find_map(|line| line.strip_prefix(key)).unwrap_or(otherwise).to_owned();
+            LEVELS.iter().position(|level| **level == set).unwrap_or_else(|| panic!("{}: {key}{set}", path.display()))
+        };
+        // What comes by stderr has this level; systemd's default is info.
+        assert!(level("SyslogLevel=", "info") <= level("LogLevelMax=", "debug"), "{}: it says nothing", path.display());
+    }
+}

@@ -1,8 +1,15 @@
 //! What a configuration names outside itself, and what it allows but should not be overlooked.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::mpsc, thread, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
-use super::{Config, Mistake, Mode, read::Section};
+use super::{Config, Mistake, Mode, Tls, read::Section};
 
 /// The range from which PVE's web interface proposes VMIDs unless `datacenter.cfg` says otherwise begins here; people's own VMs lie at its
 /// lower end.
@@ -11,6 +18,9 @@ const PVE_NEXT_ID_FIRST: u32 = 100;
 const LIKELY_NEXT_ID: u32 = 10_000;
 /// A range that is used up before freed ids come back stops every clone.
 const SMALL_RANGE: u32 = 50;
+
+/// More links than the kernel follows.
+const MOST_LINKS: usize = 40;
 
 /// A folder that is there says so at once; one whose file system hangs says nothing.
 const FOLDER_PATIENCE: Duration = Duration::from_secs(2);
@@ -44,6 +54,40 @@ fn in_time<T: Send + 'static>(patience: Duration, look: impl FnOnce() -> T + Sen
     let (tell, told) = mpsc::sync_channel(1);
     thread::Builder::new().spawn(move || tell.send(look())).ok()?;
     told.recv_timeout(patience).ok()
+}
+
+/// The file itself where `path` is a symbolic link, though it is not there yet.
+pub(crate) fn real(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        if let Ok(real) = fs::canonicalize(&path) {
+            return real;
+        }
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { break };
+        let Ok(folder) = fs::canonicalize(if folder.as_os_str().is_empty() { Path::new(".") } else { folder }) else { break };
+        match fs::read_link(&path) {
+            Ok(target) => path = folder.join(target),
+            Err(_) => return folder.join(name),
+        }
+    }
+    path
+}
+
+impl Tls {
+    /// Every file, with its key in the configuration.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let files =
+            [("cert", Some(&self.cert)), ("key", Some(&self.key)), ("client_ca", Some(&self.client_ca)), ("crl", self.crl.as_ref())];
+        files.into_iter().filter_map(|(key, path)| Some((key, path?.as_path())))
+    }
+
+    /// Two keys that name one file, and how the second names it: whatever is written for one would destroy what stands there for the other.
+    /// `of` tells which file a path is.
+    pub(crate) fn shared(&self, of: impl Fn(&Path) -> PathBuf) -> Option<(&'static str, &'static str, &Path)> {
+        let files: Vec<_> = self.named().map(|(key, path)| (key, path, of(path))).collect();
+        let later = |i: usize| files[i + 1..].iter().find(|(.., file)| *file == files[i].2).map(|(key, path, _)| (files[i].0, *key, *path));
+        (0..files.len()).find_map(later)
+    }
 }
 
 /// What an administrator should know although it is allowed.

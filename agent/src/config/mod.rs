@@ -10,6 +10,7 @@ mod recovery;
 
 use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
+pub(crate) use check::real;
 pub use check::warnings;
 pub use example::EXAMPLE;
 pub use mistake::{Mistake, Mistakes};

@@ -94,7 +94,7 @@ fn config(root: &mut Section<'_, '_>, look: Look) -> Config {
     let listen = root.address("listen").unwrap_or_else(|| fixed_address(d::LISTEN));
     let state_dir = root.path("state_dir").unwrap_or_else(|| d::STATE_DIR.into());
     let drain_deadline = root.duration("drain_deadline", seconds(0, 3600)).unwrap_or(d::DRAIN_DEADLINE);
-    let tls = tls(root.section("tls"), look == Look::Everywhere);
+    let tls = tls(root.section("tls"), look);
     let pve = pve(root.section("pve"), look != Look::Nowhere);
     let vm = vm(root.section("vm"), mode);
     let volumes = volumes(root.section("volumes"), vm.vmid_range.as_ref());
@@ -113,7 +113,7 @@ fn config(root: &mut Section<'_, '_>, look: Look) -> Config {
     Config { mode, listen, state_dir, drain_deadline, tls, pve, vm, volumes, network, health, repair, limits, metrics, log, identities }
 }
 
-fn tls(mut s: Section<'_, '_>, files: bool) -> Tls {
+fn tls(mut s: Section<'_, '_>, look: Look) -> Tls {
     let cert = s.path("cert").unwrap_or_else(|| d::TLS_CERT.into());
     let key = s.path("key").unwrap_or_else(|| d::TLS_KEY.into());
     let client_ca = s.path("client_ca").unwrap_or_else(|| d::TLS_CLIENT_CA.into());
@@ -124,9 +124,6 @@ fn tls(mut s: Section<'_, '_>, files: bool) -> Tls {
     });
     if trust_domain.is_none() && !s.has("trust_domain") {
         s.refuse("trust_domain", "", "is missing", "set it to the trust domain of your CA (`pveletctl pki init` printed it)");
-    }
-    if cert == key {
-        s.refuse("key", key.display().to_string(), "is the file of the certificate", "keep the key in a file of its own, mode 0600");
     }
     let tls = Tls {
         cert,
@@ -139,9 +136,13 @@ fn tls(mut s: Section<'_, '_>, files: bool) -> Tls {
         max_connections: s.number("max_connections", 1..=100_000).unwrap_or(d::MAX_CONNECTIONS),
         max_connection_age: s.duration("max_connection_age", seconds(60, 30 * 86400)),
     };
-    if files {
-        let named = [("cert", Some(&tls.cert)), ("key", Some(&tls.key)), ("client_ca", Some(&tls.client_ca)), ("crl", tls.crl.as_ref())];
-        for (key, path) in named.into_iter().filter_map(|(k, p)| p.map(|p| (k, p))) {
+    let real = |path: &Path| if look == Look::Nowhere { path.to_owned() } else { check::real(path) };
+    if let Some((first, second, path)) = tls.shared(real) {
+        let remedy = "name a file of its own for each: an install replaces them one by one";
+        s.refuse(second, path.display().to_string(), format!("is the file that {first} names"), remedy);
+    }
+    if look == Look::Everywhere {
+        for (key, path) in tls.named() {
             check::readable(&s, key, path, "put it there with `pvelet-agent install-certificate`, or name the right file");
         }
     }

@@ -59,7 +59,13 @@ fn each_mistake_names_line_key_value_and_remedy() {
         ("drain_deadline = \"60\"", "", "", &["drain_deadline", "no duration", "\"30s\""]),
         ("drain_deadline = \"2h\"", "", "", &["drain_deadline = \"2h\"", "outside 0s to 1h"]),
         ("", "crll = \"/x\"", "", &["line 4: tls.crll", "did you mean 'crl'?"]),
-        ("", "key = \"/etc/pvelet/tls/agent.crt\"", "", &["line 4: tls.key", "file of the certificate"]),
+        ("", "key = \"/etc/pvelet/tls/agent.crt\"", "", &["line 4: tls.key", "is the file that cert names"]),
+        (
+            "",
+            "crl = \"/etc/pvelet/tls/ca.crt\"",
+            "",
+            &["line 4: tls.crl", "is the file that client_ca names", "a file of its own for each"],
+        ),
         ("", "max_handshakes = 0", "", &["tls.max_handshakes = 0", "outside 1 to 10000"]),
         ("", "max_handshakes = 99999999999999999999", "", &["tls.max_handshakes", "outside 1 to 10000"]),
         ("", "max_connections = \"9\"", "", &["tls.max_connections = \"9\"", "is a string, not a whole number"]),
@@ -214,6 +220,26 @@ fn missing_files_are_named_all_at_once() {
     let list = load(&file).unwrap_err().list;
     let keys: Vec<&str> = list.iter().map(|m| m.key.as_str()).collect();
     assert_eq!(keys, ["tls.cert", "tls.key", "tls.client_ca", "tls.crl", "pve.ticket_command", "pve.etc_pve"]);
+}
+
+#[test]
+fn two_files_of_tls_that_are_one_by_a_link_are_a_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.toml");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(&file, format!("[tls]\ncert = \"{}\"\nkey = \"{}\"\ntrust_domain = \"a.b\"\n", path("x"), path("y"))).unwrap();
+    // The file may not be there yet.
+    std::os::unix::fs::symlink("y", path("x")).unwrap();
+    for there in [false, true] {
+        if there {
+            std::fs::write(path("y"), "").unwrap();
+        }
+        for loaded in [load(&file), load_without_certificates(&file)] {
+            let list = loaded.unwrap_err().list;
+            let told = list.iter().any(|m| m.key == "tls.key" && m.line == 3 && m.problem == "is the file that cert names");
+            assert!(told, "{list:?}");
+        }
+    }
 }
 
 #[test]

@@ -18,7 +18,12 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::material::{bad, fits};
-use crate::{config, crash_point, error::Error};
+// The file itself where a path is a symbolic link: that is what is replaced.
+use crate::{
+    config::{self, real},
+    crash_point,
+    error::Error,
+};
 
 /// More is no certificate, bundle or list of ours.
 pub(super) const LARGEST: u64 = 4 << 20;
@@ -55,11 +60,6 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
-}
-
-/// The file itself where `path` is a symbolic link: that is what is replaced.
-fn real(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Where the key of the next certificate waits.
@@ -159,8 +159,12 @@ pub(super) struct Held(#[allow(dead_code, reason = "held for its end")] Flock<Fi
 /// Keeps others from changing the files.
 ///
 /// # Errors
-/// `OperationInProgress`, `CertificateFiles`.
+/// `OperationInProgress`; `CertificateFiles`, also where two of them are one: what is written for one would destroy the other, a key even.
 pub(super) fn hold(files: &config::Tls) -> Result<Held, Error> {
+    if let Some((first, second, path)) = files.shared(real) {
+        let why = format!("is the file of [tls] {first} and of [tls] {second}; name a file of its own for each, and restart the agent");
+        return Err(Error::CertificateFiles { file: path.display().to_string(), why });
+    }
     let folder = folder(&real(&files.cert));
     let failed = |why: String| Error::CertificateFiles { file: folder.display().to_string(), why };
     let open = File::open(&folder).map_err(|e| failed(format!("cannot be opened ({e}); make the folder, for root alone (mode 0700)")))?;

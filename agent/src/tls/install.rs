@@ -68,9 +68,6 @@ pub struct Place<'a> {
     pub cluster: Option<&'a str>,
 }
 
-/// Who calls: must be accepted afterwards too.
-pub(super) type Caller = Peer;
-
 fn refuse(field: &'static str, why: impl AsRef<str>) -> Error {
     Error::invalid(field, reason::INVALID_CERTIFICATE, why.as_ref())
 }
@@ -84,8 +81,9 @@ pub fn install_local(place: &Place<'_>, new: &New, now: SystemTime) -> Result<In
     Ok(Installed { changed, certificate: material.own, closed: 0 })
 }
 
-/// Checks `new`, and puts it in place where it differs from what is there. Returns what the files hold now.
-pub(super) fn install(place: &Place<'_>, new: &New, caller: Option<&Caller>, now: SystemTime) -> Result<(Sources, Material, bool), Error> {
+/// Checks `new`, and puts it in place where it differs from what is there. Returns what the files hold now. A caller must be accepted afterwards
+/// too.
+pub(super) fn install(place: &Place<'_>, new: &New, caller: Option<&Peer>, now: SystemTime) -> Result<(Sources, Material, bool), Error> {
     let files = place.files;
     sizes(new, files)?;
     let held = files::hold(files)?;
@@ -161,25 +159,23 @@ fn merge(place: &Place<'_>, new: &New, present: &Present, now: SystemTime) -> Re
         staged.cert = (differs(certificate, &present.cert) || !same_key).then(|| certificate.clone());
         next.cert = Some(certificate.clone().into_bytes());
     }
-    let none = |field, file: &Path, option: &str| {
-        refuse(field, format!("it is not given, and there is no {} yet; give it along ({option})", file.display()))
-    };
     if next.cert.is_none() || next.key.is_none() {
-        return Err(none(CERTIFICATE, &files.cert, "pvelet-agent install-certificate CERTIFICATE"));
+        return Err(not_there(CERTIFICATE, &files.cert, "pvelet-agent install-certificate CERTIFICATE"));
     }
     Ok((next.whole(files)?, staged))
 }
 
+fn not_there(field: &'static str, file: &Path, option: &str) -> Error {
+    refuse(field, format!("it is not given, and there is no {} yet; give it along ({option})", file.display()))
+}
+
 /// Without these the agent would not start.
 fn missing(next: &Present, files: &config::Tls) -> Result<(), Error> {
-    let none = |field, file: &Path, option: &str| {
-        Err(refuse(field, format!("it is not given, and there is no {} yet; give it along ({option})", file.display())))
-    };
     if next.client_ca.is_none() {
-        return none(CA, &files.client_ca, "--ca FILE");
+        return Err(not_there(CA, &files.client_ca, "--ca FILE"));
     }
     match &files.crl {
-        Some(file) if next.crl.is_none() => none(LIST, file, "--crl FILE, or take crl out of [tls]"),
+        Some(file) if next.crl.is_none() => Err(not_there(LIST, file, "--crl FILE, or take crl out of [tls]")),
         _ => Ok(()),
     }
 }

@@ -312,3 +312,47 @@ fn a_host_of_another_ca_than_its_clients_is_renewed_by_the_same_one() {
     let named = New { certificate: Some(third.sign(&request.pem, &server())), ..named };
     assert!(install_local(&place, &named, now).unwrap().changed);
 }
+
+#[test]
+fn two_files_that_are_one_are_refused_and_nothing_is_written() {
+    for (link, to) in [("agent.crt", "agent.key"), ("agent.key", "agent.crt"), ("ca.crt", "agent.key"), ("ca.crl", "ca.crt")] {
+        // Also where the file that both name is not there yet.
+        for there in [true, false] {
+            let world = world();
+            let new = world.renewed(&server());
+            fs::remove_file(world.files.path(link)).unwrap();
+            std::os::unix::fs::symlink(to, world.files.path(link)).unwrap();
+            if !there {
+                fs::remove_file(world.files.path(to)).unwrap();
+            }
+            let names = || fs::read_dir(world.files.dir()).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+            let key = || fs::read(world.files.path("agent.key")).ok();
+            let before = (names(), key());
+            let config = world.files.config();
+            let place = Place { files: &config, node: NODE, cluster: None };
+            let installed = install_local(&place, &new, SystemTime::now()).map(drop);
+            for refused in [installed, signing_request(&config, "lab", NODE, &Names::default()).map(drop)] {
+                let error = refused.unwrap_err();
+                assert_eq!(error.reason(), reason::CERTIFICATE_FILES, "{link}: {error}");
+                assert!(error.to_string().contains("a file of its own for each"), "{link}: {error}");
+            }
+            assert_eq!((names(), key()), before, "{link}");
+        }
+    }
+}
+
+#[test]
+fn what_an_ended_certificate_named_is_still_known() {
+    let world = world();
+    let (config, path) = (world.files.config(), |name: &str| world.files.path(name));
+    let ended = Spec { validity: Some((-600, -300)), uris: vec![format!("spiffe://{DOMAIN}/cluster/former/host/{NODE}")], ..server() };
+    world.files.put("agent.crt", &world.ca.issue(&ended).cert);
+    for gone in ["agent.key", "ca.crt", "ca.crl"] {
+        fs::remove_file(path(gone)).unwrap();
+    }
+    let names = Names { dns: vec![super::testing::SERVER_NAME.to_owned()], ips: Vec::new() };
+    assert_eq!(Material::named(&config, NODE).unwrap(), Some(("former".to_owned(), names)));
+    assert!(Material::named(&config, "pve2").unwrap_err().to_string().contains("not for host pve2"));
+    fs::remove_file(path("agent.crt")).unwrap();
+    assert_eq!(Material::named(&config, NODE).unwrap(), None);
+}

@@ -18,7 +18,8 @@ use rustls::{
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use super::{
-    files::Sources,
+    Names,
+    files::{Present, Sources},
     info::{AuthorityInfo, CertificateInfo, date},
     leaf::{Leaf, Purpose, system_time},
     verifier::ClientVerifier,
@@ -61,6 +62,19 @@ impl Material {
     /// `Credentials` names the file and what is wrong with it.
     pub fn load(files: &config::Tls, node: &str, now: SystemTime) -> Result<Self, Error> {
         Self::build(&Sources::read(files)?, files, node, now)
+    }
+
+    /// What the certificate in the file of `[tls]` names, the cluster and names of this host, though it has ended and whatever the other files
+    /// are; `None`: there is none.
+    ///
+    /// # Errors
+    /// `Credentials`: it is not one of this host.
+    pub fn named(files: &config::Tls, node: &str) -> Result<Option<(String, Names)>, Error> {
+        let Some(pem) = Present::read(files)?.cert else { return Ok(None) };
+        let chain = certificates(&pem, &files.cert)?;
+        let (leaf, cluster) = host_leaf(&chain[0], files, node)?;
+        let own = parse(&chain[0]).map(|cert| CertificateInfo::new(&leaf, &chain[0], &cert)).map_err(|e| bad(&files.cert, e))?;
+        Ok(Some((cluster, Names { dns: own.dns, ips: own.ips })))
     }
 
     pub(super) fn build(sources: &Sources, files: &config::Tls, node: &str, now: SystemTime) -> Result<Self, Error> {
@@ -178,15 +192,23 @@ pub(super) fn authorities(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<
 
 /// The agent's own certificate: for servers alone, valid now, for this node; with the cluster that it names.
 fn own_leaf(der: &CertificateDer<'_>, files: &config::Tls, node: &str, now: SystemTime) -> Result<(Leaf, String), Error> {
-    let leaf = Leaf::read(der, Purpose::Server, &files.trust_domain).map_err(|e| bad(&files.cert, e))?;
-    let cluster = match &leaf.identity.subject {
-        Subject::Host { node: named, cluster } if named == node => cluster.clone(),
-        _ => return Err(bad(&files.cert, format!("is for '{}', not for host {node}", leaf.identity))),
-    };
+    let (leaf, cluster) = host_leaf(der, files, node)?;
     if let Some(why) = not_valid(&leaf, now) {
         return Err(bad(&files.cert, why));
     }
     Ok((leaf, cluster))
+}
+
+/// A certificate for servers alone, for this node, whenever it is valid; with the cluster that it names.
+fn host_leaf(der: &CertificateDer<'_>, files: &config::Tls, node: &str) -> Result<(Leaf, String), Error> {
+    let leaf = Leaf::read(der, Purpose::Server, &files.trust_domain).map_err(|e| bad(&files.cert, e))?;
+    match &leaf.identity.subject {
+        Subject::Host { node: named, cluster } if named == node => {
+            let cluster = cluster.clone();
+            Ok((leaf, cluster))
+        }
+        _ => Err(bad(&files.cert, format!("is for '{}', not for host {node}", leaf.identity))),
+    }
 }
 
 /// The lists of each CA, each proven to be signed by it: webpki would refuse every client because of one bad signature.

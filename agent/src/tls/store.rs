@@ -8,7 +8,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::{
-    Connections, Material,
+    Connections, Material, Peer,
     files::{self, Sources},
     install::{self, Installed, New},
     request::{self, Names, SigningRequest},
@@ -119,7 +119,7 @@ impl Credentials {
     ///
     /// # Errors
     /// `Invalid`, `CrlOlder`, `CallerLockedOut`, `CertificateFiles`, `OperationInProgress`; nothing has changed then.
-    pub fn install(&self, new: &New, caller: &install::Caller) -> Result<Installed, Error> {
+    pub fn install(&self, new: &New, caller: &Peer) -> Result<Installed, Error> {
         // No reload may come in between: it would take over the older set.
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let place = install::Place { files: &self.files, node: &self.node, cluster: Some(&self.current().cluster) };

@@ -143,12 +143,14 @@ impl PkiDir {
     /// the serial numbers newly revoked.
     pub fn revoke(&self, what: &str, time: SystemTime) -> Result<Vec<String>, PkiError> {
         self.ca()?;
-        let serials = self.serials(what, time)?;
         let _lock = self.lock()?;
         let state = self.rollover()?;
+        // A killed step may have left a CA out, whose list no agent would take then.
+        self.write_bundles(&state)?;
+        let serials = self.serials(what, time)?;
         let mut new = Vec::new();
         let mut lists = Vec::new();
-        for ca in std::iter::once(&state.signing).chain(&state.other) {
+        for ca in state.cas() {
             let id = CertInfo::from_pem(ca.cert_pem())?.key_id;
             let mut list = self.list_of(ca)?;
             for (serial, _) in serials.iter().filter(|(_, issuer)| *issuer == id) {
@@ -159,10 +161,6 @@ impl PkiDir {
             lists.push(list);
         }
         if !new.is_empty() {
-            if state.other.is_some() {
-                // A killed step may have left a CA out, whose list no agent would take then.
-                self.write_bundles(&state)?;
-            }
             self.write_lists(&lists)?;
         }
         Ok(new)

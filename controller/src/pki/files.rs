@@ -66,6 +66,12 @@ fn write(path: &Path, content: &[u8], mode: u32, replace: bool) -> Result<(), Pk
     }
 }
 
+/// Renames within a folder, lastingly.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), PkiError> {
+    let folder = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::rename(from, to).and_then(|()| File::open(folder)?.sync_all()).map_err(PkiError::io(to))
+}
+
 /// Reads a text file.
 pub(super) fn read(path: &Path) -> Result<String, PkiError> {
     fs::read_to_string(path).map_err(PkiError::io(path))

@@ -87,6 +87,17 @@ pub enum PkiError {
         /// Why not, and what comes first.
         why: String,
     },
+    /// The revocation list of a CA is gone.
+    #[error(
+        "{} holds no list of the CA with SHA-256 {ca}, so what it revoked is not known: bring the file back, from a backup or from a host ([tls] crl); where the CA was made just now, pveletctl pki init --force makes both anew",
+        path.display()
+    )]
+    NoList {
+        /// The file.
+        path: PathBuf,
+        /// SHA-256 of the CA's certificate.
+        ca: String,
+    },
     /// No certificate of this CA fits.
     #[error("{what}: no certificate of this CA fits; pveletctl pki show lists them")]
     Unknown {

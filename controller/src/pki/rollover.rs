@@ -5,7 +5,8 @@
 //! 2. `switch`: the new one signs, the old one is kept for its revocation list (`previous/`). Renew every certificate.
 //! 3. `finish`: the old one is taken out, and its key is removed. Bring both files to hosts and clients again.
 //!
-//! Which of the certificates in `ca.crt` signs is told by `ca.key` alone, so that each step has one moment at which it happens.
+//! Each step has one moment at which it happens: `next/` appears, `ca.key` is replaced (it alone tells which of the certificates in `ca.crt`
+//! signs), `previous/` goes by. `ca.crt` and `ca.crl` are written after it, and by whoever comes next where it was killed before they were.
 
 use std::{
     fs,
@@ -15,10 +16,13 @@ use std::{
 };
 
 use super::{CA_CERT, CA_KEY, CRL, Ca, CertInfo, Crl, Lifetime, PkiDir, PkiError, files};
+use crate::crash::crash_point;
 
 const NEXT: &str = "next";
 const PREVIOUS: &str = "previous";
 const RETIRED: &str = "retired";
+/// What `previous/` is called once the old CA is none of this folder any more; its key goes with it.
+const FINISHED: &str = "finished";
 
 /// How far the rollover of a CA is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +43,13 @@ pub struct Rollover {
     pub signing: Ca,
     /// The one beside it: the next or the previous one.
     pub other: Option<Ca>,
+}
+
+impl Rollover {
+    /// All of them, the one that signs first.
+    pub fn cas(&self) -> impl Iterator<Item = &Ca> {
+        std::iter::once(&self.signing).chain(&self.other)
+    }
 }
 
 fn not_now(why: &str) -> PkiError {
@@ -75,6 +86,7 @@ impl PkiDir {
             Phase::Switched => Err(not_now("one is under way: renew what the old CA issued, then pveletctl pki rollover finish")),
             Phase::Started => self.write_bundles(&now).map(|()| false),
             Phase::None => {
+                self.settle(&now)?;
                 let new = Ca::create(now.signing.trust_domain(), lifetime)?;
                 self.keep_ca(&new, NEXT)?;
                 self.write_bundles(&self.rollover()?)?;
@@ -89,6 +101,8 @@ impl PkiDir {
         let now = self.rollover()?;
         match (now.phase, now.other) {
             (Phase::Started, Some(next)) => {
+                // A killed start may have left out the new one, or its list.
+                self.write_bundles(&self.rollover()?)?;
                 self.keep_ca(&now.signing, PREVIOUS)?;
                 // From here on the new one signs.
                 files::write_private(&self.path(CA_KEY), next.key_pem().as_bytes(), true)?;
@@ -112,6 +126,7 @@ impl PkiDir {
         let state = self.rollover()?;
         match (state.phase, &state.other) {
             (Phase::Switched, Some(old)) => {
+                self.list_of(old)?;
                 let alive = self.alive_of(old, now)?;
                 if !alive.is_empty() {
                     let some: Vec<String> = alive.iter().take(5).map(|c| format!("{} ({})", c.uris.join(" "), c.serial)).collect();
@@ -127,23 +142,43 @@ impl PkiDir {
                 files::make_dir(&retired)?;
                 let name = hex::encode(CertInfo::from_pem(old.cert_pem())?.key_id.unwrap_or_default());
                 files::write_public(&retired.join(format!("{name}.crt")), old.cert_pem().as_bytes(), true)?;
-                // The list goes first: an agent refuses a list whose CA it does not know.
-                self.write_lists(&[self.list_of(&state.signing)?])?;
-                files::write_public(&self.ca_cert_path(), state.signing.cert_pem().as_bytes(), true)?;
-                self.remove(PREVIOUS)?;
-                Ok(true)
+                self.remove(FINISHED)?;
+                crash_point!(sync "pki.finish.retired");
+                // From here on the old one is none of ours.
+                files::rename(&self.path(PREVIOUS), &self.path(FINISHED))?;
+                crash_point!(sync "pki.finish.decided");
+                self.settle(&self.rollover()?)
             }
             (Phase::Started, _) => {
                 Err(not_now("the new CA signs nothing yet; pveletctl pki rollover switch, then renew every certificate"))
             }
-            _ => Ok(false),
+            _ => self.settle(&state),
         }
+    }
+
+    /// Writes what a killed step left unwritten.
+    pub fn put_right(&self) -> Result<(), PkiError> {
+        let state = self.rollover()?;
+        // Who only reads needs no right to write, unless something is to be written.
+        if self.unwritten(&state)?.is_empty() && !self.path(FINISHED).exists() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        self.settle(&self.rollover()?).map(drop)
+    }
+
+    /// Brings the files to `state`, and ends a finish that was killed. `false`: none was.
+    fn settle(&self, state: &Rollover) -> Result<bool, PkiError> {
+        self.write_bundles(state)?;
+        let killed = self.path(FINISHED).exists();
+        self.remove(FINISHED)?;
+        Ok(killed)
     }
 
     /// Certificates of a CA of this folder that have neither ended nor been revoked.
     pub fn alive_of(&self, ca: &Ca, now: SystemTime) -> Result<Vec<CertInfo>, PkiError> {
-        let (id, list) = (CertInfo::from_pem(ca.cert_pem())?.key_id, self.list_of(ca)?);
-        let revoked = |c: &CertInfo| list.list().iter().any(|r| r.serial == c.serial);
+        let (id, list) = (CertInfo::from_pem(ca.cert_pem())?.key_id, self.listed(ca)?);
+        let revoked = |c: &CertInfo| list.iter().flat_map(Crl::list).any(|r| r.serial == c.serial);
         let mut certs = self.issued()?;
         certs.retain(|c| c.issuer_key_id == id && c.not_after_time() >= now && !revoked(c));
         Ok(certs)
@@ -162,8 +197,7 @@ impl PkiDir {
 
     /// What a rollover left, where a CA is made anew.
     pub(super) fn forget_rollover(&self) -> Result<(), PkiError> {
-        self.remove(NEXT)?;
-        self.remove(PREVIOUS)
+        [NEXT, PREVIOUS, FINISHED].iter().try_for_each(|folder| self.remove(folder))
     }
 
     /// Writes a CA into a folder of its own, as a whole or not at all.
@@ -175,7 +209,7 @@ impl PkiDir {
         files::make_dir(&new)?;
         files::write_private(&new.join(CA_KEY), ca.key_pem().as_bytes(), true)?;
         files::write_public(&new.join(CA_CERT), ca.cert_pem().as_bytes(), true)?;
-        fs::rename(&new, &dir).map_err(PkiError::io(&dir))
+        files::rename(&new, &dir)
     }
 
     fn remove(&self, folder: &str) -> Result<(), PkiError> {
@@ -184,12 +218,30 @@ impl PkiDir {
 
     /// `ca.crt` and `ca.crl` as the CAs are now: the one that signs first.
     pub(super) fn write_bundles(&self, state: &Rollover) -> Result<(), PkiError> {
-        let cas: Vec<&Ca> = std::iter::once(&state.signing).chain(&state.other).collect();
-        let lists = cas.iter().map(|ca| self.list_of(ca)).collect::<Result<Vec<_>, _>>()?;
-        let bundle: String = cas.iter().map(|ca| ca.cert_pem()).collect();
-        // The CA goes first: an agent refuses a list whose CA it does not know.
-        files::write_public(&self.ca_cert_path(), bundle.as_bytes(), true)?;
-        self.write_lists(&lists)
+        for (path, text) in self.unwritten(state)? {
+            files::write_public(&path, text.as_bytes(), true)?;
+            crash_point!(sync "pki.bundle.written");
+        }
+        Ok(())
+    }
+
+    /// The files that differ from `state`, with what they should hold, in the order in which they are written: an agent refuses a list whose CA
+    /// it does not know.
+    fn unwritten(&self, state: &Rollover) -> Result<Vec<(PathBuf, String)>, PkiError> {
+        let mut lists = self.list_of(&state.signing)?.pem().to_owned();
+        if let Some(other) = &state.other {
+            // One that signs nothing yet has its first list; any other had one, and what is revoked in it must not be forgotten.
+            let found = self.listed(other)?;
+            let list = if state.phase == Phase::Started && found.is_none() { Crl::create(other)? } else { self.list_of(other)? };
+            lists += list.pem();
+        }
+        let bundle: String = state.cas().map(Ca::cert_pem).collect();
+        let mut files = vec![(self.ca_cert_path(), bundle), (self.path(CRL), lists)];
+        if state.other.is_none() {
+            files.reverse();
+        }
+        files.retain(|(path, text)| !files::read(path).is_ok_and(|there| there == *text));
+        Ok(files)
     }
 
     pub(super) fn write_lists(&self, lists: &[Crl]) -> Result<(), PkiError> {
@@ -197,11 +249,16 @@ impl PkiDir {
         files::write_public(&self.path(CRL), text.as_bytes(), true)
     }
 
-    /// The list of one CA: as it is, or its first one.
+    /// The list of one CA.
     pub(super) fn list_of(&self, ca: &Ca) -> Result<Crl, PkiError> {
+        let found = self.listed(ca)?;
+        let sha256 = CertInfo::from_pem(ca.cert_pem())?.sha256;
+        found.ok_or_else(|| PkiError::NoList { path: self.crl_path(), ca: sha256 })
+    }
+
+    fn listed(&self, ca: &Ca) -> Result<Option<Crl>, PkiError> {
         let id = CertInfo::from_pem(ca.cert_pem())?.key_id;
-        let found = Crl::all_from_pem(&files::read(&self.crl_path())?)?.into_iter().find(|list| list.issuer_key_id() == id.as_deref());
-        found.map_or_else(|| Crl::create(ca), Ok)
+        Ok(Crl::all_from_pem(&files::read(&self.crl_path())?)?.into_iter().find(|list| list.issuer_key_id() == id.as_deref()))
     }
 }
 

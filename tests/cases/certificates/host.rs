@@ -2,9 +2,35 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use std::time::{Duration, UNIX_EPOCH};
+
+use pvelet_controller::pki::{Lifetime, SigningRequest};
 use pvelet_tests::agent::SOON;
 
 use super::*;
+
+#[test]
+fn a_certificate_that_has_ended_is_asked_for_anew_with_all_that_it_named() {
+    let world = World::new(vec!["pve1"]);
+    let agent = &world.stack.agents["pve1"];
+    let config = agent.config_path().display().to_string();
+    let ask = || SigningRequest::from_pem(&good(&run("pvelet-agent", &["signing-request", "--config", &config]))).unwrap();
+    // Another cluster than the one that would be found without it.
+    let ended = Lifetime::between(UNIX_EPOCH + Duration::from_secs(1_000_000), UNIX_EPOCH + Duration::from_secs(2_000_000));
+    let signed = world.stack.pki.ca.sign_host(&ask(), "former", "pve1", &["pve1.lab.example"], &["192.0.2.1".parse().unwrap()], ended);
+    fs::write(&agent.cert().0, signed.unwrap().cert_pem).unwrap();
+    let named = |asked: SigningRequest| {
+        assert!(asked.uris.iter().all(|uri| uri.ends_with("/cluster/former/host/pve1")), "{:?}", asked.uris);
+        assert_eq!(
+            (asked.dns.as_slice(), asked.ips.as_slice()),
+            (&["pve1.lab.example".to_owned()][..], &["192.0.2.1".parse().unwrap()][..])
+        );
+    };
+    named(ask());
+    // Whatever else is missing.
+    fs::remove_file(&agent.cert().1).unwrap();
+    named(ask());
+}
 
 #[tokio::test]
 async fn a_new_host_gets_its_certificate_without_its_key_ever_leaving_it() {

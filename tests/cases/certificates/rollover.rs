@@ -1,11 +1,14 @@
 //! A new CA, step by step as `pveletctl pki rollover` tells, under load: no call fails.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    os::unix::process::ExitStatusExt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
-use pvelet_controller::{agents::Agents, tls::Credentials};
+use pvelet_controller::{agents::Agents, pki::Crl, tls::Credentials};
 use pvelet_tests::agent::SOON;
 
 use super::*;
@@ -109,4 +112,45 @@ async fn a_ca_is_replaced_on_all_hosts_without_a_call_that_fails() {
         assert_eq!(call.await.unwrap(), Vec::<String>::new());
     }
     assert!(!world.path("pki/previous").exists() && !world.path("pki/next").exists(), "the old CA's key is gone");
+}
+
+#[test]
+fn a_finish_that_is_killed_between_any_two_steps_forgets_nothing_that_was_revoked() {
+    for point in ["pki.finish.retired", "pki.finish.decided", "pki.bundle.written:1", "pki.bundle.written:2"] {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("pki").display().to_string();
+        let pki = |args: &[&str]| {
+            let mut command = Command::new(program("pveletctl"));
+            command.arg("pki").args(args).args(["--dir", &dir]);
+            command
+        };
+        let done = |args: &[&str]| good(&pki(args).output().unwrap());
+        done(&["init", "--trust-domain", "pvelet.example"]);
+        done(&["issue", "person", "--role", "reader", "ann"]);
+        done(&["revoke", "spiffe://pvelet.example/role/reader/ann"]);
+        done(&["rollover", "start"]);
+        done(&["rollover", "switch"]);
+        let both = lists(temp.path());
+        assert_eq!(both, [(1, 0), (2, 1)]);
+        let killed = pki(&["rollover", "finish"]).env("PVELET_CRASH_AT", point).output().unwrap();
+        assert_eq!(killed.status.signal(), Some(9), "{point}: {}", text(&killed.stderr));
+        // Either the old one is still there with all that it revoked, or it is none of this folder any more.
+        let decided = point != "pki.finish.retired";
+        let status: Value = serde_json::from_str(&done(&["rollover", "status", "--output", "json"])).unwrap();
+        assert_eq!(status["phase"], if decided { "none" } else { "switched" }, "{point}");
+        assert!(decided || lists(temp.path()) == both, "{point}");
+        done(&["rollover", "finish"]);
+        assert_eq!(lists(temp.path()), [(1, 0)], "{point}");
+        let bundle = fs::read_to_string(temp.path().join("pki/ca.crt")).unwrap();
+        assert_eq!(CertInfo::all_from_pem(&bundle).unwrap().len(), 1, "{point}");
+        for left in ["previous", "finished"] {
+            assert!(!temp.path().join("pki").join(left).exists(), "{point}: the old key is gone");
+        }
+    }
+}
+
+/// Number and length of every list in the CA's folder.
+fn lists(dir: &Path) -> Vec<(u64, usize)> {
+    let text = fs::read_to_string(dir.join("pki/ca.crl")).unwrap();
+    Crl::all_from_pem(&text).unwrap().iter().map(|list| (list.number(), list.list().len())).collect()
 }

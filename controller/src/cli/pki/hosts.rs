@@ -1,7 +1,7 @@
 //! `pveletctl pki renew|request|install|push|status`: what needs the hosts. Each has its own deadline and its own row.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, SystemTime},
 };
 
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{
     super::{CliError, Exit, Session, error::of_many, output, table::Look, table::Rows, view::ErrorView},
-    Hosts, Install, Push, Renew, Request, seconds,
+    Hosts, Install, Push, Renew, Request, read_text, seconds,
 };
 use crate::{
     agents::{AgentClient, AgentError, HostResult, fan_out},
@@ -115,7 +115,7 @@ pub(super) async fn renew(session: &Session, args: &Renew) -> Result<Exit, CliEr
 }
 
 impl Renewal {
-    /// Why a certificate is due; `None`: it is not.
+    /// Whether a certificate is to be replaced.
     fn due(&self, served: &CertInfo, now: SystemTime) -> bool {
         let (from, until) = (served.not_before_time(), served.not_after_time());
         let lifetime = until.duration_since(from).unwrap_or_default();
@@ -218,14 +218,10 @@ struct InstalledView {
     closed_connections: u32,
 }
 
-fn read(path: &Path) -> Result<String, CliError> {
-    super::read_text(path)
-}
-
 pub(super) async fn install(session: &Session, args: &Install) -> Result<Exit, CliError> {
     let agent = session.agent(&args.host)?;
-    let text = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
-    let certificate_pem = read(&args.certificate)?;
+    let text = |path: &Option<PathBuf>| path.as_deref().map(read_text).transpose();
+    let certificate_pem = read_text(&args.certificate)?;
     let sent = CertInfo::from_pem(&certificate_pem)
         .map_err(|e| CliError::File { path: args.certificate.clone(), why: format!("{e}; give the certificate in PEM") })?;
     let ask = v1::InstallCertificateRequest {
@@ -294,12 +290,12 @@ struct Bundle {
 
 pub(super) async fn push(session: &Session, args: &Push) -> Result<Exit, CliError> {
     let pki = PkiDir::open(&args.at.dir);
-    pki.rollover()?;
+    pki.put_right()?;
     let mut ca_pem = pki.bundle()?;
     let mut crl_pem = pki.lists()?;
     for (paths, text) in [(&args.also_ca, &mut ca_pem), (&args.also_crl, &mut crl_pem)] {
         for path in paths {
-            *text += &read(path)?;
+            *text += &read_text(path)?;
         }
     }
     let sha256 = |pem: &String| CertInfo::from_pem(pem).map(|info| info.sha256);

@@ -138,3 +138,64 @@ fn a_step_that_was_killed_is_done_again() {
     assert!(pki.finish_rollover(SystemTime::now()).unwrap());
     assert_eq!((pki.rollover().unwrap().phase, pki.bundle().unwrap().as_str()), (Phase::None, signing.cert_pem()));
 }
+
+/// The old CA has revoked one certificate, and the new one signs.
+fn switched(dir: &Path) -> (PkiDir, Ca, Issued) {
+    let (pki, old) = PkiDir::init(dir, "pvelet.example", Lifetime::days(20), false).unwrap();
+    let ann = old.issue_role(Role::Reader, "ann", Lifetime::days(9)).unwrap();
+    pki.keep(&ann.serial, &ann.cert_pem).unwrap();
+    pki.revoke(&ann.serial, SystemTime::now()).unwrap();
+    pki.start_rollover(Lifetime::days(20)).unwrap();
+    pki.switch_rollover().unwrap();
+    (pki, old, ann)
+}
+
+#[test]
+fn no_list_is_invented_for_a_ca_that_had_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("pki");
+    let (pki, _, ann) = switched(&dir);
+    let before = pki.lists().unwrap();
+    fs::write(dir.join(CRL), pki.crl().unwrap().pem()).unwrap();
+    let left = pki.lists().unwrap();
+    let now = SystemTime::now();
+    for refused in
+        [pki.switch_rollover().map(drop), pki.finish_rollover(now).map(drop), pki.revoke(&ann.serial, now).map(drop), pki.put_right()]
+    {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("holds no list of the CA") && error.contains("from a host"), "{error}");
+    }
+    assert_eq!(pki.lists().unwrap(), left);
+    fs::write(dir.join(CRL), before).unwrap();
+    assert!(pki.finish_rollover(now).unwrap());
+}
+
+#[test]
+fn a_killed_finish_is_ended_by_whatever_comes_next() {
+    type Next = fn(&PkiDir);
+    let table: [(&str, Next); 4] = [
+        ("finish", |pki| assert!(pki.finish_rollover(SystemTime::now()).unwrap())),
+        ("start", |pki| assert!(pki.start_rollover(Lifetime::days(20)).unwrap())),
+        ("revoke", |pki| drop(pki.revoke("00ff", SystemTime::now()).unwrap_err())),
+        ("push", |pki| pki.put_right().unwrap()),
+    ];
+    for (next, step) in table {
+        for lists_written in [false, true] {
+            let temp = tempfile::tempdir().unwrap();
+            let dir = temp.path().join("pki");
+            let (pki, old, _) = switched(&dir);
+            fs::rename(dir.join("previous"), dir.join("finished")).unwrap();
+            if lists_written {
+                fs::write(dir.join(CRL), pki.crl().unwrap().pem()).unwrap();
+            }
+            assert_eq!(pki.rollover().unwrap().phase, Phase::None);
+            step(&pki);
+            assert!(!pki.bundle().unwrap().contains(old.cert_pem()), "{next}");
+            let lists = Crl::all_from_pem(&pki.lists().unwrap()).unwrap();
+            assert!(lists.iter().all(|list| list.list().is_empty()), "{next}");
+            assert_eq!(dir.join("finished").exists(), next == "revoke", "{next}: the old key is gone");
+            assert_eq!(pki.finish_rollover(SystemTime::now()).is_ok(), next != "start");
+            assert!(!dir.join("finished").exists());
+        }
+    }
+}
