@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, collections::BTreeMap, ops::Add, sync::Arc};
 
 use crate::{
-    kind::{MachineSpec, SourceSpec},
+    kind::{MachineSpec, Quantity, SourceSpec},
     reconcile::{HostView, Link, VmView},
 };
 
@@ -51,12 +51,32 @@ impl Size {
 
     /// Of a wanted one; what the spec leaves out is the template's.
     pub fn wanted(spec: &MachineSpec, template: Option<Self>) -> Self {
-        let template = template.unwrap_or(Self { memory_mib: DEFAULT_MEMORY_MIB, cores: DEFAULT_CORES });
-        let cores = match (spec.cores, spec.sockets) {
+        Wish::of(spec).size(template)
+    }
+}
+
+/// What a spec says of a VM's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Wish {
+    memory: Option<Quantity>,
+    cores: Option<u32>,
+    sockets: Option<u32>,
+}
+
+impl Wish {
+    /// What this spec says.
+    pub fn of(spec: &MachineSpec) -> Self {
+        Self { memory: spec.memory, cores: spec.cores, sockets: spec.sockets }
+    }
+
+    /// The VM's size; what is left out is the template's.
+    pub fn size(self, template: Option<Size>) -> Size {
+        let template = template.unwrap_or(Size { memory_mib: DEFAULT_MEMORY_MIB, cores: DEFAULT_CORES });
+        let cores = match (self.cores, self.sockets) {
             (None, None) => template.cores,
             (cores, sockets) => u64::from(cores.unwrap_or(1)) * u64::from(sockets.unwrap_or(1)),
         };
-        Self { memory_mib: spec.memory.map_or(template.memory_mib, |m| m.mib()), cores }
+        Size { memory_mib: self.memory.map_or(template.memory_mib, |m| m.mib()), cores }
     }
 }
 
@@ -153,10 +173,7 @@ fn free_memory_after(spec: &MachineSpec, candidate: &Candidate) -> Result<u64, S
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::{
-        kind::Quantity,
-        reconcile::{Facts, testing},
-    };
+    use crate::reconcile::{Facts, testing};
 
     fn candidate(name: &str, memory_gib: u64) -> Candidate {
         let mut host = testing::host(name);

@@ -180,7 +180,7 @@ impl MachineSpec {
 }
 
 /// The template: one of the two.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = [
     rule("has(self.template) != has(self.tags)", "name the template either by template: <vmid> or by tags: [...], not both"),

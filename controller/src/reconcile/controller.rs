@@ -160,7 +160,7 @@ impl<S: Store> Controller<S> {
                 } => {
                     if [ROOM, ASKED].contains(&id.kind.as_str()) {
                         self.queue.done(&id);
-                        if id.kind == ROOM { self.add_all(self.index.room()) } else { self.let_go() }
+                        if id.kind == ROOM { self.add_all(self.index.room(None)) } else { self.let_go() }
                         continue;
                     }
                     let controller = Arc::clone(&self);
@@ -245,13 +245,17 @@ impl<S: Store> Controller<S> {
 
     /// After a pass over a machine: who waits for what, and who is due for it.
     fn settle(&self, key: &ObjectKey, began: u64, next: Option<&Next>) {
-        if let Some(Next::Asked(until)) = next {
-            self.index.hold(key);
-            self.queue.add_at(due(ASKED), instant(*until));
-            return;
+        match next {
+            None => self.add_all(self.index.failed(key)),
+            Some(Next::Asked(until)) => {
+                self.index.hold(key);
+                self.queue.add_at(due(ASKED), instant(*until));
+            }
+            Some(_) => {
+                let settled = self.index.settle(key, began);
+                self.add_all(settled.again.then(|| key.clone()).into_iter().chain(settled.next));
+            }
         }
-        let settled = self.index.settle(key, began);
-        self.add_all(settled.again.then(|| key.clone()).into_iter().chain(settled.next));
         if self.index.take_freed() {
             self.room_after(CAPACITY_DELAY);
         }
@@ -296,7 +300,7 @@ impl<S: Store> Controller<S> {
                 if self.index.holds() {
                     self.let_go();
                 }
-                self.room_after(Duration::ZERO);
+                self.add_all(self.index.room(Some(&name)));
                 // Any of them may select it, or wait for it.
                 for key in self.networks.index.all() {
                     self.queue.add(network(key));

@@ -20,7 +20,7 @@ use crate::{
     agents::{Agents, Target},
     epoch::Epoch,
     kind::{Attempt, MachineStatus, ObjectKey, PveHost, PveMachine},
-    placement::{Candidate, Size, is_source},
+    placement::{Candidate, Size},
 };
 
 /// How long a host that is asked for the first time what it has keeps machines from being placed on others, as long as others answer.
@@ -68,6 +68,12 @@ impl Wake {
         }
     }
 
+    pub(super) fn set_room(&mut self, now: Room) {
+        if let Self::Vm { room, .. } = self {
+            *room = now;
+        }
+    }
+
     /// Whether both concern the same machines.
     pub(super) fn same_vm(&self, other: &Self) -> bool {
         let of = |wake: &Self| match wake {
@@ -85,19 +91,20 @@ pub enum Room {
     Same,
     /// It takes less than before.
     Freed,
-    /// There is a template that may be the one that was missing.
+    /// There is a template that may be the one that was missing, or one is gone before another.
     Template,
 }
 
 impl Room {
-    pub(super) fn after(old: Option<&VmView>, new: Option<&VmView>, template: bool) -> Self {
+    pub(super) fn after(old: Option<&VmView>, new: Option<&VmView>) -> Self {
         let takes = |vm: Option<&VmView>| {
             vm.filter(|vm| matches!(vm.state, RunState::Running | RunState::Paused)).map(Size::of).unwrap_or_default()
         };
-        let (old, new) = (takes(old), takes(new));
-        if template {
+        let template = |vm: Option<&VmView>| vm.is_some_and(|vm| vm.template);
+        let (before, now) = (takes(old), takes(new));
+        if template(old) || template(new) {
             Self::Template
-        } else if new.memory_mib < old.memory_mib || new.cores < old.cores {
+        } else if now.memory_mib < before.memory_mib || now.cores < before.cores {
             Self::Freed
         } else {
             Self::Same
@@ -159,6 +166,13 @@ struct Running {
     task: AbortHandle,
 }
 
+impl Running {
+    fn end(&self) {
+        self.task.abort();
+        self.session.close();
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.task.abort();
@@ -218,14 +232,14 @@ impl Fleet {
         let task = tokio::spawn(Arc::clone(&session).run(self.controller.clone(), self.epoch.clone())).abort_handle();
         let old = sessions.set(name, Some(Running { session, task }));
         drop(sessions);
-        old.iter().for_each(|old| old.session.forget());
+        old.iter().for_each(Running::end);
     }
 
     /// Forgets a host.
     pub(super) fn remove(&self, name: &str) {
         let old = self.sessions().set(name.to_owned(), None);
         if let Some(old) = old {
-            old.session.forget();
+            old.end();
             self.agents.remove(name);
             let _ = self.wake.send(Wake::Host(name.to_owned()));
         }
@@ -289,14 +303,11 @@ impl Fleet {
                 clusters.iter().flat_map(|cluster| self.of_cluster(cluster)).collect()
             }
         };
-        let marked = status.cluster.is_none().then(|| self.common.marks.of_machine(uid));
         let (mut hosts, mut found) = (Vec::with_capacity(sessions.len()), Vec::new());
         for session in sessions {
             let state = session.state();
             hosts.push(Arc::clone(&state.view));
-            // Without a UUID only a mark makes a VM a machine's.
-            let may = status.uuid.is_some() || marked.as_ref().is_none_or(|marked| marked.contains(session.name.as_str()));
-            if state.view.link == Link::Up && may {
+            if state.view.link == Link::Up {
                 let vmid = status.vmid.filter(|_| status.cluster.as_ref() == Some(&state.view.cluster));
                 let vms = state.vms.of_machine(uid, status.uuid.as_deref(), vmid);
                 found.extend(vms.into_iter().map(|vm| sighting(&state.view, vm)));
@@ -361,13 +372,12 @@ impl Fleet {
 
     /// All hosts with what is free on them, for a machine.
     pub(super) fn candidates(&self, machine: &PveMachine, index: &Index) -> Vec<Candidate> {
-        let (key, source) = (machine.key(), &machine.spec.source);
+        let key = machine.key();
         let candidate = |session: Arc<Session>| {
             let placed = index.placed(&session.place);
             let mut state = session.state();
             let used = state.used(&placed, &key);
-            let here = |vm: &&Arc<VmView>| vm.node == session.place.node;
-            let template = state.vms.templates().rev().filter(here).find(|vm| is_source(source, vm)).map(|vm| Size::of(vm));
+            let template = state.template(&machine.spec.source);
             Candidate { host: Arc::clone(&state.view), used_memory_mib: used.memory_mib, used_cores: used.cores, template }
         };
         self.all().into_iter().map(candidate).collect()

@@ -5,14 +5,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::machine::decide::NO_ROOM;
+use super::waiting::{Demand, Waiting};
 use crate::{
-    kind::{MACHINE_FINALIZER, ObjectKey, Phase, PveMachine, Quantity, SourceSpec},
-    placement::Size,
+    kind::{ObjectKey, Phase, PveMachine, SourceSpec},
+    placement::Wish,
 };
-
-/// Machines alike in what they need that try for freed room at once. Each that does not wait any more afterwards lets another one try.
-const TRY: usize = 16;
 
 /// A node of a PVE cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,11 +18,13 @@ pub(super) struct Place {
     pub(super) node: String,
 }
 
-/// A machine's size where it is placed, for counting what does not run yet.
+/// What a machine takes where it is placed, for counting what does not run yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reservation {
     pub(super) uuid: Option<String>,
-    pub(super) size: Size,
+    pub(super) wish: Wish,
+    /// The template, which says what the wish leaves out.
+    pub(super) source: SourceSpec,
 }
 
 /// What is placed on one node. The revision changes with it, and is never used for anything else.
@@ -76,31 +75,6 @@ struct Entry {
     demand: Option<Arc<Demand>>,
 }
 
-/// All that decides on which hosts a machine fits. Where one does not fit, no other of the same demand does.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Demand {
-    host: Option<String>,
-    selector: BTreeMap<String, String>,
-    source: (Option<u32>, Option<Vec<String>>),
-    memory: Option<Quantity>,
-    cores: (Option<u32>, Option<u32>),
-    user_data: bool,
-    /// It may have a VM on a host that must be asked first.
-    lost: bool,
-}
-
-/// Machines that wait for room, in the order in which they came.
-#[derive(Debug, Default)]
-struct Waiting {
-    /// One more each time that room may have become free.
-    epoch: u64,
-    sequence: u64,
-    by_demand: HashMap<Arc<Demand>, BTreeMap<u64, Key>>,
-    of: HashMap<Key, (Arc<Demand>, u64)>,
-    /// Those that try now.
-    trying: HashMap<Key, Arc<Demand>>,
-}
-
 /// What is to be done after a pass over a machine.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Settled {
@@ -125,7 +99,7 @@ impl Index {
             return;
         }
         let key = state.machines.get_key_value(key).map_or_else(|| Arc::new(key.clone()), |(key, _)| Arc::clone(key));
-        let takes = |entry: &Entry| entry.reservation.as_ref().map(|r| r.size).unwrap_or_default();
+        let takes = |entry: &Entry| entry.reservation.as_ref().map(|r| r.wish.size(None)).unwrap_or_default();
         let (old, new) = (state.machines.get(&key).map(takes).unwrap_or_default(), takes(&entry));
         state.freed |= new.memory_mib < old.memory_mib || new.cores < old.cores;
         state.forget(&key, entry.place.as_ref());
@@ -183,7 +157,7 @@ impl Index {
     pub(super) fn room_matters(&self) -> bool {
         let mut state = self.state();
         state.waiting.epoch += 1;
-        !state.waiting.of.is_empty()
+        !state.waiting.is_empty()
     }
 
     /// Whether a place was given up since this was asked last.
@@ -208,9 +182,17 @@ impl Index {
         std::mem::take(&mut self.state().held).iter().map(|key| (**key).clone()).collect()
     }
 
-    /// Room may have become free: who shall try for it.
-    pub(super) fn room(&self) -> Vec<ObjectKey> {
-        self.state().waiting.wake()
+    /// Room may have become free, on this host (on any): who shall try for it.
+    pub(super) fn room(&self, host: Option<&str>) -> Vec<ObjectKey> {
+        self.state().waiting.wake(host)
+    }
+
+    /// After a pass over a machine that failed, and will be tried again by itself: who tries in its stead.
+    pub(super) fn failed(&self, key: &ObjectKey) -> Option<ObjectKey> {
+        let mut state = self.state();
+        state.leave(key);
+        let demand = state.waiting.tried(key)?;
+        state.waiting.next(&demand)
     }
 
     /// After a pass over a machine, which began at that moment.
@@ -226,9 +208,9 @@ impl Index {
             state.resting.insert(Arc::clone(key));
         }
         // One that tries again tries for the same.
-        let tried = if again { None } else { state.waiting.trying.remove(key) };
+        let tried = if again { None } else { state.waiting.tried(key) };
         // One that tried in vain speaks for all of its kind.
-        let next = tried.filter(|_| demand.is_none()).and_then(|demand| state.waiting.take(&demand, 1).pop());
+        let next = tried.filter(|_| demand.is_none()).and_then(|demand| state.waiting.next(&demand));
         if let Some((key, demand)) = demand {
             state.waiting.enter(key, demand);
         }
@@ -299,64 +281,17 @@ impl Entry {
     fn of(machine: &PveMachine) -> Self {
         let (spec, status) = (&machine.spec, &machine.status);
         let place = status.cluster.clone().zip(status.node.clone()).map(|(cluster, node)| Place { cluster, node });
-        let size = || Reservation { uuid: status.uuid.clone(), size: Size::wanted(spec, None) };
-        let waits = |c: &crate::kind::Condition| c.kind == "Placed" && NO_ROOM.contains(&c.reason.as_str());
-        let waits = place.is_none() && !status.created && !machine.is_deleting() && status.conditions.iter().any(waits);
+        let reservation = || Reservation { uuid: status.uuid.clone(), wish: Wish::of(spec), source: spec.source.clone() };
         Self {
             uid: machine.metadata.uid.clone(),
             vm_name: machine.vm_name().to_owned(),
             created: status.created,
             phase: status.phase,
-            reservation: place.as_ref().map(|_| size()),
+            reservation: place.as_ref().map(|_| reservation()),
             place,
             uuid: status.uuid.clone(),
-            demand: waits.then(|| Arc::new(Demand::of(machine))),
+            demand: Demand::of(machine),
         }
-    }
-}
-
-impl Demand {
-    fn of(machine: &PveMachine) -> Self {
-        let spec = &machine.spec;
-        let SourceSpec { template, tags } = &spec.source;
-        Self {
-            host: spec.host.clone(),
-            selector: spec.host_selector.clone(),
-            source: (*template, tags.clone()),
-            memory: spec.memory,
-            cores: (spec.cores, spec.sockets),
-            user_data: spec.cloud_init.as_ref().is_some_and(|c| c.user_data.is_some()),
-            lost: machine.status.attempt == 0 && machine.metadata.finalizers.iter().any(|f| f == MACHINE_FINALIZER),
-        }
-    }
-}
-
-impl Waiting {
-    fn enter(&mut self, key: Key, demand: Arc<Demand>) {
-        self.sequence += 1;
-        self.of.insert(Arc::clone(&key), (Arc::clone(&demand), self.sequence));
-        self.by_demand.entry(demand).or_default().insert(self.sequence, key);
-    }
-
-    fn leave(&mut self, key: &ObjectKey) {
-        let Some((demand, sequence)) = self.of.remove(key) else { return };
-        unlist(&mut self.by_demand, &demand, |keys| keys.remove(&sequence), BTreeMap::is_empty);
-    }
-
-    /// The first of each kind, which try now.
-    fn wake(&mut self) -> Vec<ObjectKey> {
-        let demands: Vec<Arc<Demand>> = self.by_demand.keys().cloned().collect();
-        let trying = |waiting: &Self, demand: &Arc<Demand>| waiting.trying.values().filter(|d| *d == demand).count();
-        demands.iter().flat_map(|demand| self.take(demand, TRY.saturating_sub(trying(self, demand)))).collect()
-    }
-
-    fn take(&mut self, demand: &Arc<Demand>, count: usize) -> Vec<ObjectKey> {
-        let first: Vec<Key> = self.by_demand.get(demand).into_iter().flat_map(|keys| keys.values().take(count)).cloned().collect();
-        for key in &first {
-            self.leave(key);
-            self.trying.insert(Arc::clone(key), Arc::clone(demand));
-        }
-        first.iter().map(|key| (**key).clone()).collect()
     }
 }
 
@@ -377,8 +312,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        kind::{ConditionStatus, set_condition},
-        reconcile::testing,
+        kind::{ConditionStatus, Quantity, set_condition},
+        reconcile::{testing, waiting::TRY},
     };
 
     fn machine(name: &str) -> PveMachine {
@@ -390,7 +325,8 @@ mod tests {
     fn waiting(name: &str, reason: &str) -> PveMachine {
         let mut machine = machine(name);
         let conditions = &mut machine.status.conditions;
-        set_condition(conditions, "Placed", ConditionStatus::False, reason, String::new(), 1, Timestamp::UNIX_EPOCH);
+        set_condition(conditions, "Placed", ConditionStatus::False, "NoHostFits", String::new(), 1, Timestamp::UNIX_EPOCH);
+        set_condition(conditions, "Ready", ConditionStatus::False, reason, String::new(), 1, Timestamp::UNIX_EPOCH);
         machine
     }
 
@@ -470,9 +406,9 @@ mod tests {
         let mut large = waiting("large", "NoHostFits");
         large.spec.cores = Some(64);
         pass(&index, &large);
-        let woken = index.room();
+        let woken = index.room(None);
         assert_eq!(woken.len(), TRY + 1, "{woken:?}");
-        assert!(index.room().is_empty(), "of this kind enough try already");
+        assert!(index.room(None).is_empty(), "of this kind enough try already");
     }
 
     #[test]
@@ -480,7 +416,7 @@ mod tests {
         let index = Index::default();
         let all: Vec<PveMachine> = (0..TRY + 3).map(|n| waiting(&format!("m{n:02}"), "NoHostFits")).collect();
         all.iter().for_each(|machine| drop(pass(&index, machine)));
-        assert_eq!(index.room().len(), TRY);
+        assert_eq!(index.room(None).len(), TRY);
         assert_eq!(pass(&index, &placed("m00", "pve1")).next, Some(all[TRY].key()));
         assert_eq!(pass(&index, &all[1]).next, None);
         // One that is gone, or is held by something else by now, does not know.
@@ -503,11 +439,54 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_settled_twice_waits_once_and_one_that_is_gone_does_not() {
+        let index = Index::default();
+        let web = waiting("web", "NoHostFits");
+        pass(&index, &web);
+        assert_eq!(index.settle(&web.key(), index.epoch()), Settled::default());
+        index.remove(&web.key());
+        assert!(index.room(None).is_empty() && !index.room_matters());
+    }
+
+    #[test]
+    fn a_pass_that_failed_lets_another_try_and_is_not_looked_at_at_once() {
+        let index = Index::default();
+        let all: Vec<PveMachine> = (0..TRY + 1).map(|n| waiting(&format!("m{n:02}"), "NoHostFits")).collect();
+        all.iter().for_each(|machine| drop(pass(&index, machine)));
+        index.room(None);
+        index.room_matters();
+        assert_eq!(index.failed(&all[0].key()), Some(all[TRY].key()));
+        assert_eq!(index.failed(&all[0].key()), None);
+        // It waits for nothing but its next turn.
+        pass(&index, &placed("m01", "pve1"));
+        assert!(index.room(None).is_empty());
+    }
+
+    #[test]
+    fn a_host_helps_only_those_that_may_go_there() {
+        let index = Index::default();
+        let mut named = waiting("named", "HostNotUsable");
+        named.spec.host = Some("pve1".into());
+        pass(&index, &named);
+        assert!(index.room(Some("pve2")).is_empty());
+        assert_eq!(names(&index.room(Some("pve1"))), ["named"]);
+    }
+
+    #[test]
+    fn who_is_kept_by_something_else_does_not_wait_for_room() {
+        let index = Index::default();
+        for reason in ["Paused", "NamespaceNotBound", "InvalidSpec", "WaitingForHosts"] {
+            pass(&index, &waiting("web", reason));
+            assert!(index.room(None).is_empty() && names(&index.concerned(None)) == ["web"], "{reason}");
+        }
+    }
+
+    #[test]
     fn one_that_tries_again_still_lets_another_try() {
         let index = Index::default();
         let all: Vec<PveMachine> = (0..TRY + 1).map(|n| waiting(&format!("m{n:02}"), "NoHostFits")).collect();
         all.iter().for_each(|machine| drop(pass(&index, machine)));
-        index.room();
+        index.room(None);
         let began = index.epoch();
         index.put(&all[0].key(), &all[0]);
         index.room_matters();
@@ -536,6 +515,6 @@ mod tests {
         pass(&index, &waiting("abandoned", "Abandoned"));
         assert_eq!(names(&index.concerned(Some("lab"))), ["abandoned"]);
         assert!(index.concerned(Some("lab")).is_empty(), "it is being looked at");
-        assert_eq!(names(&index.room()), ["named"]);
+        assert_eq!(names(&index.room(None)), ["named"]);
     }
 }

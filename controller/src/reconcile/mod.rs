@@ -19,6 +19,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod view;
+mod waiting;
 
 pub use controller::Controller;
 pub use fleet::{Fleet, Room, Wake};

@@ -22,8 +22,8 @@ use super::{
 use crate::{
     agents::{AgentClient, AgentError, Cause},
     epoch::Epoch,
-    kind::ObjectKey,
-    placement::Size,
+    kind::{ObjectKey, SourceSpec},
+    placement::{Size, is_source},
     tls::{ServerFault, TlsError},
 };
 
@@ -81,6 +81,8 @@ pub(super) struct State {
     pub(super) health: HealthSight,
     /// What VMs that run here and machines that are placed here take, and the revision of these machines.
     used: Option<(u64, Size)>,
+    /// The session has ended for good: what is still told on it counts for nothing.
+    closed: bool,
 }
 
 /// Why a session ended.
@@ -96,6 +98,12 @@ impl State {
         running.fold(Size::default(), |a, b| a + b)
     }
 
+    /// The template on this host that a source means, where there is one.
+    pub(super) fn template(&self, source: &SourceSpec) -> Option<Size> {
+        let here = |vm: &&Arc<VmView>| vm.node == self.view.node;
+        self.vms.templates().rev().filter(here).find(|vm| is_source(source, vm)).map(|vm| Size::of(vm))
+    }
+
     /// What they and the machines that are placed here, all but this one, take together.
     pub(super) fn used(&mut self, placed: &Placed, but: &ObjectKey) -> Size {
         let own = placed.machines.contains_key(but);
@@ -106,7 +114,7 @@ impl State {
         for (_, machine) in placed.machines.iter().filter(|(key, _)| ***key != *but) {
             // What runs has been counted with what it really has.
             if machine.uuid.as_deref().is_none_or(|uuid| !self.vms.runs(uuid, &self.view.node)) {
-                used = used + machine.size;
+                used = used + machine.wish.size(self.template(&machine.source));
             }
         }
         if !own {
@@ -131,18 +139,10 @@ impl Session {
             operations: OperationTable::default(),
             health: HealthSight::default(),
             used: None,
+            closed: false,
         };
         let host = name.as_str().into();
         Arc::new(Self { name, client, place, host, common, state: Mutex::new(state), wake, begun: Timestamp::now() })
-    }
-
-    /// Takes a VM into the table; returns what was there.
-    fn insert(&self, state: &mut State, vm: Arc<VmView>) -> Option<Arc<VmView>> {
-        state.used = None;
-        self.common.marks.add(&self.host, &vm);
-        let old = state.vms.insert(vm);
-        old.iter().for_each(|old| self.common.marks.remove(&self.host, old));
-        old
     }
 
     /// A VM as the agent tells it.
@@ -150,25 +150,42 @@ impl Session {
         self.common.alike.share(&self.place.cluster, &self.place.node, VmView::from(vm))
     }
 
-    fn remove(&self, state: &mut State, vmid: u32) -> Option<Arc<VmView>> {
+    /// Takes a VM into the table, or the one with this VMID out of it. Returns what was there, and what that means for those that wait for room.
+    fn take(&self, state: &mut State, vmid: u32, vm: Option<Arc<VmView>>) -> (Option<Arc<VmView>>, Room) {
+        if state.closed {
+            return (None, Room::Same);
+        }
         state.used = None;
-        let old = state.vms.remove(vmid);
+        vm.iter().for_each(|vm| self.common.marks.add(&self.host, vm));
+        let old = match &vm {
+            Some(vm) => state.vms.insert(Arc::clone(vm)),
+            None => state.vms.remove(vmid),
+        };
         old.iter().for_each(|old| self.common.marks.remove(&self.host, old));
-        old
+        let room = Room::after(old.as_deref(), vm.as_deref());
+        (old, room)
     }
 
     /// Takes another table over.
     fn replace(&self, vms: VmTable) {
         let mut state = self.state();
+        if !state.closed {
+            self.put_table(&mut state, vms);
+        }
+    }
+
+    fn put_table(&self, state: &mut State, vms: VmTable) {
         state.used = None;
         vms.all().for_each(|vm| self.common.marks.add(&self.host, vm));
         let old = std::mem::replace(&mut state.vms, vms);
         old.all().for_each(|vm| self.common.marks.remove(&self.host, vm));
     }
 
-    /// The session has ended for good: nothing that was told on it counts.
-    pub(super) fn forget(&self) {
-        self.replace(VmTable::default());
+    /// The session has ended for good.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        self.put_table(&mut state, VmTable::default());
     }
 
     /// Whether the agent, asked for the first time not long ago, has neither answered nor failed to; until when that counts.
@@ -354,14 +371,8 @@ impl Session {
             Some(table) => drop(table.insert(vm)),
             None => {
                 let mut wake = Wake::of_vm(&self.name, &vm);
-                let mut state = self.state();
-                let (vmid, template) = (vm.vmid, vm.template && !gone);
-                let old = if gone { self.remove(&mut state, vmid) } else { self.insert(&mut state, vm) };
-                let new = state.vms.get(vmid);
-                drop(state);
-                if let Wake::Vm { room, .. } = &mut wake {
-                    *room = Room::after(old.as_deref(), new.as_deref(), template);
-                }
+                let (old, room) = self.take(&mut self.state(), vm.vmid, (!gone).then_some(vm));
+                wake.set_room(room);
                 // A VMID that another VM has now concerns the machine that had it before.
                 if let Some(before) = old.map(|old| Wake::of_vm(&self.name, &old)).filter(|before| !before.same_vm(&wake)) {
                     self.tell(before);
@@ -415,7 +426,14 @@ impl Session {
         };
         // What the stream told while this was asked is newer. What other nodes do is told by them.
         if !told_meanwhile && state.view.link == Link::Up && (vm.node == state.view.node || vm.state != RunState::Unknown) {
-            self.insert(&mut state, vm);
+            let mut wake = Wake::of_vm(&self.name, &vm);
+            let (_, room) = self.take(&mut state, vm.vmid, Some(vm));
+            drop(state);
+            // The event will tell the same, and nothing new.
+            if room != Room::Same {
+                wake.set_room(room);
+                self.tell(wake);
+            }
         }
     }
 }

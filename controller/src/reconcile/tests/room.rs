@@ -45,6 +45,47 @@ async fn no_more_machines_are_placed_than_fit_however_many_come_at_once() {
 }
 
 #[tokio::test]
+async fn what_a_spec_leaves_out_counts_as_the_template_has_it_also_before_the_vm_runs() {
+    let bench = Bench::new(&["pve1", "pve2"]).await;
+    for vmid in [9000, 9001] {
+        bench.cluster.lock().vms.get_mut(&vmid).unwrap().memory_mib = 30 << 10;
+    }
+    for i in 0..12 {
+        bench.add_machine(&format!("web-{i}"), ", runPolicy: Halted");
+    }
+    let running = bench.start().await;
+    let placed = so_many(&running.store, 4, ready).await;
+    so_many(&running.store, 8, because("NoHostFits")).await;
+    let on = |host: &str| placed.iter().filter(|m| m.status.host.as_deref() == Some(host)).count();
+    assert_eq!((on("pve1"), on("pve2")), (2, 2));
+}
+
+#[tokio::test]
+async fn a_machine_that_is_paused_while_it_waits_lets_others_have_the_room() {
+    let bench = Bench::new(&["pve1"]).await;
+    let running = bench.start().await;
+    for name in ["a", "b"] {
+        bench.add_machine(name, HALF);
+        running.until::<Machine>(name, ready).await;
+    }
+    // As many as try at once, and one more.
+    for i in 0..17 {
+        bench.add_machine(&format!("web-{i}"), HALF);
+        running.until::<Machine>(&format!("web-{i}"), because("NoHostFits")).await;
+    }
+    for i in 0..16 {
+        let text = format!(
+            "apiVersion: pvelet.dev/v1alpha1\nkind: PveMachine\nmetadata: {{name: web-{i}, annotations: {{pvelet.dev/paused: 'true'}}}}\n\
+             spec: {{source: {{tags: [golden]}}{HALF}}}\n"
+        );
+        bench.write(&format!("web-{i}.yaml"), &text);
+        running.until::<Machine>(&format!("web-{i}"), because("Paused")).await;
+    }
+    fs::remove_file(bench.path().join("a.yaml")).unwrap();
+    running.until::<Machine>("web-16", ready).await;
+}
+
+#[tokio::test]
 async fn who_waits_for_room_gets_it_as_soon_as_somebody_leaves() {
     let bench = Bench::new(&["pve1"]).await;
     let running = bench.start().await;

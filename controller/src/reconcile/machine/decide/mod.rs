@@ -33,7 +33,7 @@ pub use attempt::{Ending, Knowledge};
 pub use disks::VolumeSight;
 
 /// Why a machine is placed nowhere, where that depends on nothing but what it needs and what the hosts have.
-pub(in crate::reconcile) const NO_ROOM: [&str; 3] = ["NoHostFits", "HostNotUsable", "WaitingForHosts"];
+pub(in crate::reconcile) const NO_ROOM: [&str; 2] = ["NoHostFits", "HostNotUsable"];
 
 /// How long after an operation what is seen may still be from before it.
 pub(crate) const SETTLE: Duration = Duration::from_secs(2);
