@@ -14,10 +14,14 @@ fn a_certificate_that_has_ended_is_asked_for_anew_with_all_that_it_named() {
     let world = World::new(vec!["pve1"]);
     let agent = &world.stack.agents["pve1"];
     let config = agent.config_path().display().to_string();
-    let ask = || SigningRequest::from_pem(&good(&run("pvelet-agent", &["signing-request", "--config", &config]))).unwrap();
+    let ask = |more: &[&str]| {
+        let all = [&["signing-request", "--config", &config], more].concat();
+        SigningRequest::from_pem(&good(&run("pvelet-agent", &all))).unwrap()
+    };
     // Another cluster than the one that would be found without it.
     let ended = Lifetime::between(UNIX_EPOCH + Duration::from_secs(1_000_000), UNIX_EPOCH + Duration::from_secs(2_000_000));
-    let signed = world.stack.pki.ca.sign_host(&ask(), "former", "pve1", &["pve1.lab.example"], &["192.0.2.1".parse().unwrap()], ended);
+    let request = ask(&["--cluster", "former"]);
+    let signed = world.stack.pki.ca.sign_host(&request, "former", "pve1", &["pve1.lab.example"], &["192.0.2.1".parse().unwrap()], ended);
     fs::write(&agent.cert().0, signed.unwrap().cert_pem).unwrap();
     let named = |asked: SigningRequest| {
         assert!(asked.uris.iter().all(|uri| uri.ends_with("/cluster/former/host/pve1")), "{:?}", asked.uris);
@@ -26,10 +30,10 @@ fn a_certificate_that_has_ended_is_asked_for_anew_with_all_that_it_named() {
             (&["pve1.lab.example".to_owned()][..], &["192.0.2.1".parse().unwrap()][..])
         );
     };
-    named(ask());
+    named(ask(&[]));
     // Whatever else is missing.
     fs::remove_file(&agent.cert().1).unwrap();
-    named(ask());
+    named(ask(&[]));
 }
 
 #[tokio::test]
