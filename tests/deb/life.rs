@@ -124,16 +124,14 @@ fn an_upgrade_with_mistakes_in_the_configuration_names_them_and_lets_the_former_
 
 #[test]
 fn a_version_that_cannot_read_the_journal_is_refused_and_nothing_has_changed() {
-    for moved in [false, true] {
+    for written in ["\"/var/lib/pvelet\"", "\"/srv/journal\"", "'/srv/journal' # ours"] {
         let root = Root::new();
         let packages = Packages::get();
         let output = root.dpkg("--install", &packages.later);
         assert!(output.status.success(), "{}", text(&output));
-        let folder = if moved { "/srv/journal" } else { "/var/lib/pvelet" };
-        if moved {
-            let config = root.read("/etc/pvelet/agent.toml").replace("\"/var/lib/pvelet\"", "\"/srv/journal\"");
-            root.write("/etc/pvelet/agent.toml", config);
-        }
+        let folder = written.split(['"', '\'']).nth(1).unwrap();
+        let config = root.read("/etc/pvelet/agent.toml").replace("\"/var/lib/pvelet\"", written);
+        root.write("/etc/pvelet/agent.toml", config);
         root.write(&format!("{folder}/journal.format"), "2\n");
         root.write("/agent-runs", "");
         root.asked();
