@@ -18,11 +18,10 @@ use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
-use tonic::{Status, body::Body, transport::Channel};
-use tower::{Service, ServiceExt};
+use tonic::{Status, body::Body};
+use tower::Service;
 
-use super::Shared;
-use crate::tls::TlsError;
+use super::{Shared, Target, channel::Channel};
 
 /// The methods that stream: their answer has no end, so it holds no place and has no deadline beyond its beginning.
 pub(super) const STREAMING: [&str; 3] =
@@ -35,7 +34,7 @@ const PROMPT: Duration = Duration::from_millis(250);
 /// A channel whose calls hold places and have deadlines. The transport under the typed clients; not used by itself.
 #[derive(Clone)]
 pub struct Guarded {
-    channel: Channel,
+    channel: Arc<Channel>,
     live: Live,
     own: Arc<Semaphore>,
     connected: Arc<Semaphore>,
@@ -44,9 +43,10 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    pub(super) fn new(channel: Channel, live: Live, own: Arc<Semaphore>, shared: &Shared) -> Self {
+    pub(super) fn new(target: Arc<Target>, own: Arc<Semaphore>, shared: &Shared) -> Self {
+        let live = Live::default();
         Self {
-            channel,
+            channel: Arc::new(Channel::new(target, shared.credentials.clone(), live.clone())),
             live,
             own,
             connected: Arc::clone(&shared.connected),
@@ -67,17 +67,12 @@ impl Guarded {
         self.live.is_connected()
     }
 
-    async fn begin(mut self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let channel = self.channel.ready().await.map_err(|e| lost(&e))?;
-        channel.call(request).await.map(|r| r.map(Body::new)).map_err(|e| lost(&e))
-    }
-
     async fn unary(self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let _own = Arc::clone(&self.own).acquire_owned().await.map_err(closed)?;
         let ((place, prompt), live) = (self.place().await?, self.live.clone());
         // The whole answer is awaited here, trailers included: until then the deadline counts.
         let mut answer = pin!(async {
-            let (parts, body) = self.begin(request).await?.into_parts();
+            let (parts, body) = self.channel.send(request).await?.into_parts();
             let body = body.collect().await?;
             Ok::<_, Status>(Response::from_parts(parts, Body::new(body)))
         });
@@ -122,7 +117,7 @@ impl Service<Request<Body>> for Guarded {
         let streaming = STREAMING.contains(&request.uri().path());
         Box::pin(async move {
             let deadline = this.deadline;
-            let call = async { if streaming { this.begin(request).await } else { this.unary(request).await } };
+            let call = async { if streaming { this.channel.send(request).await } else { this.unary(request).await } };
             timeout(deadline, call).await.unwrap_or_else(|_| Err(expired(deadline)))
         })
     }
@@ -143,28 +138,7 @@ pub(super) fn expired(deadline: Duration) -> Status {
 /// A call broke off, or never got out.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection was lost: {0}")]
-pub(super) struct ConnectionLost(String);
-
-fn lost(error: &tonic::transport::Error) -> Status {
-    if let Some(tls) = TlsError::find(error) {
-        let mut status = Status::unavailable(tls.to_string());
-        status.set_source(Arc::new(tls.clone()));
-        return status;
-    }
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(e) = next {
-        let more = e.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = e.source();
-    }
-    let cause = ConnectionLost(text);
-    let mut status = Status::unavailable(cause.to_string());
-    status.set_source(Arc::new(cause));
-    status
-}
+pub(super) struct ConnectionLost(pub(super) String);
 
 /// How an agent is.
 #[derive(Clone, Default)]

@@ -5,6 +5,7 @@
 //! living while they wait for connections that never come. A call that is not answered soon gives its place in all back, and those that follow
 //! it to the same agent draw on that bound too: an agent that stands still is connected for a while.
 
+mod channel;
 mod client;
 mod error;
 mod fan_out;
