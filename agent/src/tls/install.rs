@@ -257,9 +257,10 @@ fn issued_by_known(
         return Ok(());
     }
     let why = format!(
-        "it is of CA '{}', which is neither among those of {} nor that of the certificate in use ({error}); have it signed by one of them, or name its CA (ca_pem; server_ca_pem where clients' is another)",
+        "it is of CA '{}', which is neither among those of {} nor that of the certificate in use ({error}); {}have it signed by one of them, or name its CA (ca_pem; server_ca_pem where clients' is another)",
         leaf.issuer(),
-        files.client_ca.display()
+        files.client_ca.display(),
+        if chain.len() == 1 { "where that is an intermediate CA put its certificate after this one; else " } else { "" }
     );
     Err(refuse(CERTIFICATE, why))
 }

@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A server that answers each byte with the same byte.
-struct Echo {
+pub(super) struct Echo {
     credentials: Arc<Credentials>,
     metrics: Arc<Metrics>,
     address: std::net::SocketAddr,
@@ -29,7 +29,7 @@ struct Echo {
     leaving: tokio_util::sync::DropGuard,
 }
 
-async fn serve(files: &Files, options: Options) -> Echo {
+pub(super) async fn serve(files: &Files, options: Options) -> Echo {
     let metrics = Arc::new(Metrics::new());
     let credentials = Credentials::open(files.config(), NODE.into(), metrics.clone()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -49,7 +49,7 @@ async fn serve(files: &Files, options: Options) -> Echo {
     Echo { credentials, metrics, address, arrived: doors.arrived, leaving: doors.leaving.drop_guard() }
 }
 
-const OPTIONS: Options = Options { handshake_deadline: DEADLINE, max_handshakes: 8, max_connections: 64 };
+pub(super) const OPTIONS: Options = Options { handshake_deadline: DEADLINE, max_handshakes: 8, max_connections: 64 };
 
 async fn connect(echo: &Echo, config: Arc<rustls::ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
     let tcp = TcpStream::connect(echo.address).await?;
@@ -65,7 +65,7 @@ async fn echoes(stream: &mut TlsStream<TcpStream>) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn heard(echo: &Echo, config: Arc<rustls::ClientConfig>) -> bool {
+pub(super) async fn heard(echo: &Echo, config: Arc<rustls::ClientConfig>) -> bool {
     let talk = async { echoes(&mut connect(echo, config).await?).await };
     tokio::time::timeout(DEADLINE, talk).await.expect("an answer or the end in time").is_ok()
 }

@@ -37,17 +37,19 @@ impl ClientVerifier {
         Self { by_ca, subjects, algorithms, trust_domain }
     }
 
-    /// Verified by the one CA that issued it. Of the others' refusals the most telling one is returned.
+    /// Verified by a CA that issued it, and revoked by none. Of the refusals the most telling one is returned.
     fn chain(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], now: UnixTime) -> Result<ClientCertVerified, Error> {
-        let mut refusal = Error::from(CertificateError::UnknownIssuer);
+        let (mut verified, mut refusal) = (None, Error::from(CertificateError::UnknownIssuer));
         for verifier in &self.by_ca {
             match verifier.verify_client_cert(leaf, intermediates, now) {
-                Ok(verified) => return Ok(verified),
+                Ok(good) => verified = Some(good),
+                // Where an intermediate CA is trusted beside its root, the root alone knows nothing of what the other has revoked.
+                Err(revoked @ Error::InvalidCertificate(CertificateError::Revoked)) => return Err(revoked),
                 Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {}
                 Err(error) => refusal = error,
             }
         }
-        Err(refusal)
+        verified.ok_or(refusal)
     }
 
     /// How many CAs are trusted.

@@ -1,5 +1,5 @@
 //! The folder of a CA: `ca.crt`, `ca.key`, `ca.crl` (while a CA is replaced, `ca.crt` and `ca.crl` hold both: see `rollover`), `certs/<serial>.crt` (a copy of every certificate issued, so that one can be revoked
-//! whose files are gone) and `issued/` (what has been issued and not yet been carried away).
+//! whose files are gone), `trust-domain` (only of a CA that another program made) and `issued/` (what has been issued and not yet been carried away).
 
 use std::{
     fs::{self, OpenOptions},
@@ -9,6 +9,8 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use super::{Ca, CertInfo, Crl, Issued, Lifetime, PkiError, crl::normal_serial, files, read_certs};
 
@@ -18,6 +20,8 @@ pub const CA_CERT: &str = "ca.crt";
 pub const CA_KEY: &str = "ca.key";
 /// File name of the CRL.
 pub const CRL: &str = "ca.crl";
+/// The trust domain of a CA whose certificate names none.
+const TRUST_DOMAIN: &str = "trust-domain";
 const CERTS: &str = "certs";
 const LOCK: &str = ".lock";
 
@@ -48,6 +52,58 @@ impl PkiDir {
         this.forget_rollover()?;
         // A CRL of an earlier CA is of no use to the new one.
         files::write_public(&dir.join(CRL), Crl::create(&ca)?.pem().as_bytes(), true)?;
+        files::remove(&dir.join(TRUST_DOMAIN))?;
+        Ok((this, ca))
+    }
+
+    /// Makes the folder of a CA that another program made (cert-manager, step-ca, OpenSSL): its certificate and key, and an empty CRL. Of
+    /// several certificates the one of the key is taken: an intermediate CA is trusted by itself. Where the folder has a certificate of the same
+    /// key already it is a renewed one, and what was revoked stays so. Another CA is kept and refused, unless `force`.
+    pub fn take_over(dir: &Path, trust_domain: &str, cert_pem: &str, key_pem: &str, force: bool) -> Result<(Self, Ca), PkiError> {
+        let ca = Ca::from_pem_for(cert_pem, key_pem, Some(trust_domain))?;
+        let what = "the CA's certificate";
+        if ca.trust_domain() != trust_domain {
+            let why = format!("it is of trust domain '{}'; give that one", ca.trust_domain());
+            return Err(PkiError::Invalid { field: "trust domain", value: trust_domain.to_owned(), why });
+        }
+        if ca.key_id().is_none() {
+            let why =
+                "it has no id of its key (extension subjectKeyIdentifier), by which its certificates are known; make it anew with one";
+            return Err(PkiError::Malformed { what: what.to_owned(), why: why.to_owned() });
+        }
+        let list = Crl::create(&ca).map_err(|e| match e {
+            PkiError::Make(rcgen::Error::IssuerNotCrlSigner) => PkiError::Malformed {
+                what: what.to_owned(),
+                why: "its key usage is without cRLSign, so that nothing could be revoked; make it anew with it (cert-manager: usages 'cert sign' and 'crl sign')".to_owned(),
+            },
+            e => e,
+        })?;
+        if !names_issuer(list.pem(), ca.cert_pem())? {
+            let why = "its name cannot be written again as it stands there, and nothing that it issues would be trusted; make it anew with a common name alone";
+            return Err(PkiError::Malformed { what: what.to_owned(), why: why.to_owned() });
+        }
+        files::make_private_dir(dir)?;
+        let this = Self { dir: dir.to_owned() };
+        let _lock = this.lock()?;
+        let same = |there: Ca| there.key_id() == ca.key_id() && there.issuer().key().public_key_raw() == ca.issuer().key().public_key_raw();
+        let renewed = this.ca().is_ok_and(same);
+        for name in [CA_KEY, CA_CERT] {
+            let path = dir.join(name);
+            if !force && !renewed && path.symlink_metadata().is_ok() {
+                return Err(PkiError::Exists { path });
+            }
+        }
+        files::write_public(&dir.join(TRUST_DOMAIN), format!("{trust_domain}\n").as_bytes(), true)?;
+        if renewed {
+            files::write_public(&dir.join(CA_CERT), ca.cert_pem().as_bytes(), true)?;
+            let state = this.rollover()?;
+            this.write_bundles(&state)?;
+            return Ok((this, ca));
+        }
+        files::write_private(&dir.join(CA_KEY), ca.key_pem().as_bytes(), force)?;
+        files::write_public(&dir.join(CA_CERT), ca.cert_pem().as_bytes(), force)?;
+        this.forget_rollover()?;
+        files::write_public(&dir.join(CRL), list.pem().as_bytes(), true)?;
         Ok((this, ca))
     }
 
@@ -66,7 +122,17 @@ impl PkiDir {
             Err(PkiError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Err(PkiError::NoCa { dir: self.dir.clone() }),
             read => read,
         };
-        Ca::from_pem(&read(CA_CERT)?, &read(CA_KEY)?)
+        self.ca_of(&read(CA_CERT)?, &read(CA_KEY)?)
+    }
+
+    /// A CA of this folder by its files' content.
+    pub(super) fn ca_of(&self, cert_pem: &str, key_pem: &str) -> Result<Ca, PkiError> {
+        let named = match files::read(&self.dir.join(TRUST_DOMAIN)) {
+            Ok(text) => Some(text),
+            Err(PkiError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        Ca::from_pem_for(cert_pem, key_pem, named.as_deref().map(str::trim))
     }
 
     /// The file of the CA's certificate.
@@ -198,4 +264,14 @@ impl PkiDir {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(PkiError::io(&path))?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| PkiError::Io { path, source: e.into() })
     }
+}
+
+/// Whether a list names the CA just as the CA's certificate does, byte by byte: so whoever verifies finds the issuer.
+fn names_issuer(list: &str, ca: &str) -> Result<bool, PkiError> {
+    let malformed = |what: &str, why: String| PkiError::Malformed { what: what.to_owned(), why };
+    let list = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).map_err(|e| malformed("the CRL", e.to_string()))?;
+    let ca = CertificateDer::from_pem_slice(ca.as_bytes()).map_err(|e| malformed("the CA's certificate", e.to_string()))?;
+    let (_, list) = CertificateRevocationList::from_der(&list).map_err(|e| malformed("the CRL", e.to_string()))?;
+    let (_, ca) = X509Certificate::from_der(&ca).map_err(|e| malformed("the CA's certificate", e.to_string()))?;
+    Ok(list.issuer().as_raw() == ca.subject().as_raw())
 }

@@ -74,7 +74,7 @@ impl PkiDir {
         match files::read(&dir.join(CA_CERT)) {
             Err(PkiError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
-            Ok(cert) => Ca::from_pem(&cert, &files::read(&dir.join(CA_KEY))?).map(Some),
+            Ok(cert) => self.ca_of(&cert, &files::read(&dir.join(CA_KEY))?).map(Some),
         }
     }
 
