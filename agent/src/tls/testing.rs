@@ -68,20 +68,26 @@ fn at(offset: i64) -> SystemTime {
 impl Ca {
     /// All have the same name, as a CA and its successor do.
     pub(crate) fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let cert = params.self_signed(&key).unwrap();
-        Self { issuer: Issuer::new(params, key), pem: cert.pem(), serials: 1.into() }
+        Self::of(CertificateParams::default())
     }
 
     /// One of a name of its own.
     pub(crate) fn named(name: &str) -> Self {
-        let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
+        Self::of(params)
+    }
+
+    /// One that ended a minute ago.
+    pub(crate) fn ended() -> Self {
+        let mut params = CertificateParams::default();
+        (params.not_before, params.not_after) = (at(-3600).into(), at(-60).into());
+        Self::of(params)
+    }
+
+    fn of(mut params: CertificateParams) -> Self {
+        let key = KeyPair::generate().unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let cert = params.self_signed(&key).unwrap();
