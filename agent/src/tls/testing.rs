@@ -90,6 +90,13 @@ impl Ca {
         Self::made(named(name), KeyPair::generate().unwrap(), None)
     }
 
+    /// One that ended a minute ago.
+    pub(crate) fn ended() -> Self {
+        let mut params = authority();
+        (params.not_before, params.not_after) = (at(-3600).into(), at(-60).into());
+        Self::made(params, KeyPair::generate().unwrap(), None)
+    }
+
     /// One of a name of its own, with a key that others made.
     pub(crate) fn with_key(name: &str, key_pem: &str) -> Self {
         Self::made(named(name), KeyPair::from_pem(key_pem).unwrap(), None)
