@@ -7,6 +7,7 @@
 
 mod connect;
 mod credentials;
+mod trust;
 mod verify;
 
 use std::{io, path::PathBuf, time::Duration};
@@ -15,8 +16,9 @@ use rustls::{AlertDescription, CertificateError, Error as RustlsError};
 use thiserror::Error;
 
 pub use connect::{Address, Connection, DEFAULT_PORT, connect};
-pub use credentials::{CredentialFiles, Credentials, Loaded};
-pub use verify::{ExpectedHost, HostVerifier, ServerFault};
+pub use credentials::{CredentialFiles, Credentials, CrlFile, Loaded};
+use verify::HostVerifier;
+pub use verify::{ExpectedHost, ServerFault};
 
 /// Why there is no connection to an agent.
 #[derive(Debug, Clone, Error)]
