@@ -98,7 +98,8 @@ impl Crl {
             crl_number: SerialNumber::from_slice(&number.to_be_bytes()[number.leading_zeros() as usize / 8..]),
             issuing_distribution_point: None,
             revoked_certs: certs,
-            key_identifier_method: KeyIdMethod::Sha256,
+            // As its certificate has it: another program may have made that.
+            key_identifier_method: ca.key_id().map_or(KeyIdMethod::Sha256, |id| KeyIdMethod::PreSpecified(id.to_vec())),
         };
         let pem = params.signed_by(ca.issuer())?.pem()?;
         let issuer_key_id = CrlInfo::from_pem(&pem)?.issuer_key_id;

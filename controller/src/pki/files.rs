@@ -117,6 +117,14 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), PkiError> {
     sync_folder(to)
 }
 
+/// Removes a file, if there is one.
+pub(super) fn remove(path: &Path) -> Result<(), PkiError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(PkiError::io(path)(e)),
+        _ => Ok(()),
+    }
+}
+
 /// Reads a text file.
 pub(super) fn read(path: &Path) -> Result<String, PkiError> {
     fs::read_to_string(path).map_err(PkiError::io(path))

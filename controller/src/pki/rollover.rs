@@ -74,7 +74,7 @@ impl PkiDir {
         match files::read(&dir.join(CA_CERT)) {
             Err(PkiError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
-            Ok(cert) => Ca::from_pem(&cert, &files::read(&dir.join(CA_KEY))?).map(Some),
+            Ok(cert) => self.ca_of(&cert, &files::read(&dir.join(CA_KEY))?).map(Some),
         }
     }
 
@@ -247,7 +247,7 @@ impl PkiDir {
     }
 
     /// CAs that somebody else has added to `ca.crt`, and lists that no CA of this folder signed. A CA that was taken out is none of them.
-    fn foreign(&self, state: &Rollover) -> Result<(String, String), PkiError> {
+    pub(super) fn foreign(&self, state: &Rollover) -> Result<(String, String), PkiError> {
         let mut retired = self.retired()?;
         // Of a finish that was killed.
         retired.extend(files::read(&self.path(FINISHED).join(CA_CERT)).ok());

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod rollover;
+mod taken_over;
 
 use std::{
     fs,

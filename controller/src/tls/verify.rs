@@ -109,7 +109,12 @@ impl HostVerifier {
         Self { expected, trust, algorithms }
     }
 
-    fn check(&self, end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], now: UnixTime) -> Result<(), ServerFault> {
+    pub(super) fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), ServerFault> {
         let other = |e: &dyn fmt::Display| ServerFault::Other(e.to_string());
         let info = CertInfo::from_der(end_entity).map_err(|e| other(&e))?;
         // The chain comes first: what an unknown CA wrote into a certificate is not worth an error of its own.

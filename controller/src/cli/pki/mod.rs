@@ -96,7 +96,11 @@ pub(super) async fn run(command: &Pki, global: &Global, io: &Io) -> Result<Exit,
         Pki::Push(args) => return hosts::push(&session().await?, args).await,
         Pki::Status(args) => return hosts::status(&session().await?, args).await,
         Pki::Rollover(command) => return rollover::run(command, format, io),
-        Pki::Init { at, trust_domain, days, force } => {
+        Pki::Init { at, trust_domain, force, from_cert: Some(cert), from_key: Some(key), .. } => {
+            PkiDir::take_over(&at.dir, trust_domain, &read_text(cert)?, &read_text(key)?, *force)?;
+            io.note(&format!("CA of {trust_domain} taken over in {}; keep ca.key secret", at.dir.display()));
+        }
+        Pki::Init { at, trust_domain, days, force, .. } => {
             PkiDir::init(&at.dir, trust_domain, Lifetime::days(*days), *force)?;
             io.note(&format!("CA of {trust_domain} made in {}; keep ca.key secret and make a copy of it", at.dir.display()));
         }
