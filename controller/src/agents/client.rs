@@ -14,6 +14,7 @@ use tonic::{Code, Response, Status, transport::Endpoint};
 use super::{
     AgentError, Shared, Target,
     guard::{Guarded, Live},
+    revoked::{revoked, shown},
 };
 use crate::{pki::CertInfo, tls};
 
@@ -48,7 +49,8 @@ impl AgentClient {
                 async move {
                     let (cluster, node) = (target.cluster.as_deref(), target.node.as_deref());
                     let tls = tls::connect(&target.address, cluster, node, &shared.credentials).await?;
-                    Ok::<_, tls::TlsError>(TokioIo::new(live.track(tls)))
+                    let revoked = revoked(shared.credentials.clone(), shown(&tls));
+                    Ok::<_, tls::TlsError>(TokioIo::new(live.track(tls, revoked)))
                 }
             })
         };

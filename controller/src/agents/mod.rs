@@ -9,6 +9,7 @@ mod error;
 mod fan_out;
 mod guard;
 mod probe;
+mod revoked;
 
 use std::{
     collections::BTreeMap,

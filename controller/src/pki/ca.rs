@@ -98,7 +98,8 @@ pub struct Issued {
 
 impl Issued {
     /// Writes `<base>.crt` (mode 0644) and `<base>.key` (0600) into `dir`, which is made with mode 0700 where it is missing. Existing files
-    /// are kept and an error returned, unless `force`.
+    /// are kept and an error returned, unless `force`. Killed between its last two steps it leaves the new key beside the certificate before;
+    /// the new one's copy is in `certs/` of the CA's folder.
     pub fn write(&self, dir: &Path, base: &str, force: bool) -> Result<(), PkiError> {
         files::make_dir(dir)?;
         let (cert, key) = (dir.join(format!("{base}.crt")), dir.join(format!("{base}.key")));
@@ -108,8 +109,7 @@ impl Issued {
                 return Err(PkiError::Exists { path: path.clone() });
             }
         }
-        files::write_private(&key, self.key_pem.as_bytes(), force)?;
-        files::write_public(&cert, self.cert_pem.as_bytes(), force)
+        files::write_pair((&cert, self.cert_pem.as_bytes()), (&key, self.key_pem.as_bytes()), force)
     }
 
     /// A file name without ending that tells whose it is: `host-lab_pve1`, `operator-ann`, `tenant-team-a_csi`. No two identities share one:

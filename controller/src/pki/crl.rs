@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
 
-use super::{Ca, CrlInfo, PkiError, files};
+use super::{Ca, CertInfo, CrlInfo, PkiError, files};
 
 /// One revoked certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,11 @@ impl Crl {
         revoked.push(Revoked { serial, time });
         *self = Self::sign(ca, self.number + 1, revoked)?;
         Ok(true)
+    }
+
+    /// Whether it says that this certificate is revoked.
+    pub fn revokes(&self, cert: &CertInfo) -> bool {
+        self.issuer_key_id == cert.issuer_key_id && self.revoked.iter().any(|r| r.serial == cert.serial)
     }
 
     /// What is revoked, oldest first.

@@ -73,15 +73,22 @@ pub(in crate::cli) enum Pki {
     /// Replace the CA without a gap
     #[command(subcommand)]
     Rollover(super::rollover::Rollover),
-    /// Revoke certificates; bring ca.crl to the hosts afterwards (pki push)
+    /// Revoke certificates; bring ca.crl to the hosts (pki push) and to every client afterwards
     Revoke {
         #[command(flatten)]
         at: At,
-        /// A certificate's file, its serial number, or an identity (spiffe://..., all its certificates)
-        #[arg(required = true)]
+        /// What a newer certificate of the same identity has replaced. The newer one must be in use: look at pki status first
+        #[arg(long, conflicts_with = "what")]
+        replaced: bool,
+        /// Only tell what would be revoked
+        #[arg(long, requires = "replaced")]
+        dry_run: bool,
+        /// A certificate's file, its serial number, or an identity (spiffe://..., all its certificates; after a rollover's switch only those
+        /// of the old CA)
+        #[arg(required_unless_present = "replaced")]
         what: Vec<String>,
     },
-    /// List what is revoked
+    /// List what is revoked, by all CAs of the folder
     Crl {
         #[command(flatten)]
         at: At,
@@ -183,8 +190,8 @@ pub(in crate::cli) struct Install {
     #[arg(long = "client-ca", value_name = "FILE")]
     pub(super) ca_file: Option<PathBuf>,
     /// Their revocation lists, PEM: all of them
-    #[arg(long, value_name = "FILE")]
-    pub(super) crl: Option<PathBuf>,
+    #[arg(long = "client-crl", value_name = "FILE")]
+    pub(super) crl_file: Option<PathBuf>,
     /// CAs by which the host checks the certificate too, where hosts' certificates are of another CA than clients'
     #[arg(long, value_name = "FILE")]
     pub(super) server_ca: Option<PathBuf>,

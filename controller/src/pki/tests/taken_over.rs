@@ -5,17 +5,14 @@ use std::{
     fs,
     path::Path,
     process::Command,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use pvelet_proto::identity::Role;
 use rcgen::{CertificateParams, KeyPair, SanType};
-use rustls::{RootCertStore, client::danger::ServerCertVerifier, crypto::ring};
-use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
 
 use super::*;
-use crate::tls::{ExpectedHost, HostVerifier};
+use crate::tls::ExpectedHost;
 
 const DOMAIN: &str = "pvelet.example";
 const CA: &str = "basicConstraints=critical,CA:TRUE";
@@ -51,15 +48,10 @@ fn request_of(node: &str) -> SigningRequest {
     SigningRequest::from_pem(&params.serialize_request(&key).unwrap().pem().unwrap()).unwrap()
 }
 
-/// Whether a client that trusts `ca` takes a certificate for that of host pve1.
-fn accepted(ca: &str, certificate: &str) -> Result<(), String> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+/// Whether a client with these CAs and lists takes a certificate for that of host pve1.
+fn accepted(ca: &str, crl: Option<&str>, certificate: &str) -> Result<(), String> {
     let expected = ExpectedHost { trust_domain: DOMAIN.into(), cluster: Some("lab".into()), node: Some("pve1".into()) };
-    let verifier = HostVerifier::new(expected, Arc::new(roots), ring::default_provider().signature_verification_algorithms);
-    let leaf = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
-    let name = "pve1".try_into().unwrap();
-    verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::now()).map(drop).map_err(|e| e.to_string())
+    crate::tls::accepts(ca, crl, certificate, expected)
 }
 
 #[test]
@@ -81,10 +73,12 @@ fn cas_of_other_programs_sign_and_revoke_like_our_own_whatever_form_their_keys_h
 
         let ca = pki.ca().unwrap();
         let signed = ca.sign_host(&request_of("pve1"), "lab", "pve1", &[], &[], Lifetime::days(20)).unwrap();
-        accepted(&cert, &signed.cert_pem).unwrap_or_else(|e| panic!("{what}: {e}"));
+        accepted(&cert, Some(&pki.lists().unwrap()), &signed.cert_pem).unwrap_or_else(|e| panic!("{what}: {e}"));
         pki.keep(&signed.serial, &signed.cert_pem).unwrap();
         assert_eq!(pki.issued().unwrap().len(), 1, "{what}: it is known as the CA's");
         assert_eq!(pki.revoke(&signed.serial, SystemTime::now()).unwrap(), [signed.serial], "{what}");
+        let error = accepted(&cert, Some(&pki.lists().unwrap()), &signed.cert_pem).unwrap_err();
+        assert!(error.contains("is revoked"), "{what}: {error}");
         assert_eq!((pki.crl().unwrap().number(), pki.crl().unwrap().list().len()), (2, 1), "{what}");
     }
 }
