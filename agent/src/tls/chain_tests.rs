@@ -1,6 +1,6 @@
 //! Certificates of other CAs than pvelet's own: below an intermediate CA, as step-ca and cert-manager issue them, and of an RSA key.
 #![allow(clippy::unwrap_used)]
-use std::{process::Command, sync::Arc, time::SystemTime};
+use std::{process::Command, time::SystemTime};
 
 use rustls::version::TLS13;
 
@@ -70,5 +70,4 @@ async fn a_ca_with_an_rsa_key_is_taken() {
     let asked = async |who: &Issued| heard(&echo, client_config(&ca, Some(who), &[&TLS13])).await;
     assert!(!asked(&ann).await);
     assert!(asked(&bob).await);
-    assert_eq!(Arc::clone(&echo.credentials.current()).authorities.len(), 1);
 }

@@ -109,6 +109,7 @@ pub fn run(control: &Control, hosts: &[Host], report: &Report) {
     // One that somebody has brought to the host by hand: the agent does not take it over, and the play tells of it.
     let stray = fs::read_to_string(control.path("stray/host-pve2_pve2.crt")).unwrap();
     hosts[0].sh(&format!("cd /etc/pvelet/tls; cp -p agent.crt /root/agent.crt; printf '%s' '{stray}' >agent.crt"));
+    hosts[0].wait_until("journalctl --unit=pvelet-agent --lines=50 --output=cat --no-pager | grep agent.crt | grep -q host/pve2");
     play().refused(&["/etc/pvelet/tls/agent.crt: is the certificate of", "host/pve2, not of this host"]);
     assert_eq!(control.facts(&hosts[0])["node"], json!("pve1"), "the agent should go on with its own");
     hosts[0].sh("cp -p /root/agent.crt /etc/pvelet/tls/agent.crt");

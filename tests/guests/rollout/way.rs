@@ -56,7 +56,9 @@ pub fn install(control: &Control, hosts: &[Host], report: &Report) {
     report.step("manage: by a reload");
 
     a_vm_on_each(control, hosts);
-    report.step("a VM cloned on each host over mTLS, and started");
+    let audited = hosts[0].sh("journalctl --unit=pvelet-agent TARGET=pvelet::audit --output=cat --no-pager");
+    assert!(audited.contains("caller=") && audited.contains("action="), "who did what should be in the journal: {audited}");
+    report.step("a VM cloned on each host over mTLS, and started; the journal says by whom");
 
     let second = Play::new(control, hosts, "install", "manage").must();
     report.second_run(second.changed());
