@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +15,7 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::Semaphore,
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 use tonic::{Status, body::Body, transport::Channel};
@@ -27,6 +27,10 @@ use crate::tls::TlsError;
 /// The methods that stream: their answer has no end, so it holds no place and has no deadline beyond its beginning.
 pub(super) const STREAMING: [&str; 3] =
     ["/pvelet.v1.HostService/WatchHost", "/pvelet.v1.OperationService/WatchOperations", "/pvelet.v1.HealthService/WatchHealth"];
+
+/// How long a call holds a place in all that is not answered. An agent that stands still takes calls for twenty seconds before that is noticed, and a
+/// hundred such agents could hold the places of nine hundred others.
+const PROMPT: Duration = Duration::from_millis(250);
 
 /// A channel whose calls hold places and have deadlines. The transport under the typed clients; not used by itself.
 #[derive(Clone)]
@@ -69,15 +73,38 @@ impl Guarded {
     }
 
     async fn unary(self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let closed = |_| Status::unavailable("this client is shutting down");
         let _own = Arc::clone(&self.own).acquire_owned().await.map_err(closed)?;
-        let pool = if self.live.is_connected() { &self.connected } else { &self.unconnected };
-        let _in_all = Arc::clone(pool).acquire_owned().await.map_err(closed)?;
-        // The whole answer is awaited here, trailers included: until then the place is held and the deadline counts.
-        let (parts, body) = self.begin(request).await?.into_parts();
-        let body = body.collect().await?;
-        Ok(Response::from_parts(parts, Body::new(body)))
+        let ((place, prompt), live) = (self.place().await?, self.live.clone());
+        // The whole answer is awaited here, trailers included: until then the deadline counts.
+        let mut answer = pin!(async {
+            let (parts, body) = self.begin(request).await?.into_parts();
+            let body = body.collect().await?;
+            Ok::<_, Status>(Response::from_parts(parts, Body::new(body)))
+        });
+        if let Ok(answer) = timeout(PROMPT, &mut answer).await {
+            return answer;
+        }
+        let _slow = live.slow();
+        // One that is being connected to keeps its place among those of its kind.
+        let _place = Some(place).filter(|_| !prompt && !live.is_connected());
+        answer.await
     }
+
+    /// A place among the calls to agents that answer (`true`), or among those to others. Which these are may change while one is waited for.
+    async fn place(&self) -> Result<(OwnedSemaphorePermit, bool), Status> {
+        loop {
+            let prompt = self.live.is_prompt();
+            let pool = if prompt { &self.connected } else { &self.unconnected };
+            let place = Arc::clone(pool).acquire_owned().await.map_err(closed)?;
+            if !prompt || self.live.is_prompt() {
+                return Ok((place, prompt));
+            }
+        }
+    }
+}
+
+fn closed(_: AcquireError) -> Status {
+    Status::unavailable("this client is shutting down")
 }
 
 impl Service<Request<Body>> for Guarded {
@@ -139,19 +166,46 @@ fn lost(error: &tonic::transport::Error) -> Status {
     status
 }
 
-/// How many connections of an agent are open: none or one, two for a moment.
+/// How an agent is.
 #[derive(Clone, Default)]
-pub(super) struct Live(Arc<AtomicUsize>);
+pub(super) struct Live(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    /// Connections that are open: none or one, two for a moment.
+    open: AtomicUsize,
+    /// Calls whose answer is late.
+    late: AtomicUsize,
+}
 
 impl Live {
     fn is_connected(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
+        self.0.open.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it is connected, and answers as far as is known.
+    fn is_prompt(&self) -> bool {
+        self.is_connected() && self.0.late.load(Ordering::Relaxed) == 0
     }
 
     /// Counts a connection until it is dropped. What is read from it is an error once its host's certificate is `revoked`.
     pub(super) fn track<T>(&self, io: T, revoked: impl Future<Output = ()> + Send + 'static) -> Tracked<T> {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.open.fetch_add(1, Ordering::Relaxed);
         Tracked { io, live: self.clone(), revoked: Some(Box::pin(revoked)) }
+    }
+
+    fn slow(&self) -> Slow {
+        self.0.late.fetch_add(1, Ordering::Relaxed);
+        Slow(self.clone())
+    }
+}
+
+/// A call whose answer is late.
+struct Slow(Live);
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.0.0.late.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -165,7 +219,7 @@ pub(super) struct Tracked<T> {
 
 impl<T> Drop for Tracked<T> {
     fn drop(&mut self) {
-        self.live.0.fetch_sub(1, Ordering::Relaxed);
+        self.live.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
