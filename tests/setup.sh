@@ -15,6 +15,7 @@ need=(
   "qemu-img:qemu-utils"
   "fusermount3:fuse3"
   "dbus-daemon:dbus-daemon"
+  "openssl:openssl"
   "/lib/systemd/systemd-journal-remote:systemd-journal-remote"
 )
 if [ "${1:-}" = deb ]; then

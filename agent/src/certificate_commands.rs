@@ -128,7 +128,8 @@ fn explained(error: &Error, of: &Install) -> String {
     ];
     let text = error.to_string();
     let known = fields.iter().find_map(|(field, name)| text.strip_prefix(field).map(|rest| format!("{name}: {rest}")));
-    known.unwrap_or(text)
+    // An older list is told with the file in whose place it would come.
+    known.unwrap_or_else(|| text.replacen(": crl_pem: ", ": ", 1))
 }
 
 /// Who does it is root; the journal keeps it, where there is one.

@@ -1,5 +1,7 @@
 //! Where log lines go.
 
+mod readable;
+
 use std::{
     env,
     io::{IsTerminal, stderr},
@@ -17,6 +19,8 @@ use crate::{
     config::{Log, LogFormat},
     error::Error,
 };
+
+use self::readable::Readable;
 
 /// Changes the level while the agent runs.
 #[derive(Debug, Clone)]
@@ -43,7 +47,6 @@ fn targets(level: &str) -> Result<Targets, Error> {
 pub fn start(log: &Log) -> Result<Level, Error> {
     let (filter, handle) = reload::Layer::new(targets(&log.level)?);
     let under_systemd = env::var_os("JOURNAL_STREAM").is_some() && !stderr().is_terminal();
-    let journal = || tracing_journald::layer().map(|l| l.with_syslog_identifier("pvelet-agent".into()).with_field_prefix(None));
     let text = || tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
     let output: Box<dyn Layer<_> + Send + Sync> = match log.format {
         LogFormat::Journal => {
@@ -61,9 +64,14 @@ pub fn start(log: &Log) -> Result<Level, Error> {
     Ok(Level(handle))
 }
 
+/// The journal, with each field as one of the entry's own (`journalctl TARGET=pvelet::audit`) and all of them in the line that people read.
+fn journal() -> std::io::Result<Readable<tracing_journald::Layer>> {
+    tracing_journald::layer().map(|l| Readable(l.with_syslog_identifier("pvelet-agent".into()).with_field_prefix(None)))
+}
+
 /// Sends audit lines to the journal for as long as the guard lives, in a command that logs nothing else; `None`: there is no journal.
 pub fn audit_in_journal() -> Option<tracing::subscriber::DefaultGuard> {
-    let layer = tracing_journald::layer().ok()?.with_syslog_identifier("pvelet-agent".into()).with_field_prefix(None);
+    let layer = journal().ok()?;
     let filter = Targets::new().with_target("pvelet::audit", tracing::Level::INFO);
     Some(tracing::subscriber::set_default(tracing_subscriber::registry().with(layer.with_filter(filter))))
 }

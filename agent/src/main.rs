@@ -36,12 +36,12 @@ const BLOCKING_THREADS: usize = 32;
 /// The pvelet agent: manages the VMs of one Proxmox VE host for its controllers, over mutually authenticated gRPC.
 ///
 /// A first install only observes: it answers reads and streams events, and refuses every change. Set `mode = "manage"` and a
-/// `vmid_range` in the configuration to let it make changes.
+/// `vmid_range` in the configuration, and restart it, to let it make changes.
 #[derive(Parser)]
 #[command(
     name = "pvelet-agent",
     version,
-    after_help = "Files:\n  /etc/pvelet/agent.toml   configuration (pvelet-agent example-config prints one)\n  /var/lib/pvelet/         journal of operations\n\nSignals:\n  SIGHUP    reload mode, [[identity]], log.level and the TLS files\n  SIGTERM   drain: refuse new calls, let operations end (drain_deadline), stop"
+    after_help = "Files:\n  /etc/pvelet/agent.toml   configuration (pvelet-agent example-config prints one)\n  /var/lib/pvelet/         journal of operations\n\nSignals:\n  SIGHUP    reload mode, [[identity]], log.level and the TLS files\n  SIGTERM   drain: refuse changes, answer reads, let operations end (drain_deadline), stop"
 )]
 struct Arguments {
     #[command(subcommand)]

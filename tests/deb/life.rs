@@ -87,7 +87,7 @@ fn an_upgrade_restarts_a_running_agent_once_and_keeps_its_files() {
     let packages = installed(&root);
     furnish(&root);
     root.write("/var/lib/pvelet/journal.format", "1\n");
-    root.write("/agent-runs", "");
+    root.write("/agent-runs", "active\n");
     root.asked();
     let config = root.read("/etc/pvelet/agent.toml");
     let output = root.dpkg("--install", &packages.later);
@@ -98,9 +98,12 @@ fn an_upgrade_restarts_a_running_agent_once_and_keeps_its_files() {
     // It is never stopped for longer than a restart takes, nor is a change's timer.
     assert!(!asked.iter().any(|l| l.contains(" stop ") || l.contains("deadline")), "{asked:?}");
     assert_eq!(root.read("/etc/pvelet/agent.toml"), config);
-    // Back again: the journal can be read.
+    // Back again: the journal can be read. A process that has not come up yet is the former version's too.
+    root.write("/agent-runs", "activating\n");
+    root.asked();
     assert!(root.dpkg("--install", &packages.agent).status.success());
     assert_eq!(root.standing(), format!("install ok installed {VERSION}"));
+    assert_eq!(root.asked().iter().filter(|l| l.contains("restart") && l.contains(AGENT)).count(), 1);
 }
 
 #[test]
@@ -108,7 +111,7 @@ fn an_upgrade_with_mistakes_in_the_configuration_names_them_and_lets_the_former_
     let root = Root::new();
     let packages = installed(&root);
     furnish(&root);
-    root.write("/agent-runs", "");
+    root.write("/agent-runs", "active\n");
     let config = root.read("/etc/pvelet/agent.toml").replace("mode = \"observe\"", "mode = \"watch\"\ncolour = \"red\"");
     root.write("/etc/pvelet/agent.toml", config);
     root.asked();
@@ -133,7 +136,7 @@ fn a_version_that_cannot_read_the_journal_is_refused_and_nothing_has_changed() {
         let config = root.read("/etc/pvelet/agent.toml").replace("\"/var/lib/pvelet\"", written);
         root.write("/etc/pvelet/agent.toml", config);
         root.write(&format!("{folder}/journal.format"), "2\n");
-        root.write("/agent-runs", "");
+        root.write("/agent-runs", "active\n");
         root.asked();
         let before = root.snapshot();
         let output = root.dpkg("--install", &packages.agent);
@@ -187,12 +190,17 @@ fn removed_it_leaves_everything_but_itself_and_purged_nothing_but_what_is_the_ho
     for path in ["/etc/pvelet/agent.toml", "/etc/pvelet/tls/agent.key", "/var/lib/pvelet/journal.redb"] {
         assert!(removed.contains_key(path), "{path}");
     }
+    let of_a_controller = "/etc/pvelet/controller/controller.key";
+    root.write(of_a_controller, "a key");
 
     let output = root.sh("dpkg --purge pvelet-agent");
     let said = text(&output);
     assert!(output.status.success(), "{said}");
     assert!(said.contains(NETWORKS) && said.contains("is left"), "{said}");
-    let after = root.snapshot();
+    assert!(said.contains("/etc/pvelet is left, since it holds what is not the agent's: controller"), "{said}");
+    let mut after = root.snapshot();
+    assert!(after.remove(of_a_controller).is_some());
+    after.retain(|path, _| path != "/etc/pvelet" && path != "/etc/pvelet/controller");
     let other: Vec<&String> = after.keys().chain(before.keys()).filter(|path| after.get(*path) != before.get(*path)).collect();
     assert!(other.is_empty(), "{other:#?}");
 }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::package::must;
 
-/// What is asked of systemctl is written to `/systemctl.log`; the agent runs for it while there is a file `/agent-runs`.
+/// What is asked of systemctl is written to `/systemctl.log`; the agent is for it what the file `/agent-runs` says.
 const SYSTEMCTL: &str = r#"#!/bin/sh
 case "$*" in
   # Links only, which needs no systemd that runs.
@@ -22,7 +22,7 @@ case "$*" in
 esac
 echo "$*" >>/systemctl.log
 case "$*" in
-  *is-active*) test -e /agent-runs ;;
+  *is-active*) cat /agent-runs 2>/dev/null || { echo inactive; exit 3; } ;;
   *is-enabled*) echo enabled ;;
 esac
 "#;

@@ -76,21 +76,40 @@ impl Reload {
 }
 
 /// Keys that differ and are read at the start only.
-fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let level = |c: &Config| config::Log { level: String::new(), ..c.log.clone() };
+fn needs_restart(running: &Config, new: &Config) -> Vec<&'static str> {
+    // Taken apart, so that nobody can add a section and forget it here.
+    let Config {
+        mode: _,
+        listen,
+        state_dir,
+        drain_deadline,
+        tls,
+        pve,
+        vm,
+        volumes,
+        network,
+        health,
+        repair,
+        limits,
+        metrics,
+        log,
+        identities: _,
+    } = running;
+    let level = |log: &config::Log| config::Log { level: String::new(), ..log.clone() };
     [
-        ("listen", old.listen != new.listen),
-        ("state_dir", old.state_dir != new.state_dir),
-        ("drain_deadline", old.drain_deadline != new.drain_deadline),
-        ("[tls]", old.tls != new.tls),
-        ("[pve]", old.pve != new.pve),
-        ("[vm]", old.vm != new.vm),
-        ("[network]", old.network != new.network),
-        ("[health]", old.health != new.health),
-        ("[repair]", old.repair != new.repair),
-        ("[limits]", old.limits != new.limits),
-        ("[metrics]", old.metrics != new.metrics),
-        ("log.format", level(old) != level(new)),
+        ("listen", *listen != new.listen),
+        ("state_dir", *state_dir != new.state_dir),
+        ("drain_deadline", *drain_deadline != new.drain_deadline),
+        ("[tls]", *tls != new.tls),
+        ("[pve]", *pve != new.pve),
+        ("[vm]", *vm != new.vm),
+        ("[volumes]", *volumes != new.volumes),
+        ("[network]", *network != new.network),
+        ("[health]", *health != new.health),
+        ("[repair]", *repair != new.repair),
+        ("[limits]", *limits != new.limits),
+        ("[metrics]", *metrics != new.metrics),
+        ("log.format", level(log) != level(&new.log)),
     ]
     .into_iter()
     .filter_map(|(key, differs)| differs.then_some(key))

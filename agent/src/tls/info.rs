@@ -83,16 +83,19 @@ impl AuthorityInfo {
         let not_after = system_time(cert.validity().not_after.timestamp());
         Self { subject: cert.subject().to_string(), sha256: sha256(der), not_after, list: None }
     }
+}
 
-    /// Of several lists of one CA the newest counts here; webpki looks into all of them.
-    pub(super) fn add_list(&mut self, der: &[u8]) {
-        let Ok((_, crl)) = CertificateRevocationList::from_der(der) else { return };
-        let number = crl.crl_number().map_or(0, |n| u64::try_from(n).unwrap_or(u64::MAX));
+impl ListInfo {
+    pub(super) fn read(der: &[u8]) -> Option<Self> {
+        let (_, crl) = CertificateRevocationList::from_der(der).ok()?;
         let revoked = u32::try_from(crl.iter_revoked_certificates().count()).unwrap_or(u32::MAX);
-        if self.list.is_none_or(|known| known.number <= number) {
-            self.list = Some(ListInfo { number, revoked });
-        }
+        Some(Self { number: crl_number(&crl), revoked })
     }
+}
+
+/// 0 where a list has none.
+pub(super) fn crl_number(crl: &CertificateRevocationList<'_>) -> u64 {
+    crl.crl_number().map_or(0, |n| u64::try_from(n).unwrap_or(u64::MAX))
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> String {

@@ -15,7 +15,7 @@ use x509_parser::prelude::{ParsedExtension, X509Certificate};
 use super::{
     CertificateInfo, Material, Peer, connection,
     files::{self, Present, Sources, Staged},
-    info::AuthorityInfo,
+    info::{AuthorityInfo, date},
     leaf::{Leaf, Purpose},
     material::{authorities, certificates, fits, not_valid, parse, revocation_lists, told},
 };
@@ -92,6 +92,11 @@ pub(super) fn install(place: &Place<'_>, new: &New, caller: Option<&Peer>, now: 
     let (sources, staged) = merge(place, new, &present, now)?;
     let material = Material::build(&sources, files, place.node, now).map_err(|e| named(e, files, new))?;
     lists_go_on(files, &present, &material, now)?;
+    if new.client_ca.is_some() && material.authorities.iter().all(|ca| ca.not_after <= now) {
+        let ends: Vec<_> = material.authorities.iter().map(|ca| format!("'{}' {}", ca.subject, date(ca.not_after))).collect();
+        let why = format!("no client would be heard, since its CAs have ended ({}); bring a CA that is valid", ends.join(", "));
+        return Err(refuse(CA, why));
+    }
     if let Some(caller) = caller
         && (new.client_ca.is_some() || new.crl.is_some())
     {
@@ -257,9 +262,10 @@ fn issued_by_known(
         return Ok(());
     }
     let why = format!(
-        "it is of CA '{}', which is neither among those of {} nor that of the certificate in use ({error}); have it signed by one of them, or name its CA (ca_pem; server_ca_pem where clients' is another)",
+        "it is of CA '{}', which is neither among those of {} nor that of the certificate in use ({error}); {}have it signed by one of them, or name its CA (ca_pem; server_ca_pem where clients' is another)",
         leaf.issuer(),
-        files.client_ca.display()
+        files.client_ca.display(),
+        if chain.len() == 1 { "where that is an intermediate CA put its certificate after this one; else " } else { "" }
     );
     Err(refuse(CERTIFICATE, why))
 }

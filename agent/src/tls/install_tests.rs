@@ -97,7 +97,7 @@ fn a_renewal_takes_a_new_key_that_stays_the_same_until_it_is_installed() {
 fn what_cannot_be_used_is_refused_with_field_and_remedy_and_changes_nothing() {
     let world = world();
     let request = world.request();
-    let other = Ca::new();
+    let (other, ended) = (Ca::new(), Ca::ended());
     let with = |change: fn(&mut Spec)| {
         let mut spec = server();
         change(&mut spec);
@@ -151,6 +151,12 @@ fn what_cannot_be_used_is_refused_with_field_and_remedy_and_changes_nothing() {
         ("an empty bundle", ca_pem(""), "ca_pem", &["no certificate in PEM"]),
         ("no list", New { crl: Some("x".into()), ..New::default() }, "crl_pem", &["no revocation list"]),
         ("a list of another CA", New { crl: Some(other.crl(&[])), ..New::default() }, "crl_pem", &["none of the client CAs signed"]),
+        (
+            "a CA that has ended",
+            New { client_ca: Some(ended.pem.clone()), crl: Some(ended.crl(&[])), ..New::default() },
+            "ca_pem",
+            &["no client would be heard", "have ended", "bring a CA that is valid"],
+        ),
         ("a bundle without the CA of its lists", ca_pem(&other.pem), "crl_pem", &["none of the client CAs signed"]),
     ];
     let (before, last) = (world.snapshot(), world.credentials.current());

@@ -39,7 +39,7 @@ impl Leaf {
         {
             return Err(match purpose {
                 Purpose::Client => "is not for clients alone (extended key usage clientAuth)".into(),
-                Purpose::Server => "is not for servers alone (extended key usage serverAuth)".into(),
+                Purpose::Server => "is not for servers alone (extended key usage serverAuth, and no other: with cert-manager by usages, with step-ca by a template)".into(),
             });
         }
         let names = cert.subject_alternative_name().map_err(|e| format!("has malformed alternative names ({e})"))?;

@@ -20,7 +20,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 use super::{
     Names,
     files::{Present, Sources},
-    info::{AuthorityInfo, CertificateInfo, date},
+    info::{AuthorityInfo, CertificateInfo, ListInfo, crl_number, date},
     leaf::{Leaf, Purpose, system_time},
     verifier::ClientVerifier,
 };
@@ -93,21 +93,21 @@ impl Material {
         let authorities = authorities(&sources.client_ca, &files.client_ca)?;
         let lists = match (&sources.crl, &files.crl) {
             (Some(pem), Some(file)) => revocation_lists(pem, file, &authorities, &provider, now, &mut warnings)?,
-            _ => vec![Vec::new(); authorities.len()],
+            _ => vec![None; authorities.len()],
         };
         let told = told(&authorities, &lists, files, now, &mut warnings)?;
         let mut by_ca = Vec::new();
-        for (ca, lists) in authorities.into_iter().zip(lists) {
+        for ((ca, list), info) in authorities.into_iter().zip(lists).zip(&told) {
             let mut roots = RootCertStore::empty();
             roots.add(ca).map_err(|e| bad(&files.client_ca, e.to_string()))?;
             // A CA without a list of its own is trusted: while a CA is replaced, the new one may not have issued its list yet. A list past
             // its next update still counts, or one forgotten renewal would shut everybody out; both are warned of.
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                .with_crls(lists)
+                .with_crls(list)
                 .allow_unknown_revocation_status()
                 .build()
                 .map_err(|e| bad(&files.client_ca, e.to_string()))?;
-            by_ca.push(verifier);
+            by_ca.push((verifier, info.not_after));
         }
         let verifier = ClientVerifier::new(by_ca, provider.signature_verification_algorithms, files.trust_domain.clone());
         let verifier = Arc::new(verifier);
@@ -129,17 +129,19 @@ impl Material {
 /// The CAs and their lists as they are told.
 pub(super) fn told(
     authorities: &[CertificateDer<'static>],
-    lists: &[Vec<CertificateRevocationListDer<'static>>],
+    lists: &[Option<CertificateRevocationListDer<'static>>],
     files: &config::Tls,
     now: SystemTime,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<AuthorityInfo>, Error> {
-    let one = |(ca, lists): (&CertificateDer<'static>, &Vec<CertificateRevocationListDer<'static>>)| {
+    let one = |(ca, list): (&CertificateDer<'static>, &Option<CertificateRevocationListDer<'static>>)| {
         let parsed = parse(ca).map_err(|e| bad(&files.client_ca, e))?;
         let mut info = AuthorityInfo::new(ca, &parsed);
-        lists.iter().for_each(|list| info.add_list(list));
-        if info.not_after < now + EXPIRY_WARNING {
-            let (file, end) = (files.client_ca.display(), date(info.not_after));
+        info.list = list.as_ref().and_then(|list| ListInfo::read(list));
+        let (file, end) = (files.client_ca.display(), date(info.not_after));
+        if info.not_after <= now {
+            warnings.push(format!("{file}: the CA '{}' ended {end}; no client of it is heard", info.subject));
+        } else if info.not_after < now + EXPIRY_WARNING {
             warnings.push(format!("{file}: the CA '{}' ends {end}; no client of it is heard afterwards", info.subject));
         }
         Ok(info)
@@ -211,7 +213,8 @@ fn host_leaf(der: &CertificateDer<'_>, files: &config::Tls, node: &str) -> Resul
     }
 }
 
-/// The lists of each CA, each proven to be signed by it: webpki would refuse every client because of one bad signature.
+/// The newest list of each CA, each proven to be signed by it: webpki would refuse every client because of one bad signature, and of several
+/// lists of one CA it looks into the first alone.
 pub(super) fn revocation_lists(
     pem: &[u8],
     file: &Path,
@@ -219,14 +222,14 @@ pub(super) fn revocation_lists(
     provider: &CryptoProvider,
     now: SystemTime,
     warnings: &mut Vec<String>,
-) -> Result<Vec<Vec<CertificateRevocationListDer<'static>>>, Error> {
+) -> Result<Vec<Option<CertificateRevocationListDer<'static>>>, Error> {
     let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
     let lists = lists.map_err(|e| bad(file, format!("is malformed ({e})")))?;
     if lists.is_empty() {
         return Err(bad(file, "holds no revocation list in PEM"));
     }
     let authorities = authorities.iter().map(parse).collect::<Result<Vec<_>, _>>().map_err(|e| bad(file, e))?;
-    let mut by_ca = vec![Vec::new(); authorities.len()];
+    let mut newest: Vec<Option<(u64, bool, CertificateRevocationListDer<'static>)>> = vec![None; authorities.len()];
     for list in lists {
         let (_, crl) = CertificateRevocationList::from_der(&list).map_err(|e| bad(file, format!("holds a malformed list ({e})")))?;
         let signed_by = |ca: &X509Certificate<'_>| {
@@ -239,13 +242,19 @@ pub(super) fn revocation_lists(
         let Some(i) = authorities.iter().position(signed_by) else {
             return Err(bad(file, format!("holds a list of '{}', which none of the client CAs signed", crl.issuer())));
         };
-        if crl.next_update().is_some_and(|t| system_time(t.timestamp()) < now) {
-            warnings.push(format!("{}: the list of '{}' is past its next update; renew it", file.display(), crl.issuer()));
+        let number = crl_number(&crl);
+        if newest[i].as_ref().is_none_or(|(known, ..)| *known <= number) {
+            let late = crl.next_update().is_some_and(|t| system_time(t.timestamp()) < now);
+            newest[i] = Some((number, late, list.clone()));
         }
-        by_ca[i].push(list.clone());
     }
-    for (ca, _) in authorities.iter().zip(&by_ca).filter(|(_, lists)| lists.is_empty()) {
-        warnings.push(format!("{}: no list of '{}', so its certificates cannot be revoked", file.display(), ca.subject()));
+    for (ca, list) in authorities.iter().zip(&newest) {
+        let (file, ca) = (file.display(), ca.subject());
+        match list {
+            None => warnings.push(format!("{file}: no list of '{ca}', so its certificates cannot be revoked")),
+            Some((_, true, _)) => warnings.push(format!("{file}: the list of '{ca}' is past its next update; renew it")),
+            Some(_) => {}
+        }
     }
-    Ok(by_ca)
+    Ok(newest.into_iter().map(|list| list.map(|(.., list)| list)).collect())
 }

@@ -26,6 +26,8 @@ pub use service::Certificates;
 pub use store::Credentials;
 
 #[cfg(test)]
+mod chain_tests;
+#[cfg(test)]
 mod install_tests;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -65,26 +65,50 @@ fn at(offset: i64) -> SystemTime {
     if offset < 0 { SystemTime::now() - by } else { SystemTime::now() + by }
 }
 
+fn authority() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn named(name: &str) -> CertificateParams {
+    let mut params = authority();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
+
 impl Ca {
     /// All have the same name, as a CA and its successor do.
     pub(crate) fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let cert = params.self_signed(&key).unwrap();
-        Self { issuer: Issuer::new(params, key), pem: cert.pem(), serials: 1.into() }
+        Self::made(authority(), KeyPair::generate().unwrap(), None)
     }
 
     /// One of a name of its own.
     pub(crate) fn named(name: &str) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let cert = params.self_signed(&key).unwrap();
+        Self::made(named(name), KeyPair::generate().unwrap(), None)
+    }
+
+    /// One that ended a minute ago.
+    pub(crate) fn ended() -> Self {
+        let mut params = authority();
+        (params.not_before, params.not_after) = (at(-3600).into(), at(-60).into());
+        Self::made(params, KeyPair::generate().unwrap(), None)
+    }
+
+    /// One of a name of its own, with a key that others made.
+    pub(crate) fn with_key(name: &str, key_pem: &str) -> Self {
+        Self::made(named(name), KeyPair::from_pem(key_pem).unwrap(), None)
+    }
+
+    /// One that this one has signed.
+    pub(crate) fn intermediate(&self, name: &str) -> Self {
+        Self::made(named(name), KeyPair::generate().unwrap(), Some(self))
+    }
+
+    fn made(params: CertificateParams, key: KeyPair, by: Option<&Self>) -> Self {
+        let cert = by.map_or_else(|| params.self_signed(&key), |ca| params.signed_by(&key, &ca.issuer)).unwrap();
         Self { issuer: Issuer::new(params, key), pem: cert.pem(), serials: 1.into() }
     }
 
@@ -191,7 +215,7 @@ pub(crate) fn client_config(ca: &Ca, own: Option<&Issued>, versions: &[&'static 
         .with_root_certificates(roots);
     let mut config = match own {
         Some(own) => {
-            let chain = vec![CertificateDer::from_pem_slice(own.cert.as_bytes()).unwrap()];
+            let chain = CertificateDer::pem_slice_iter(own.cert.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap();
             builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap()).unwrap()
         }
         None => builder.with_no_client_auth(),

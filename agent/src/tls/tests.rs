@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A server that answers each byte with the same byte.
-struct Echo {
+pub(super) struct Echo {
     credentials: Arc<Credentials>,
     metrics: Arc<Metrics>,
     address: std::net::SocketAddr,
@@ -29,7 +29,7 @@ struct Echo {
     leaving: tokio_util::sync::DropGuard,
 }
 
-async fn serve(files: &Files, options: Options) -> Echo {
+pub(super) async fn serve(files: &Files, options: Options) -> Echo {
     let metrics = Arc::new(Metrics::new());
     let credentials = Credentials::open(files.config(), NODE.into(), metrics.clone()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -49,7 +49,7 @@ async fn serve(files: &Files, options: Options) -> Echo {
     Echo { credentials, metrics, address, arrived: doors.arrived, leaving: doors.leaving.drop_guard() }
 }
 
-const OPTIONS: Options = Options { handshake_deadline: DEADLINE, max_handshakes: 8, max_connections: 64 };
+pub(super) const OPTIONS: Options = Options { handshake_deadline: DEADLINE, max_handshakes: 8, max_connections: 64 };
 
 async fn connect(echo: &Echo, config: Arc<rustls::ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
     let tcp = TcpStream::connect(echo.address).await?;
@@ -65,7 +65,7 @@ async fn echoes(stream: &mut TlsStream<TcpStream>) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn heard(echo: &Echo, config: Arc<rustls::ClientConfig>) -> bool {
+pub(super) async fn heard(echo: &Echo, config: Arc<rustls::ClientConfig>) -> bool {
     let talk = async { echoes(&mut connect(echo, config).await?).await };
     tokio::time::timeout(DEADLINE, talk).await.expect("an answer or the end in time").is_ok()
 }
@@ -173,6 +173,48 @@ async fn a_revoked_clients_connection_ends_and_others_stay() {
     echoes(&mut of_good).await.unwrap();
     assert!(!heard(&echo, client_config(&ca, Some(&bad), &[&TLS13])).await, "it may not come back");
     until("the place is given back", || echo.credentials.connections().len() == 1).await;
+}
+
+#[tokio::test]
+async fn of_two_lists_of_one_ca_the_newer_counts_in_any_order() {
+    let (ca, _, files) = pki();
+    let (bad, good) = (ca.issue(&client("role/operator/bad")), ca.issue(&client("role/operator/good")));
+    let (older, newer) = (ca.numbered_crl(1, &[]), ca.numbered_crl(2, &[&bad]));
+    for lists in [format!("{older}{newer}"), format!("{newer}{older}")] {
+        files.put("ca.crl", &lists);
+        let echo = serve(&files, OPTIONS).await;
+        assert!(!heard(&echo, client_config(&ca, Some(&bad), &[&TLS13])).await);
+        assert!(heard(&echo, client_config(&ca, Some(&good), &[&TLS13])).await);
+        assert_eq!(echo.credentials.current().authorities[0].list, Some(ListInfo { number: 2, revoked: 1 }));
+    }
+}
+
+#[tokio::test]
+async fn a_ca_that_has_ended_lets_nobody_in() {
+    let (ca, _, files) = pki();
+    let ended = Ca::ended();
+    files.put("ca.crt", &format!("{}{}", ended.pem, ca.pem));
+    files.put("ca.crl", &format!("{}{}", ended.crl(&[]), ca.crl(&[])));
+    let echo = serve(&files, OPTIONS).await;
+    let me = client("role/operator/me");
+    assert!(!heard(&echo, client_config(&ca, Some(&ended.issue(&me)), &[&TLS13])).await);
+    assert!(heard(&echo, client_config(&ca, Some(&ca.issue(&me)), &[&TLS13])).await);
+    assert!(echo.credentials.current().warnings.iter().any(|w| w.contains("ended 20") && w.contains("no client of it is heard")));
+}
+
+#[tokio::test]
+async fn a_list_is_read_though_the_folder_was_away_for_a_while() {
+    let (ca, _, files) = pki();
+    let bad = ca.issue(&client("role/operator/bad"));
+    let echo = serve(&files, OPTIONS).await;
+    assert!(heard(&echo, client_config(&ca, Some(&bad), &[&TLS13])).await);
+    let aside = files.dir().with_extension("aside");
+    std::fs::rename(files.dir(), &aside).unwrap();
+    until("the files are missed", || echo.credentials.rejected().is_some()).await;
+    std::fs::write(aside.join("ca.crl"), ca.crl(&[&bad])).unwrap();
+    std::fs::rename(&aside, files.dir()).unwrap();
+    until("the files are read", || echo.credentials.rejected().is_none()).await;
+    assert!(!heard(&echo, client_config(&ca, Some(&bad), &[&TLS13])).await);
 }
 
 #[tokio::test]

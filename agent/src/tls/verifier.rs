@@ -1,6 +1,10 @@
 //! Verifies clients: webpki's rules, and then ours.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use pvelet_proto::identity::Subject;
 use rustls::{
@@ -16,10 +20,10 @@ use super::leaf::{Leaf, Purpose};
 /// webpki checks the chain, the times and the revocation lists; this adds that the certificate is a client's and nothing else, and that it
 /// names exactly one identity of the trust domain, which is no host's.
 ///
-/// There is one verifier for each CA, with that CA's lists: webpki finds a list by its issuer's name, and a new CA mostly has the name of
-/// the one it replaces.
+/// There is one verifier for each CA, with that CA's list: webpki finds a list by its issuer's name, and a new CA mostly has the name of
+/// the one it replaces. With it stands when the CA ends: webpki takes a trust anchor for one for ever.
 pub(super) struct ClientVerifier {
-    by_ca: Vec<Arc<dyn ClientCertVerifier>>,
+    by_ca: Vec<(Arc<dyn ClientCertVerifier>, SystemTime)>,
     subjects: Vec<DistinguishedName>,
     algorithms: WebPkiSupportedAlgorithms,
     trust_domain: String,
@@ -32,22 +36,31 @@ impl fmt::Debug for ClientVerifier {
 }
 
 impl ClientVerifier {
-    pub(super) fn new(by_ca: Vec<Arc<dyn ClientCertVerifier>>, algorithms: WebPkiSupportedAlgorithms, trust_domain: String) -> Self {
-        let subjects = by_ca.iter().flat_map(|v| v.root_hint_subjects()).cloned().collect();
+    pub(super) fn new(
+        by_ca: Vec<(Arc<dyn ClientCertVerifier>, SystemTime)>,
+        algorithms: WebPkiSupportedAlgorithms,
+        trust_domain: String,
+    ) -> Self {
+        let subjects = by_ca.iter().flat_map(|(v, _)| v.root_hint_subjects()).cloned().collect();
         Self { by_ca, subjects, algorithms, trust_domain }
     }
 
-    /// Verified by the one CA that issued it. Of the others' refusals the most telling one is returned.
+    /// Verified by a CA that issued it, and revoked by none. Of the refusals the most telling one is returned.
     fn chain(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], now: UnixTime) -> Result<ClientCertVerified, Error> {
-        let mut refusal = Error::from(CertificateError::UnknownIssuer);
-        for verifier in &self.by_ca {
+        let (mut verified, mut refusal) = (None, Error::from(CertificateError::UnknownIssuer));
+        for (verifier, end) in &self.by_ca {
             match verifier.verify_client_cert(leaf, intermediates, now) {
-                Ok(verified) => return Ok(verified),
+                Ok(_) if end.duration_since(UNIX_EPOCH).is_ok_and(|end| end.as_secs() <= now.as_secs()) => {
+                    refusal = CertificateError::Expired.into();
+                }
+                Ok(good) => verified = Some(good),
+                // Where an intermediate CA is trusted beside its root, the root alone knows nothing of what the other has revoked.
+                Err(revoked @ Error::InvalidCertificate(CertificateError::Revoked)) => return Err(revoked),
                 Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {}
                 Err(error) => refusal = error,
             }
         }
-        Err(refusal)
+        verified.ok_or(refusal)
     }
 
     /// How many CAs are trusted.

@@ -17,15 +17,19 @@ use super::Credentials;
 const SETTLE: Duration = Duration::from_millis(100);
 /// Somebody who writes all the time must not keep a revocation from being seen: after so many rounds the files are read anyway.
 const SETTLE_ROUNDS: usize = 4;
+/// A folder may be away for a moment, or the kernel have no watch left.
+const UNWATCHED: Duration = Duration::from_secs(2);
 /// As the kernel does.
 const MAX_LINKS: usize = 40;
 
 impl Credentials {
-    /// Reloads whenever the files change, for ever. Where they cannot be watched, SIGHUP remains.
+    /// Reloads whenever the files change, for ever. While they cannot be watched, they are read again every few seconds.
     pub async fn follow_files(self: Arc<Self>) {
+        let mut told = false;
         loop {
             let waited = match watch(&self.folders()) {
                 Ok(fd) => {
+                    told = false;
                     // What changed before the watch was in place.
                     self.clone().reload_off_thread().await;
                     wait(fd).await
@@ -33,8 +37,11 @@ impl Credentials {
                 Err(e) => Err(e),
             };
             if let Err(error) = waited {
-                tracing::warn!(%error, "cannot watch the TLS files; reload after a change (SIGHUP)");
-                return;
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%error, seconds = UNWATCHED.as_secs(), "cannot watch the TLS files; they are read again and again instead");
+                }
+                tokio::time::sleep(UNWATCHED).await;
+                self.clone().reload_off_thread().await;
             }
         }
     }

@@ -18,6 +18,7 @@ use tracing::debug;
 use super::{
     Target,
     guard::{ConnectionLost, Live},
+    revoked::{revoked, shown},
 };
 use crate::tls::{self, Credentials, TlsError};
 
@@ -61,12 +62,13 @@ impl Channel {
         *open = None;
         let (cluster, node) = (self.target.cluster.as_deref(), self.target.node.as_deref());
         let tls = tls::connect(&self.target.address, cluster, node, &self.credentials).await.map_err(|e| unreachable(&e))?;
+        let revoked = revoked(self.credentials.clone(), shown(&tls));
         let (sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
-            .handshake(TokioIo::new(self.live.track(tls)))
+            .handshake(TokioIo::new(self.live.track(tls, revoked)))
             .await
             .map_err(|e| lost(&e))?;
         // It ends when nobody can send on it any more, or when it breaks.

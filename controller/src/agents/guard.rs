@@ -1,7 +1,7 @@
 //! What stands between a typed client and the channel: places, deadlines, and errors that keep their cause.
 
 use std::{
-    io,
+    io::{self, ErrorKind},
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -162,9 +162,10 @@ impl Live {
         self.is_connected() && self.0.late.load(Ordering::Relaxed) == 0
     }
 
-    pub(super) fn track<T>(&self, io: T) -> Tracked<T> {
+    /// Counts a connection until it is dropped. What is read from it is an error once its host's certificate is `revoked`.
+    pub(super) fn track<T>(&self, io: T, revoked: impl Future<Output = ()> + Send + 'static) -> Tracked<T> {
         self.0.open.fetch_add(1, Ordering::Relaxed);
-        Tracked { io, live: self.clone() }
+        Tracked { io, live: self.clone(), revoked: Some(Box::pin(revoked)) }
     }
 
     fn slow(&self) -> Slow {
@@ -186,6 +187,8 @@ impl Drop for Slow {
 pub(super) struct Tracked<T> {
     io: T,
     live: Live,
+    /// Until it has ended.
+    revoked: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl<T> Drop for Tracked<T> {
@@ -196,6 +199,11 @@ impl<T> Drop for Tracked<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for Tracked<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // A connection is read all the time, so this is woken by it too.
+        if self.revoked.as_mut().is_none_or(|revoked| revoked.as_mut().poll(cx).is_ready()) {
+            self.revoked = None;
+            return Poll::Ready(Err(io::Error::new(ErrorKind::ConnectionAborted, "the host's certificate is revoked")));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }

@@ -11,6 +11,7 @@ mod error;
 mod fan_out;
 mod guard;
 mod probe;
+mod revoked;
 
 use std::{
     collections::BTreeMap,

@@ -88,6 +88,9 @@ pub(super) struct Global {
     /// Your private key
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub(super) key: Option<PathBuf>,
+    /// Revocation lists of those CAs: a host whose certificate is revoked is not talked to; default: ca.crl beside the CAs where there is one
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub(super) crl: Option<PathBuf>,
     /// Output format
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Table, help_heading = "Global options")]
     pub(super) output: Format,

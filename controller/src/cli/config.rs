@@ -17,9 +17,9 @@ use super::{Exit, Io, args::Global, error::CliError, parse};
 use crate::{
     agents::Target,
     kind, kubernetes,
-    pki::write_public,
+    pki::{CRL, write_public},
     store,
-    tls::{Address, CredentialFiles, Credentials},
+    tls::{Address, CredentialFiles, Credentials, CrlFile},
 };
 
 /// The tenant where nothing names one.
@@ -33,6 +33,8 @@ struct File {
     ca: Option<PathBuf>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
+    /// Revocation lists of the CAs in `ca`; `ca.crl` beside it where it is missing.
+    crl: Option<PathBuf>,
     tenant: Option<String>,
     /// Of the cluster whose `PveHost`s are the hosts.
     kubeconfig: Option<PathBuf>,
@@ -60,7 +62,7 @@ pub(super) struct Settings {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Make the file, with the paths given by --ca, --cert and --key
+    /// Make the file, with the paths given by --ca, --cert, --key and --crl; without --crl, with the ca.crl beside --ca where there is one
     #[command(after_help = "\
 Example:
   pveletctl --ca pki/ca.crt --cert me.crt --key me.key config init
@@ -106,6 +108,8 @@ pub(super) async fn settings(global: &Global, default: Option<&Path>) -> Result<
         cert: pick(&global.cert, &file.cert, "cert")?,
         key: pick(&global.key, &file.key, "key")?,
     };
+    let crl = global.crl.clone().or_else(|| file.crl.as_ref().map(|p| base.join(p)));
+    let crl = crl.map_or_else(|| CrlFile::beside(&files.ca), CrlFile::File);
     let kubeconfig = global.kubeconfig.clone().or_else(|| file.kubeconfig.as_ref().map(|p| base.join(p)));
     let targets = match kubeconfig {
         Some(kubeconfig) if global.agents.is_empty() => {
@@ -121,7 +125,7 @@ pub(super) async fn settings(global: &Global, default: Option<&Path>) -> Result<
         }
         _ => targets(global, &file.host, &path_text)?,
     };
-    let credentials = Credentials::load(files)?;
+    let credentials = Credentials::load_with_crl(files, crl)?;
     let tenant = file.tenant.unwrap_or_else(|| match &credentials.current().identity.subject {
         Subject::Tenant { tenant, .. } => tenant.clone(),
         Subject::Role { .. } | Subject::Host { .. } => DEFAULT_TENANT.to_owned(),
@@ -226,7 +230,10 @@ pub(super) fn run(command: &ConfigCommand, global: &Global, io: &Io) -> Result<E
     match command {
         ConfigCommand::Init { tenant } => {
             let mut text = "# Configuration of pveletctl. Relative paths begin at this file's folder.\n".to_owned();
-            for (name, value) in [("ca", &global.ca), ("cert", &global.cert), ("key", &global.key)] {
+            let beside = global.ca.as_ref().map(|ca| ca.with_file_name(CRL)).filter(|crl| crl.is_file());
+            let crl = global.crl.clone().or(beside);
+            let needed = [("ca", &global.ca), ("cert", &global.cert), ("key", &global.key)];
+            for (name, value) in needed.into_iter().chain(crl.is_some().then_some(("crl", &crl))) {
                 let file = value.as_ref().ok_or_else(|| CliError::Usage(format!("config init needs --{name} FILE")))?;
                 let file = std::path::absolute(file).map_err(|e| CliError::File { path: file.clone(), why: e.to_string() })?;
                 let file = file.to_str().ok_or_else(|| CliError::Usage(format!("--{name}: the path is not UTF-8")))?;

@@ -171,6 +171,9 @@ struct Session {
 impl Session {
     async fn open(global: &args::Global, io: &Io) -> Result<Self, CliError> {
         let settings = config::settings(global, io.default_config.as_deref()).await?;
+        for warning in &settings.credentials.current().warnings {
+            io.warn(warning);
+        }
         let limits = Limits { deadline: global.deadline, ..Limits::default() };
         let agents = Agents::new(settings.credentials, limits);
         // Kept in the order of the configuration, which its author chose.

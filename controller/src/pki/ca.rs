@@ -15,7 +15,7 @@ use rcgen::{
     PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 
-use super::{CertInfo, PkiError, SigningRequest, files};
+use super::{CertInfo, PkiError, SigningRequest, files, key};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long before its making a certificate begins to be valid.
@@ -65,6 +65,7 @@ impl Lifetime {
 pub struct Ca {
     trust_domain: String,
     cert_pem: String,
+    key_id: Option<Vec<u8>>,
     not_after: SystemTime,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -97,7 +98,8 @@ pub struct Issued {
 
 impl Issued {
     /// Writes `<base>.crt` (mode 0644) and `<base>.key` (0600) into `dir`, which is made with mode 0700 where it is missing. Existing files
-    /// are kept and an error returned, unless `force`.
+    /// are kept and an error returned, unless `force`. Killed between its last two steps it leaves the new key beside the certificate before;
+    /// the new one's copy is in `certs/` of the CA's folder.
     pub fn write(&self, dir: &Path, base: &str, force: bool) -> Result<(), PkiError> {
         files::make_dir(dir)?;
         let (cert, key) = (dir.join(format!("{base}.crt")), dir.join(format!("{base}.key")));
@@ -107,8 +109,7 @@ impl Issued {
                 return Err(PkiError::Exists { path: path.clone() });
             }
         }
-        files::write_private(&key, self.key_pem.as_bytes(), force)?;
-        files::write_public(&cert, self.cert_pem.as_bytes(), force)
+        files::write_pair((&cert, self.cert_pem.as_bytes()), (&key, self.key_pem.as_bytes()), force)
     }
 
     /// A file name without ending that tells whose it is: `host-lab_pve1`, `operator-ann`, `tenant-team-a_csi`. No two identities share one:
@@ -139,6 +140,7 @@ impl Ca {
         let cert = params.self_signed(&key)?;
         Ok(Self {
             trust_domain: trust_domain.to_owned(),
+            key_id: CertInfo::from_der(cert.der())?.key_id,
             cert_pem: cert.pem(),
             not_after: lifetime.not_after,
             issuer: Issuer::new(params, key),
@@ -147,28 +149,44 @@ impl Ca {
 
     /// Reads a CA from the PEM text of its certificate and key.
     pub fn from_pem(cert_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
-        let malformed = |what: &str, why: String| PkiError::Malformed { what: what.to_owned(), why };
-        let key = KeyPair::from_pem(key_pem).map_err(|e| malformed("the CA's key", e.to_string()))?;
-        // While a CA is replaced there are two: the key says which one signs.
-        let own = |pem: &&str| CertInfo::from_pem(pem).is_ok_and(|info| info.public_key == key.public_key_raw());
-        let blocks = files::blocks(cert_pem, "CERTIFICATE");
-        let cert_pem = blocks.iter().copied().find(own).or_else(|| blocks.first().copied()).unwrap_or(cert_pem);
-        let info = CertInfo::from_pem(cert_pem)?;
+        Self::from_pem_for(cert_pem, key_pem, None)
+    }
+
+    /// The same with the trust domain of a CA whose certificate names none, as other programs make them.
+    pub fn from_pem_for(cert_pem: &str, key_pem: &str, trust_domain: Option<&str>) -> Result<Self, PkiError> {
+        let malformed = |what: &str, why: &str| PkiError::Malformed { what: what.to_owned(), why: why.to_owned() };
+        let secret = key::read(key_pem)?;
+        let mut blocks = files::blocks(cert_pem, "CERTIFICATE");
+        if blocks.is_empty() {
+            blocks.push(cert_pem);
+        }
+        // While a CA is replaced there are two, and others hand theirs out with its chain: the key says which one signs.
+        let (mut found, mut refusal) = (None, None);
+        for pem in blocks {
+            let info = CertInfo::from_pem(pem)?;
+            match key::of(&secret, pem) {
+                Ok(key) if key.public_key_raw() == info.public_key => {
+                    found = Some((pem, info, key));
+                    break;
+                }
+                Ok(_) => refusal = Some(malformed("the CA's key", "it does not belong to the CA's certificate")),
+                Err(e) => refusal = refusal.or(Some(e)),
+            }
+        }
+        let Some((cert_pem, info, key)) = found else {
+            return Err(refusal.unwrap_or_else(|| malformed("the CA's certificate", "there is none")));
+        };
         if !info.ca {
-            return Err(malformed("the CA's certificate", "it is not a certificate of a CA".to_owned()));
+            return Err(malformed("the CA's certificate", "it is not a certificate of a CA"));
         }
-        let trust_domain = info
-            .uris
-            .iter()
-            .find_map(|u| u.strip_prefix("spiffe://"))
-            .filter(|d| check_trust_domain(d).is_ok())
-            .ok_or_else(|| malformed("the CA's certificate", "it names no trust domain (a URI spiffe://<trust-domain>)".to_owned()))?
-            .to_owned();
-        if key.public_key_raw() != info.public_key {
-            return Err(malformed("the CA's key", "it does not belong to the CA's certificate".to_owned()));
-        }
-        let issuer = Issuer::from_ca_cert_pem(cert_pem, key).map_err(|e| malformed("the CA's certificate", e.to_string()))?;
-        Ok(Self { trust_domain, cert_pem: cert_pem.to_owned(), not_after: info.not_after_time(), issuer })
+        let named = info.uris.iter().find_map(|u| u.strip_prefix("spiffe://")).filter(|d| check_trust_domain(d).is_ok());
+        let trust_domain = named.or(trust_domain).map(str::to_owned).ok_or_else(|| {
+            let why = "it names no trust domain (a URI spiffe://<trust-domain>); take it over with: pveletctl pki init --trust-domain NAME --from-cert FILE --from-key FILE";
+            malformed("the CA's certificate", why)
+        })?;
+        check_trust_domain(&trust_domain)?;
+        let issuer = Issuer::from_ca_cert_pem(cert_pem, key).map_err(|e| malformed("the CA's certificate", &e.to_string()))?;
+        Ok(Self { trust_domain, cert_pem: cert_pem.to_owned(), key_id: info.key_id.clone(), not_after: info.not_after_time(), issuer })
     }
 
     /// Reads the CA of a folder that [`super::PkiDir::init`] made.
@@ -194,6 +212,11 @@ impl Ca {
     /// When it ends; nothing that it issues lives longer.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
+    }
+
+    /// The id of its key, as its certificate has it and what it issues names it.
+    pub fn key_id(&self) -> Option<&[u8]> {
+        self.key_id.as_deref()
     }
 
     pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
@@ -289,7 +312,7 @@ fn invalid(field: &'static str, value: &str, e: &id::InvalidId) -> PkiError {
     PkiError::Invalid { field, value: value.chars().take(128).collect(), why: format!("not {}: {}", e.kind, e.rule) }
 }
 
-fn check_trust_domain(value: &str) -> Result<(), PkiError> {
+pub(super) fn check_trust_domain(value: &str) -> Result<(), PkiError> {
     id::dns_name(value).map_err(|e| invalid("trust domain", value, &e))?;
     if value.bytes().any(|c| c.is_ascii_uppercase()) {
         return Err(PkiError::Invalid { field: "trust domain", value: value.to_owned(), why: "use lower case".to_owned() });

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
 
-use super::{Ca, CrlInfo, PkiError, files};
+use super::{Ca, CertInfo, CrlInfo, PkiError, files};
 
 /// One revoked certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +59,11 @@ impl Crl {
         Ok(true)
     }
 
+    /// Whether it says that this certificate is revoked.
+    pub fn revokes(&self, cert: &CertInfo) -> bool {
+        self.issuer_key_id == cert.issuer_key_id && self.revoked.iter().any(|r| r.serial == cert.serial)
+    }
+
     /// What is revoked, oldest first.
     pub fn list(&self) -> &[Revoked] {
         &self.revoked
@@ -93,7 +98,8 @@ impl Crl {
             crl_number: SerialNumber::from_slice(&number.to_be_bytes()[number.leading_zeros() as usize / 8..]),
             issuing_distribution_point: None,
             revoked_certs: certs,
-            key_identifier_method: KeyIdMethod::Sha256,
+            // As its certificate has it: another program may have made that.
+            key_identifier_method: ca.key_id().map_or(KeyIdMethod::Sha256, |id| KeyIdMethod::PreSpecified(id.to_vec())),
         };
         let pem = params.signed_by(ca.issuer())?.pem()?;
         let issuer_key_id = CrlInfo::from_pem(&pem)?.issuer_key_id;

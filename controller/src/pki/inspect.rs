@@ -136,7 +136,8 @@ impl CertInfo {
     }
 }
 
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
+/// An IP address as a subject alternative name holds it.
+pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(bytes).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 

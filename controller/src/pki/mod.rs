@@ -16,6 +16,7 @@ mod crl;
 mod dir;
 mod files;
 mod inspect;
+mod key;
 mod request;
 mod rollover;
 
@@ -89,7 +90,7 @@ pub enum PkiError {
     },
     /// The revocation list of a CA is gone.
     #[error(
-        "{} holds no list of the CA with SHA-256 {ca}, so what it revoked is not known: bring the file back, from a backup or from a host ([tls] crl); where the CA was made just now, pveletctl pki init --force makes both anew",
+        "{} holds no list of the CA with SHA-256 {ca}, so what it revoked is not known: bring the file back, from a backup or from a host ([tls] crl); where the CA was made just now, pveletctl pki init --force makes both anew; one of another program is taken over by pveletctl pki init --from-cert FILE --from-key FILE",
         path.display()
     )]
     NoList {

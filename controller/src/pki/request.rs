@@ -8,7 +8,7 @@ use rustls_pki_types::{CertificateSigningRequestDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509CertificationRequest};
 
-use super::PkiError;
+use super::{PkiError, inspect};
 
 /// More is no request.
 const LARGEST: usize = 64 << 10;
@@ -60,10 +60,7 @@ impl SigningRequest {
                 match name {
                     GeneralName::URI(uri) => this.uris.push((*uri).to_owned()),
                     GeneralName::DNSName(name) => this.dns.push((*name).to_owned()),
-                    GeneralName::IPAddress(bytes) => {
-                        let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
-                        this.ips.extend(v4.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from)));
-                    }
+                    GeneralName::IPAddress(bytes) => this.ips.extend(inspect::ip(bytes)),
                     _ => {}
                 }
             }

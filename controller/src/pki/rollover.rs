@@ -74,7 +74,7 @@ impl PkiDir {
         match files::read(&dir.join(CA_CERT)) {
             Err(PkiError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
-            Ok(cert) => Ca::from_pem(&cert, &files::read(&dir.join(CA_KEY))?).map(Some),
+            Ok(cert) => self.ca_of(&cert, &files::read(&dir.join(CA_KEY))?).map(Some),
         }
     }
 
@@ -131,7 +131,7 @@ impl PkiDir {
                 if !alive.is_empty() {
                     let some: Vec<String> = alive.iter().take(5).map(|c| format!("{} ({})", c.uris.join(" "), c.serial)).collect();
                     let why = format!(
-                        "{} certificates of the old CA still live: {}{}; renew them (pveletctl pki renew --all, pki issue), and revoke those that are replaced or lost (pveletctl pki revoke)",
+                        "{} certificates of the old CA still live: {}{}; renew them (pveletctl pki renew --all, pki issue), and revoke those that are replaced (pveletctl pki revoke --replaced) or lost (pveletctl pki revoke)",
                         alive.len(),
                         some.join(", "),
                         if alive.len() > some.len() { ", ..." } else { "" }
@@ -178,9 +178,8 @@ impl PkiDir {
     /// Certificates of a CA of this folder that have neither ended nor been revoked.
     pub fn alive_of(&self, ca: &Ca, now: SystemTime) -> Result<Vec<CertInfo>, PkiError> {
         let (id, list) = (CertInfo::from_pem(ca.cert_pem())?.key_id, self.listed(ca)?);
-        let revoked = |c: &CertInfo| list.iter().flat_map(Crl::list).any(|r| r.serial == c.serial);
         let mut certs = self.issued()?;
-        certs.retain(|c| c.issuer_key_id == id && c.not_after_time() >= now && !revoked(c));
+        certs.retain(|c| c.issuer_key_id == id && c.not_after_time() >= now && !list.iter().any(|list| list.revokes(c)));
         Ok(certs)
     }
 
@@ -216,7 +215,7 @@ impl PkiDir {
         remove_dir(&self.path(folder))
     }
 
-    /// `ca.crt` and `ca.crl` as the CAs are now: the one that signs first.
+    /// `ca.crt` and `ca.crl` as the CAs are now: the one that signs first, what is not of this folder last.
     pub(super) fn write_bundles(&self, state: &Rollover) -> Result<(), PkiError> {
         for (path, text) in self.unwritten(state)? {
             files::write_public(&path, text.as_bytes(), true)?;
@@ -235,7 +234,10 @@ impl PkiDir {
             let list = if state.phase == Phase::Started && found.is_none() { Crl::create(other)? } else { self.list_of(other)? };
             lists += list.pem();
         }
-        let bundle: String = state.cas().map(Ca::cert_pem).collect();
+        let mut bundle: String = state.cas().map(Ca::cert_pem).collect();
+        let (cas, foreign) = self.foreign(state)?;
+        bundle += &cas;
+        lists += &foreign;
         let mut files = vec![(self.ca_cert_path(), bundle), (self.path(CRL), lists)];
         if state.other.is_none() {
             files.reverse();
@@ -244,8 +246,32 @@ impl PkiDir {
         Ok(files)
     }
 
-    pub(super) fn write_lists(&self, lists: &[Crl]) -> Result<(), PkiError> {
-        let text: String = lists.iter().map(Crl::pem).collect();
+    /// CAs that somebody else has added to `ca.crt`, and lists that no CA of this folder signed. A CA that was taken out is none of them.
+    pub(super) fn foreign(&self, state: &Rollover) -> Result<(String, String), PkiError> {
+        let mut retired = self.retired()?;
+        // Of a finish that was killed.
+        retired.extend(files::read(&self.path(FINISHED).join(CA_CERT)).ok());
+        let ours = state.cas().map(Ca::cert_pem).chain(retired.iter().map(String::as_str));
+        let ours = ours.map(CertInfo::from_pem).collect::<Result<Vec<_>, _>>()?;
+        let (mut cas, mut lists) = (String::new(), String::new());
+        for pem in files::blocks(&self.bundle()?, "CERTIFICATE") {
+            let sha256 = CertInfo::from_pem(pem)?.sha256;
+            if !ours.iter().any(|ca| ca.sha256 == sha256) {
+                add(&mut cas, pem);
+            }
+        }
+        for list in Crl::all_from_pem(&self.lists()?)? {
+            if !ours.iter().any(|ca| ca.key_id.as_deref() == list.issuer_key_id()) {
+                add(&mut lists, list.pem());
+            }
+        }
+        Ok((cas, lists))
+    }
+
+    /// Writes the lists of the CAs of this folder, before those of others.
+    pub(super) fn write_lists(&self, state: &Rollover, lists: &[Crl]) -> Result<(), PkiError> {
+        let mut text: String = lists.iter().map(Crl::pem).collect();
+        text += &self.foreign(state)?.1;
         files::write_public(&self.path(CRL), text.as_bytes(), true)
     }
 
@@ -256,10 +282,17 @@ impl PkiDir {
         found.ok_or_else(|| PkiError::NoList { path: self.crl_path(), ca: sha256 })
     }
 
-    fn listed(&self, ca: &Ca) -> Result<Option<Crl>, PkiError> {
+    pub(super) fn listed(&self, ca: &Ca) -> Result<Option<Crl>, PkiError> {
         let id = CertInfo::from_pem(ca.cert_pem())?.key_id;
-        Ok(Crl::all_from_pem(&files::read(&self.crl_path())?)?.into_iter().find(|list| list.issuer_key_id() == id.as_deref()))
+        let lists = Crl::all_from_pem(&files::read(&self.crl_path())?)?;
+        Ok(lists.into_iter().filter(|list| list.issuer_key_id() == id.as_deref()).max_by_key(Crl::number))
     }
+}
+
+/// Adds a block of PEM, which the last one of a file may have left without its line break.
+fn add(text: &mut String, pem: &str) {
+    *text += pem.trim_end();
+    text.push('\n');
 }
 
 fn remove_dir(dir: &PathBuf) -> Result<(), PkiError> {

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod rollover;
+mod taken_over;
 
 use std::{
     fs,
@@ -141,6 +142,29 @@ fn keys_are_private_from_the_beginning_and_never_overwritten() {
     assert_eq!(mode(&base.with_extension("key")), 0o600);
     let left: Vec<_> = fs::read_dir(dir.join("issued")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "no temporary file is left: {left:?}");
+}
+
+#[test]
+fn a_key_is_not_replaced_without_its_certificate() {
+    let temp = tempfile::tempdir().unwrap();
+    let (ca, dir) = (ca(), temp.path());
+    let issue = || ca.issue_role(Role::Reader, "ann", Lifetime::days(1)).unwrap();
+    let (first, second) = (issue(), issue());
+    let read = |ending: &str| fs::read_to_string(dir.join(format!("ann.{ending}"))).unwrap();
+    first.write(dir, "ann", false).unwrap();
+    // A certificate that cannot come into its place.
+    fs::remove_file(dir.join("ann.crt")).unwrap();
+    fs::create_dir(dir.join("ann.crt")).unwrap();
+    second.write(dir, "ann", true).unwrap_err();
+    assert_eq!(read("key"), first.key_pem, "the key that was there is there again");
+    assert_eq!(mode(&dir.join("ann.key")), 0o600);
+    fs::remove_file(dir.join("ann.key")).unwrap();
+    second.write(dir, "ann", true).unwrap_err();
+    assert!(!dir.join("ann.key").exists());
+    fs::remove_dir(dir.join("ann.crt")).unwrap();
+    second.write(dir, "ann", true).unwrap();
+    assert_eq!((read("crt"), read("key")), (second.cert_pem, second.key_pem));
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 2, "no temporary file is left");
 }
 
 #[test]

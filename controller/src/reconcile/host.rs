@@ -157,7 +157,8 @@ fn status(host: &PveHost, view: &HostView, used: Size, now: Timestamp) -> HostSt
             let (latched, reason, text) =
                 if facts.network_latched { (yes, "RollbackFailed", latch_text.to_owned()) } else { (no, "NotLatched", String::new()) };
             set("NetworkLatched", latched, reason, text);
-            let mode_text = "the agent only observes; set mode = \"manage\" in its configuration and reload it".to_owned();
+            let mode_text =
+                "the agent only observes; set mode = \"manage\" in its configuration, with a vm.vmid_range, and restart it".to_owned();
             let (manages, reason, text) = if facts.manage { (yes, "Managed", String::new()) } else { (no, "ObserveOnly", mode_text) };
             set("Managed", manages, reason, text);
         }

@@ -477,6 +477,7 @@ fn broken(error: &AgentError) -> Broken {
         Cause::Connect(TlsError::Server { fault, .. }) => match fault {
             ServerFault::WrongHost { .. } | ServerFault::NoHost { .. } | ServerFault::WrongDomain { .. } => "IdentityMismatch",
             ServerFault::Expired { .. } | ServerFault::NotYetValid { .. } => "CertificateExpired",
+            ServerFault::Revoked { .. } => "CertificateRevoked",
             ServerFault::UnknownCa | ServerFault::NotServer | ServerFault::Other(_) => "CertificateNotTrusted",
         },
         Cause::Connect(TlsError::Refused { .. } | TlsError::File { .. }) => "ClientCertificateRefused",

@@ -271,7 +271,9 @@ impl HostView {
             (Link::Up, Some(facts)) => facts,
         };
         if !facts.manage {
-            let text = format!("the agent of {name} only observes; set mode = \"manage\" in its configuration and reload it");
+            let text = format!(
+                "the agent of {name} only observes; set mode = \"manage\" in its configuration, with a vm.vmid_range, and restart it"
+            );
             return Some(("ObserveOnly", text));
         }
         if !facts.quorate {

@@ -7,7 +7,7 @@ use pvelet_proto::id;
 use serde::Deserialize;
 
 use super::{RunError, default_path, missing};
-use crate::tls::CredentialFiles;
+use crate::tls::{CredentialFiles, CrlFile};
 
 /// The controller's name where nothing else is said.
 const DEFAULT_NAME: &str = "pvelet";
@@ -110,6 +110,10 @@ pub(super) struct Flags {
     /// Its private key, PEM [default: /etc/pvelet/controller/controller.key]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// Revocation lists of those CAs, PEM: a host whose certificate is revoked is not talked to
+    /// [default: ca.crl beside the CAs, once it is there]
+    #[arg(long, value_name = "FILE")]
+    crl: Option<PathBuf>,
     /// Name of this installation, which stands in the mark of each VM it makes [default: pvelet]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -157,6 +161,7 @@ pub(super) struct LeaseSettings {
 pub(super) struct Settings {
     pub(super) store: StoreSettings,
     pub(super) credentials: CredentialFiles,
+    pub(super) crl: CrlFile,
     pub(super) name: String,
     pub(super) kubeconfig: Option<PathBuf>,
     pub(super) metrics_address: Option<SocketAddr>,
@@ -207,10 +212,12 @@ impl Settings {
                 duration: lease_duration.map_or(DEFAULT_DURATION, |s| Duration::from_secs(s.into())),
             }),
         };
+        let ca = path(flags.ca, file.ca, "ca.crt");
         let settings = Self {
             store,
+            crl: flags.crl.or(file.crl).map_or_else(|| CrlFile::beside(&ca), CrlFile::File),
             credentials: CredentialFiles {
-                ca: path(flags.ca, file.ca, "ca.crt"),
+                ca,
                 cert: path(flags.cert, file.cert, "controller.crt"),
                 key: path(flags.key, file.key, "controller.key"),
             },
@@ -225,6 +232,9 @@ impl Settings {
         let files = [("--ca", &settings.credentials.ca), ("--cert", &settings.credentials.cert), ("--key", &settings.credentials.key)];
         for (flag, file) in files {
             mistakes.extend(missing(file).map(|m| format!("{flag}: {m}; make credentials with pveletctl pki")));
+        }
+        if let CrlFile::File(file) = &settings.crl {
+            mistakes.extend(missing(file).map(|m| format!("--crl: {m}; pveletctl pki keeps it beside ca.crt")));
         }
         let no_kubeconfig = settings.kubeconfig.as_deref().and_then(missing);
         mistakes.extend(no_kubeconfig.map(|m| format!("--kubeconfig: {m}; name another file, or leave it out where no host is a Node")));
@@ -252,11 +262,12 @@ mod tests {
         let flags = Flags {
             manifests: Some("/nonexistent/m".into()),
             kubeconfig: Some("/nonexistent/k".into()),
+            crl: Some("/nonexistent/l".into()),
             name: Some("No Name".into()),
             ..Flags::default()
         };
         let Err(RunError::Settings(mistakes)) = Settings::from_flags(flags) else { panic!("accepted") };
-        for flag in ["--manifests", "--ca", "--cert", "--key", "--kubeconfig", "--name"] {
+        for flag in ["--manifests", "--ca", "--cert", "--key", "--crl", "--kubeconfig", "--name"] {
             assert!(mistakes.iter().any(|m| m.starts_with(flag)), "{flag}: {mistakes:?}");
         }
     }

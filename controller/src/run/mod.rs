@@ -150,7 +150,7 @@ async fn run(settings: Settings) -> Result<(), RunError> {
         }
         stopper.cancel();
     });
-    let credentials = Credentials::load(settings.credentials)?;
+    let credentials = Credentials::load_with_crl(settings.credentials, settings.crl)?;
     let metrics = Arc::<Metrics>::default();
     let ready = Arc::new(AtomicBool::new(false));
     if let Some(address) = settings.metrics_address {

@@ -106,7 +106,7 @@ async fn handshake(address: &Address, text: &str, expected: ExpectedHost, loaded
 
 fn config(expected: ExpectedHost, loaded: &Loaded) -> Result<ClientConfig, rustls::Error> {
     let algorithms = loaded.provider.signature_verification_algorithms;
-    let verifier = HostVerifier::new(expected, Arc::clone(&loaded.roots), algorithms);
+    let verifier = HostVerifier::new(expected, Arc::clone(&loaded.trust), algorithms);
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&loaded.provider))
         .with_protocol_versions(&[&TLS13])?
         .dangerous()

@@ -7,6 +7,7 @@
 
 mod connect;
 mod credentials;
+mod trust;
 mod verify;
 
 use std::{io, path::PathBuf, time::Duration};
@@ -15,8 +16,9 @@ use rustls::{AlertDescription, CertificateError, Error as RustlsError};
 use thiserror::Error;
 
 pub use connect::{Address, Connection, DEFAULT_PORT, connect};
-pub use credentials::{CredentialFiles, Credentials, Loaded};
-pub use verify::{ExpectedHost, HostVerifier, ServerFault};
+pub use credentials::{CredentialFiles, Credentials, CrlFile, Loaded};
+use verify::HostVerifier;
+pub use verify::{ExpectedHost, ServerFault};
 
 /// Why there is no connection to an agent.
 #[derive(Debug, Clone, Error)]
@@ -137,6 +139,19 @@ fn refusal(alert: AlertDescription) -> Option<&'static str> {
         }
         _ => return None,
     })
+}
+
+/// Whether a client with these CAs and lists, PEM, takes a certificate for that of a host.
+#[cfg(test)]
+pub(crate) fn accepts(ca: &str, crl: Option<&str>, certificate: &str, expected: ExpectedHost) -> Result<(), String> {
+    use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+    let source = |text: &'static str| std::path::Path::new(text);
+    let crl = crl.map(|text| (text.as_bytes(), source("ca.crl")));
+    let trust = trust::Trust::read((ca.as_bytes(), source("ca.crt")), crl, algorithms, jiff::Timestamp::now(), &mut Vec::new());
+    let leaf = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|e| e.to_string())?;
+    let trust = std::sync::Arc::new(trust.map_err(|e| e.to_string())?);
+    HostVerifier::new(expected, trust, algorithms).check(&leaf, &[], UnixTime::now()).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

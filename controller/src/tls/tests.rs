@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod revocation;
+
 use std::{
     fs,
     net::SocketAddr,

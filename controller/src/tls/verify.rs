@@ -5,17 +5,14 @@ use std::{fmt, sync::Arc};
 use jiff::Timestamp;
 use pvelet_proto::identity::{Identity, Subject};
 use rustls::{
-    CertificateError, DigitallySignedStruct, Error as RustlsError, OtherError, RootCertStore, SignatureScheme,
-    client::{
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_cert_signed_by_trust_anchor,
-    },
+    CertificateError, DigitallySignedStruct, Error as RustlsError, OtherError, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
-    server::ParsedCertificate,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use thiserror::Error;
 
+use super::trust::Trust;
 use crate::pki::CertInfo;
 
 /// The host that a client means.
@@ -82,6 +79,14 @@ pub enum ServerFault {
         /// From when.
         not_before: String,
     },
+    /// Its CA has revoked it, or what stands between the two.
+    #[error(
+        "the certificate (serial {serial}) is revoked, so this may be somebody else; if the host is still yours, give it a new key and certificate there (pvelet-agent signing-request, pveletctl pki sign), else take it out of the hosts"
+    )]
+    Revoked {
+        /// Its serial number, hexadecimal.
+        serial: String,
+    },
     /// It chains to no CA that the client trusts.
     #[error("the certificate is of an unknown CA; use the ca.crt of the installation that the host belongs to")]
     UnknownCa,
@@ -90,42 +95,39 @@ pub enum ServerFault {
     Other(String),
 }
 
-/// Checks chain, validity, usage and SPIFFE id of a server's certificate.
+/// Checks chain, validity, revocation, usage and SPIFFE id of a server's certificate.
 #[derive(Debug)]
-pub struct HostVerifier {
+pub(super) struct HostVerifier {
     expected: ExpectedHost,
-    roots: Arc<RootCertStore>,
+    trust: Arc<Trust>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl HostVerifier {
     /// A verifier for one host.
-    pub fn new(expected: ExpectedHost, roots: Arc<RootCertStore>, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        Self { expected, roots, algorithms }
+    pub(super) fn new(expected: ExpectedHost, trust: Arc<Trust>, algorithms: WebPkiSupportedAlgorithms) -> Self {
+        Self { expected, trust, algorithms }
     }
 
-    fn check(&self, end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], now: UnixTime) -> Result<(), ServerFault> {
+    pub(super) fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), ServerFault> {
         let other = |e: &dyn fmt::Display| ServerFault::Other(e.to_string());
         let info = CertInfo::from_der(end_entity).map_err(|e| other(&e))?;
-        let parsed = ParsedCertificate::try_from(end_entity).map_err(|e| other(&e))?;
         // The chain comes first: what an unknown CA wrote into a certificate is not worth an error of its own.
-        match verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, self.algorithms.all) {
-            Ok(()) => {}
-            Err(RustlsError::InvalidCertificate(e)) => {
-                return Err(match e {
-                    CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                        ServerFault::Expired { not_after: time(info.not_after) }
-                    }
-                    CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                        ServerFault::NotYetValid { not_before: time(info.not_before) }
-                    }
-                    CertificateError::UnknownIssuer | CertificateError::BadSignature => ServerFault::UnknownCa,
-                    CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => ServerFault::NotServer,
-                    e => other(&e),
-                });
+        self.trust.verify(end_entity, intermediates, now).map_err(|e| match e {
+            webpki::Error::CertExpired { .. } | webpki::Error::InvalidCertValidity => {
+                ServerFault::Expired { not_after: time(info.not_after) }
             }
-            Err(e) => return Err(other(&e)),
-        }
+            webpki::Error::CertNotValidYet { .. } => ServerFault::NotYetValid { not_before: time(info.not_before) },
+            webpki::Error::UnknownIssuer => ServerFault::UnknownCa,
+            webpki::Error::CertRevoked => ServerFault::Revoked { serial: info.serial.clone() },
+            webpki::Error::RequiredEkuNotFoundContext(_) => ServerFault::NotServer,
+            e => other(&e),
+        })?;
         // webpki lets a certificate without any extended key usage pass.
         if !info.server_auth {
             return Err(ServerFault::NotServer);

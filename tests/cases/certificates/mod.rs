@@ -4,6 +4,7 @@ mod crash;
 mod faults;
 mod host;
 mod renewal;
+mod revoked_host;
 mod rollover;
 
 use std::{

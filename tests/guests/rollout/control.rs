@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::Mutex,
 };
 
 use pvelet_controller::tls::{CredentialFiles, Credentials};
@@ -25,7 +26,8 @@ pub struct Control {
     pub runtime: Runtime,
     dir: TempDir,
     ansible: PathBuf,
-    package: PathBuf,
+    /// What the inventory names: an upgrade is another one there.
+    package: Mutex<PathBuf>,
 }
 
 /// Somebody's credentials.
@@ -73,7 +75,7 @@ impl Control {
         symlink(repository().join("ansible"), tree.join("pvelet")).unwrap();
         let programs = must(&mut Command::new(repository().join("tests/ansible/build.sh")));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let this = Self { runtime, ansible: programs.trim().into(), package: package(), dir };
+        let this = Self { runtime, ansible: programs.trim().into(), package: Mutex::new(package()), dir };
         this.pki(&["init", "--trust-domain", TRUST_DOMAIN]);
         this.pki(&["issue", "person", "tester", "--role", "operator"]);
         this
@@ -83,9 +85,14 @@ impl Control {
         self.dir.path().join(name)
     }
 
-    /// The package that is installed first.
-    pub fn package(&self) -> &Path {
-        &self.package
+    /// The package that the inventory names.
+    pub fn package(&self) -> PathBuf {
+        self.package.lock().unwrap().clone()
+    }
+
+    /// The inventory names another package from now on.
+    pub fn set_package(&self, package: PathBuf) {
+        *self.package.lock().unwrap() = package;
     }
 
     /// `pveletctl pki` on the CA's folder.
@@ -164,7 +171,7 @@ impl Control {
             "pvelet_agent_pki_dir": self.path("pki"),
             "pvelet_agent_pveletctl": program("pveletctl"),
             "pvelet_agent_trust_domain": TRUST_DOMAIN,
-            "pvelet_agent_package": self.package,
+            "pvelet_agent_package": self.package(),
             "pvelet_agent_port": PORT,
             "pvelet_agent_mode": mode,
             "pvelet_agent_storages": ["local"],

@@ -1,6 +1,7 @@
 //! Hosts: guests with the simulated PVE in the place of PVE, and nothing of pvelet.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     process::Command,
     sync::mpsc::{self, Receiver},
     thread::{self, JoinHandle},
@@ -59,7 +60,10 @@ impl Host {
         let (send, orders) = mpsc::channel::<Order>();
         let thread = thread::spawn(move || {
             let mut guest = Guest::boot(GuestOptions { name: name.into(), forwards: vec![PORT], ..GuestOptions::default() }).unwrap();
-            orders.iter().for_each(|order| order(&mut guest));
+            // What fails in it is told to who asked; the guest goes on, for what comes next.
+            for order in &orders {
+                let _ = catch_unwind(AssertUnwindSafe(|| order(&mut guest)));
+            }
         });
         Self { name, n, orders: Some(send), thread: Some(thread) }
     }
@@ -76,7 +80,7 @@ impl Host {
 
     /// Has something done in the guest's thread.
     pub fn with<T: Send + 'static>(&self, work: impl FnOnce(&mut Guest) -> T + Send + 'static) -> T {
-        self.begin(work).recv().unwrap_or_else(|_| panic!("{} is gone", self.name))
+        self.begin(work).recv().unwrap_or_else(|_| panic!("{}: what was asked of it has failed", self.name))
     }
 
     /// Runs a script that must succeed.
@@ -93,7 +97,14 @@ impl Host {
 
     /// Waits in the guest until a shell condition holds.
     pub fn wait_until(&self, condition: &str) {
-        let out = self.run(&format!("timeout {} sh -c 'until {condition}; do sleep 0.2; done'", SOON.as_secs()));
+        self.wait_for(condition, SOON);
+    }
+
+    /// The same for at most `limit`.
+    pub fn wait_for(&self, condition: &str, limit: Duration) {
+        let script = format!("until {condition}; do sleep 0.2; done").replace('\'', r"'\''");
+        let line = format!("timeout {} sh -c '{script}'", limit.as_secs());
+        let out = self.with(move |guest| guest.run_for(&line, limit + SOON));
         assert_eq!(out.status, 0, "{} never came to: {condition}\n{}", self.name, self.log());
     }
 

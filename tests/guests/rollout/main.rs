@@ -2,7 +2,8 @@
 //!
 //! It prints a line for each step and ends with `rollout: 3 hosts, second run changed=0, 0 failed calls during rotation`. By itself it goes the
 //! main way (install, manage, a VM on each host, a second run, rotation under load, removal). `PVELET_ROLLOUT=full` adds upgrades, a host that
-//! loses its power, reboots and everything that is refused. Words on the command line choose among the steps that can be left out.
+//! loses its power, reboots, what the play mends, and everything that is refused. Words on the command line choose parts by name, which then are
+//! run alone, after an install that is not looked at.
 #![allow(
     missing_docs,
     unreachable_pub,
@@ -16,41 +17,59 @@
 mod control;
 mod host;
 mod load;
+mod mended;
 mod play;
 mod refused;
 mod report;
 mod upgrade;
 mod way;
 
-use std::process::ExitCode;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+};
 
 use crate::{control::Control, host::Host, report::Report};
 
-/// A part that can be left out; each leaves the hosts as they were.
-type Part = fn(&Control, &[Host], &Report);
+/// A part; each leaves hosts on which the next can be run.
+struct Part {
+    name: &'static str,
+    /// Whether it is of the main way.
+    main: bool,
+    run: fn(&Control, &[Host], &Report),
+}
 
-const PARTS: [(&str, Part); 5] = [
-    ("bad input", refused::run),
-    ("upgrade", upgrade::while_cloning),
-    ("one host off", upgrade::one_host_off),
-    ("reboot", upgrade::reboot),
-    ("firewall", way::firewall),
+const PARTS: [Part; 9] = [
+    Part { name: "refused", main: false, run: refused::run },
+    Part { name: "firewall", main: false, run: way::firewall },
+    Part { name: "mended", main: false, run: mended::run },
+    Part { name: "certificates", main: false, run: mended::certificates },
+    Part { name: "upgrade", main: false, run: upgrade::while_cloning },
+    Part { name: "power", main: false, run: upgrade::one_host_off },
+    Part { name: "reboot", main: false, run: upgrade::reboot },
+    Part { name: "rotation", main: true, run: way::rotate },
+    Part { name: "removal", main: true, run: way::remove },
 ];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let full = std::env::var("PVELET_ROLLOUT").is_ok_and(|v| v == "full");
-    let chosen = |name: &str| if words.is_empty() { full } else { words.iter().any(|w| name.contains(w.as_str())) };
+    let chosen = |part: &&Part| if words.is_empty() { full || part.main } else { words.iter().any(|w| part.name.contains(w.as_str())) };
+    let report = Report::default();
     let hosts = Host::boot_all();
     let control = Control::new();
-    let report = Report::default();
-    way::install(&control, &hosts, &report);
-    for (name, part) in PARTS.iter().filter(|(name, _)| chosen(name)) {
-        report.head(name);
-        part(&control, &hosts, &report);
+    report.step("three hosts have booted");
+    if words.is_empty() {
+        way::install(&control, &hosts, &report);
+    } else {
+        way::manage(&control, &hosts, &report);
     }
-    report.head("the main way");
-    way::rotate(&control, &hosts, &report);
-    way::remove(&control, &hosts, &report);
+    for part in PARTS.iter().filter(chosen) {
+        report.head(part.name);
+        // What the others have to tell is worth knowing too.
+        if catch_unwind(AssertUnwindSafe(|| (part.run)(&control, &hosts, &report))).is_err() {
+            report.failed(part.name);
+        }
+    }
     report.end(hosts.len())
 }

@@ -1,6 +1,11 @@
 //! A run of a playbook, and what came of it.
 
-use std::{collections::BTreeMap, fs, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::{Child, Command},
+};
 
 use serde_json::Value;
 
@@ -12,6 +17,12 @@ pub struct Play<'a> {
     name: &'a str,
     inventory: Value,
     more: Vec<String>,
+}
+
+/// A run that is under way.
+pub struct Running {
+    child: Child,
+    out: PathBuf,
 }
 
 /// How it ended for one host.
@@ -68,8 +79,7 @@ impl<'a> Play<'a> {
         self
     }
 
-    /// The command, to be run by somebody else.
-    pub fn command(&self) -> Command {
+    fn command(&self) -> Command {
         let file = self.control.path(&format!("inventory-{}.json", uuid::Uuid::new_v4().simple()));
         fs::write(&file, self.inventory.to_string()).unwrap();
         let mut command = self.control.ansible();
@@ -89,6 +99,15 @@ impl<'a> Play<'a> {
         done
     }
 
+    /// Begins it, for somebody who does something else meanwhile; [`Running::end`] is how it ended.
+    pub fn begin(&self) -> Running {
+        // Into a file: nobody reads a pipe.
+        let out = self.control.path(&format!("out-{}", uuid::Uuid::new_v4().simple()));
+        let file = fs::File::create(&out).unwrap();
+        let child = self.command().stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        Running { child, out }
+    }
+
     /// Runs it; it must fail, and say this.
     pub fn refused(&self, said: &[&str]) -> Done {
         let done = self.run();
@@ -100,9 +119,20 @@ impl<'a> Play<'a> {
     }
 }
 
+impl Running {
+    pub fn end(mut self) -> Done {
+        let good = self.child.wait().unwrap().success();
+        Done::new(good, fs::read_to_string(&self.out).unwrap())
+    }
+}
+
 impl Done {
-    pub fn of(out: &std::process::Output) -> Self {
+    fn of(out: &std::process::Output) -> Self {
         let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        Self::new(out.status.success(), text)
+    }
+
+    fn new(good: bool, text: String) -> Self {
         // "pve1   : ok=12   changed=3    unreachable=0    failed=0 ..."
         let recap = text.split_once("PLAY RECAP").map_or("", |(_, recap)| recap);
         let row = |line: &str| {
@@ -112,7 +142,7 @@ impl Done {
             Some((name.trim().to_owned(), row))
         };
         let rows = recap.lines().filter_map(row).collect();
-        Self { good: out.status.success(), text, rows }
+        Self { good, text, rows }
     }
 
     /// What it printed, without the breaks and escapes of Ansible's own making.

@@ -1,6 +1,10 @@
 //! Bad input: each is told in clear words before anything is changed, and what runs goes on.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde_json::{Value, json};
 
@@ -14,7 +18,8 @@ use crate::{
 
 /// What must be as it was after a refusal.
 fn state(host: &Host) -> String {
-    host.sh("find /etc/pvelet -type f -exec sha256sum {} + | sort -k 2; dpkg-query -W -f '${Version}' pvelet-agent; ls /var/tmp")
+    host.sh("find /etc/pvelet /usr/bin/pvelet-agent -type f -exec sha256sum {} + | sort -k 2; ls /var/tmp | grep -v ^systemd- || :; \
+         dpkg-query -W -f '${Status} ${Version}\n' pvelet-agent")
         + &pid(host)
 }
 
@@ -32,8 +37,13 @@ pub fn run(control: &Control, hosts: &[Host], report: &Report) {
     play().set_for("pve1", "pvelet_agent_node", "pve3").refused(&["PVE has no node 'pve3'"]);
     play().set("pvelet_agent_storages", json!(["local", "ceph"])).refused(&["storage 'ceph'", "pvelet_agent_storages"]);
     play().set_for("pve3", "pvelet_agent_vmid_range", "100500-102000").refused(&["overlap", "pve1"]);
-    play().set("pvelet_agent_min_free_mib", 1 << 20).refused(&["/var has", "MiB free", "1048576 MiB are needed"]);
-    same("a node that is another's, a storage that is not there, VMIDs of two hosts, no space in /var");
+    play().set("pvelet_agent_bridges", json!(["vmbr0", "vmbr9"])).refused(&["bridge 'vmbr9'", "the host has vmbr0"]);
+    same("a node that is another's, a storage and a bridge that are not there, VMIDs of two hosts");
+
+    hosts[2].sh("fallocate --length $(($(df --output=avail --block-size=1 /var | tail -n 1) - 104857600)) /var/filler");
+    play().refused(&["/var has", "MiB free; at least 512 MiB are needed"]);
+    hosts[2].sh("rm /var/filler");
+    same("no space in /var");
 
     let two = json!({ "vm": { "short_lane": 1000 }, "health": { "worker": "maybe" } });
     let settings = |host: &str| {
@@ -45,23 +55,33 @@ pub fn run(control: &Control, hosts: &[Host], report: &Report) {
     assert_eq!(control.facts(&hosts[0])["mode"], json!("manage"), "the old service should go on");
     same("a configuration with two mistakes: both are named, and the old service goes on");
 
-    hosts[0].sh("cp /etc/os-release /root/os-release; sed -i 's/^VERSION_ID=.*/VERSION_ID=\"11\"/; s/^PRETTY_NAME=.*/PRETTY_NAME=\"Debian GNU\\/Linux 11\"/' /etc/os-release");
+    let system = |version: u32| {
+        let edit = format!("s/^VERSION_ID=.*/VERSION_ID={version}/; s/^PRETTY_NAME=.*/PRETTY_NAME=\"Debian GNU\\/Linux {version}\"/");
+        hosts[0].sh(&format!("rm /etc/os-release; sed '{edit}' /usr/lib/os-release >/etc/os-release"));
+    };
+    system(11);
     play().refused(&["this is Debian GNU/Linux 11", "supported on PVE 9 (Debian 13)"]);
-    hosts[0].sh("sed -i 's/^VERSION_ID=.*/VERSION_ID=\"12\"/' /etc/os-release");
-    play().refused(&["pvelet_agent_allow_debian_12"]);
-    hosts[0].sh("cp /root/os-release /etc/os-release");
+    system(12);
+    play().refused(&["this is Debian GNU/Linux 12", "pvelet_agent_allow_debian_12"]);
+    hosts[0].sh("ln -sf ../usr/lib/os-release /etc/os-release");
     same("a Debian that is not supported");
 
-    hosts[0].sh("systemd-run --quiet --unit=squatter /usr/lib/systemd/systemd-socket-activate --listen=7444 /bin/cat");
-    hosts[0].wait_until("ss -Hltn sport = 7444 | grep -q .");
-    play().only("pve1").set("pvelet_agent_port", PORT + 1).refused(&["port 7444 is in use by", "pvelet_agent_port"]);
+    let listener = "import signal, socket; s = socket.create_server((str(), 7444)); signal.pause()";
+    hosts[0].sh(&format!("systemd-run --quiet --unit=squatter /usr/bin/python3 -c '{listener}'"));
+    hosts[0].wait_until("ss -Hltn 'sport = :7444' | grep -q .");
+    play().only("pve1").set("pvelet_agent_port", PORT + 1).refused(&["port 7444 is in use by python3 (pid", "pvelet_agent_port"]);
     hosts[0].sh("systemctl stop squatter");
     same("a port in use");
 
-    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    hosts[1].sh(&format!("date -s @{} >/dev/null", now() - 86_400));
-    play().refused(&["the clock is", "behind the one of this machine"]);
-    hosts[1].sh(&format!("date -s @{} >/dev/null", now()));
+    let clock = |off: i64| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        hosts[1].sh(&format!("date -s @{} >/dev/null", now.saturating_add_signed(off)));
+    };
+    clock(-86_400);
+    play().refused(&["the clock is 86", "behind the one of this machine", "chronyc makestep"]);
+    clock(86_400);
+    play().refused(&["the clock is 86", "ahead of the one of this machine"]);
+    clock(0);
     same("a clock that is off by a day");
 
     let other = control.path("other-pki");
@@ -86,13 +106,20 @@ pub fn run(control: &Control, hosts: &[Host], report: &Report) {
         .set("pvelet_agent_client_cert", text("pki/issued/reader-ansible.crt"))
         .set("pvelet_agent_client_key", text("pki/issued/reader-ansible.key"))
         .refused(&["is the certificate of", "host/pve2, not of this host", "host/pve1"]);
+    // One that somebody has brought to the host by hand: the agent does not take it over, and the play tells of it.
+    let stray = fs::read_to_string(control.path("stray/host-pve2_pve2.crt")).unwrap();
+    hosts[0].sh(&format!("cd /etc/pvelet/tls; cp -p agent.crt /root/agent.crt; printf '%s' '{stray}' >agent.crt"));
+    hosts[0].wait_until("journalctl --unit=pvelet-agent --lines=50 --output=cat --no-pager | grep agent.crt | grep -q host/pve2");
+    play().refused(&["/etc/pvelet/tls/agent.crt: is the certificate of", "host/pve2, not of this host"]);
+    assert_eq!(control.facts(&hosts[0])["node"], json!("pve1"), "the agent should go on with its own");
+    hosts[0].sh("cp -p /root/agent.crt /etc/pvelet/tls/agent.crt");
     same("a certificate of another host");
 }
 
 /// A CA's folder whose CA has expired.
 fn expire(folder: &std::path::Path) {
     use pvelet_controller::pki::{Lifetime, PkiDir};
-    let now = std::time::SystemTime::now();
-    let days = |n: u64| std::time::Duration::from_secs(n * 86_400);
+    let now = SystemTime::now();
+    let days = |n: u64| Duration::from_secs(n * 86_400);
     PkiDir::init(folder, TRUST_DOMAIN, Lifetime::between(now - days(9), now - days(2)), false).unwrap();
 }

@@ -47,8 +47,7 @@ pub fn install(control: &Control, hosts: &[Host], report: &Report) {
     Play::new(control, hosts, "health", "observe").set("pvelet_agent_gate_ignore", json!([])).refused(&["host.storages: offline"]);
     report.step("health: all are well but for the storage that really is offline, which stops a play unless it may fail");
 
-    let clone = ["clone", "--template", &TEMPLATE.to_string(), "--name", "web-1"];
-    let refused = control.ctl(&hosts[0], &clone);
+    let refused = control.ctl(&hosts[0], &["clone", "--template", &TEMPLATE.to_string(), "--name", "web-1"]);
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("bserve"), "{refused:?}");
     let pids = each(hosts, pid);
     Play::new(control, hosts, "mode", "manage").must();
@@ -56,15 +55,10 @@ pub fn install(control: &Control, hosts: &[Host], report: &Report) {
     assert_eq!(each(hosts, pid), pids, "the mode is a matter of a reload");
     report.step("manage: by a reload");
 
-    for host in hosts {
-        let args = [&clone[..], &["--start", "--timeout", "10m"]].concat();
-        control.asked(host, &args);
-        let first = u64::from(host.n) * 1000 + 99_000;
-        let vms = control.asked(host, &["vms"]);
-        let vm = vms["vms"].as_array().unwrap().iter().find(|vm| vm["name"] == "web-1").cloned().unwrap();
-        assert!((first..first + 1000).contains(&vm["vmid"].as_u64().unwrap()), "{vm}");
-    }
-    report.step("a VM cloned on each host over mTLS, and started");
+    a_vm_on_each(control, hosts);
+    let audited = hosts[0].sh("journalctl --unit=pvelet-agent TARGET=pvelet::audit --output=cat --no-pager");
+    assert!(audited.contains("caller=") && audited.contains("action="), "who did what should be in the journal: {audited}");
+    report.step("a VM cloned on each host over mTLS, and started; the journal says by whom");
 
     let second = Play::new(control, hosts, "install", "manage").must();
     report.second_run(second.changed());
@@ -72,13 +66,30 @@ pub fn install(control: &Control, hosts: &[Host], report: &Report) {
     report.step("a second run changes nothing");
 }
 
+/// What the main way leads to, without a look at the way: agents that manage, and a VM on each host.
+pub fn manage(control: &Control, hosts: &[Host], report: &Report) {
+    Play::new(control, hosts, "install", "manage").must();
+    a_vm_on_each(control, hosts);
+    report.step("three hosts manage, with a VM on each");
+}
+
+fn a_vm_on_each(control: &Control, hosts: &[Host]) {
+    for host in hosts {
+        control.asked(host, &["clone", "--template", &TEMPLATE.to_string(), "--name", "web-1", "--start", "--timeout", "10m"]);
+        let first = u64::from(host.n) * 1000 + 99_000;
+        let vms = control.asked(host, &["vms"]);
+        let vm = vms["vms"].as_array().unwrap().iter().find(|vm| vm["name"] == "web-1").cloned().unwrap();
+        assert!((first..first + 1000).contains(&vm["vmid"].as_u64().unwrap()), "{vm}");
+    }
+}
+
 /// The agent's process.
 pub fn pid(host: &Host) -> String {
     host.sh("systemctl show --value --property=MainPID pvelet-agent.service")
 }
 
-/// The serial number of the certificate that a host has.
-fn serial(host: &Host) -> String {
+/// The serial number of the certificate that a host has, and its key.
+pub fn serial(host: &Host) -> String {
     host.sh("openssl x509 -noout -serial -in /etc/pvelet/tls/agent.crt; sha256sum </etc/pvelet/tls/agent.key")
 }
 
@@ -117,6 +128,11 @@ pub fn firewall(control: &Control, hosts: &[Host], report: &Report) {
 
 /// Removes the agent, then what it left for another install.
 pub fn remove(control: &Control, hosts: &[Host], report: &Report) {
+    // As the agent declares a network.
+    hosts[0].sh(
+        "printf 'auto vmbr7\niface vmbr7 inet manual\n    bridge-ports none\n    bridge-stp off\n    bridge-fd 0\n' >/etc/network/interfaces.d/pvelet; \
+         ifup vmbr7",
+    );
     let before = each(hosts, Host::snapshot);
     Play::new(control, hosts, "uninstall", "manage").must();
     each(hosts, |h| h.sh("test -d /etc/pvelet/tls; test -d /var/lib/pvelet"));
@@ -130,5 +146,5 @@ pub fn remove(control: &Control, hosts: &[Host], report: &Report) {
     Play::new(control, hosts, "uninstall", "manage").set("pvelet_agent_purge", true).must();
     assert_eq!(each(hosts, Host::traces), ["", "", ""], "a purge has left something");
     assert_eq!(each(hosts, Host::snapshot), before, "the purge has changed something of PVE's");
-    report.step("purge: nothing of pvelet is left; VM configs, disks, processes and networks are as before");
+    report.step("purge: nothing of pvelet is left; VM configs, disks, processes and networks, the agent's own too, are as before");
 }

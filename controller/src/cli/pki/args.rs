@@ -25,13 +25,15 @@ A host's key is best made on the host, and never leaves it:
   pvelet-agent install-certificate --ca ca.crt --crl ca.crl pve1.crt   (on the host)
 Later, over the API, long before a certificate ends (role admin):
   pveletctl pki renew --all --dir pki
-With another CA (step-ca, cert-manager):
+With another CA (step-ca, cert-manager) that signs itself:
   pveletctl pki request pve1 > pve1.csr
   pveletctl pki install pve1 pve1.crt
+or with its key here, as cert-manager keeps it in a Secret (tls.crt, tls.key):
+  pveletctl pki init --dir pki --trust-domain pvelet.example --from-cert tls.crt --from-key tls.key
 
 ca.key stays where it is, best on a machine without network.")]
 pub(in crate::cli) enum Pki {
-    /// Make a CA: ca.crt, ca.key and an empty ca.crl
+    /// Make a CA: ca.crt, ca.key and an empty ca.crl. Or take over one that another program made, with --from-cert and --from-key
     Init {
         #[command(flatten)]
         at: At,
@@ -44,6 +46,13 @@ pub(in crate::cli) enum Pki {
         /// Replace an existing CA. Nothing that it issued will be trusted any more
         #[arg(long)]
         force: bool,
+        /// The certificate of a CA of cert-manager, step-ca or OpenSSL, PEM: root or intermediate. One that was renewed with its key is taken
+        /// over again in the same way
+        #[arg(long, value_name = "FILE", requires = "from_key", conflicts_with = "days")]
+        from_cert: Option<PathBuf>,
+        /// Its private key, PEM, without a password
+        #[arg(long, value_name = "FILE", requires = "from_cert")]
+        from_key: Option<PathBuf>,
     },
     /// Issue a certificate and key
     #[command(subcommand)]
@@ -64,15 +73,22 @@ pub(in crate::cli) enum Pki {
     /// Replace the CA without a gap
     #[command(subcommand)]
     Rollover(super::rollover::Rollover),
-    /// Revoke certificates; bring ca.crl to the hosts afterwards (pki push)
+    /// Revoke certificates; bring ca.crl to the hosts (pki push) and to every client afterwards
     Revoke {
         #[command(flatten)]
         at: At,
-        /// A certificate's file, its serial number, or an identity (spiffe://..., all its certificates)
-        #[arg(required = true)]
+        /// What a newer certificate of the same identity has replaced. The newer one must be in use: look at pki status first
+        #[arg(long, conflicts_with = "what")]
+        replaced: bool,
+        /// Only tell what would be revoked
+        #[arg(long, requires = "replaced")]
+        dry_run: bool,
+        /// A certificate's file, its serial number, or an identity (spiffe://..., all its certificates; after a rollover's switch only those
+        /// of the old CA)
+        #[arg(required_unless_present = "replaced")]
         what: Vec<String>,
     },
-    /// List what is revoked
+    /// List what is revoked, by all CAs of the folder
     Crl {
         #[command(flatten)]
         at: At,
@@ -174,8 +190,8 @@ pub(in crate::cli) struct Install {
     #[arg(long = "client-ca", value_name = "FILE")]
     pub(super) ca_file: Option<PathBuf>,
     /// Their revocation lists, PEM: all of them
-    #[arg(long, value_name = "FILE")]
-    pub(super) crl: Option<PathBuf>,
+    #[arg(long = "client-crl", value_name = "FILE")]
+    pub(super) crl_file: Option<PathBuf>,
     /// CAs by which the host checks the certificate too, where hosts' certificates are of another CA than clients'
     #[arg(long, value_name = "FILE")]
     pub(super) server_ca: Option<PathBuf>,

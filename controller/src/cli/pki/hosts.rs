@@ -1,6 +1,7 @@
 //! `pveletctl pki renew|request|install|push|status`: what needs the hosts. Each has its own deadline and its own row.
 
 use std::{
+    fs,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -10,13 +11,14 @@ use pvelet_proto::{
     v1,
 };
 use serde::Serialize;
+use tonic::Code;
 
 use super::{
     super::{CliError, Exit, Session, error::of_many, output, table::Look, table::Rows, view::ErrorView},
     Hosts, Install, Push, Renew, Request, read_text, seconds,
 };
 use crate::{
-    agents::{AgentClient, AgentError, HostResult, fan_out},
+    agents::{AgentClient, AgentError, Cause, HostResult, fan_out},
     pki::{Ca, CertInfo, Lifetime, PkiDir, PkiError, SigningRequest, unix},
 };
 
@@ -151,10 +153,28 @@ impl Renewal {
         // Who it is and how it is called stands in the certificate by which we know the host, not in what it asks for.
         let dns: Vec<&str> = served.dns.iter().map(String::as_str).collect();
         let signed = self.ca.sign_host(&request, &cluster, &node, &dns, &served.ips, self.lifetime).map_err(of_pki)?;
-        self.pki.keep(&signed.serial, &signed.cert_pem).map_err(of_pki)?;
+        let copy = self.pki.keep(&signed.serial, &signed.cert_pem).map_err(of_pki)?;
         let request = v1::InstallCertificateRequest { certificate_pem: signed.cert_pem, ..Default::default() };
-        agent.answer(agent.certificate().install_certificate(request).await)?;
+        let installed = agent.answer(agent.certificate().install_certificate(request).await);
+        if installed.as_ref().is_err_and(not_taken) {
+            // It would live on for nobody, and keep a rollover from its end. Who cannot be named here cannot be revoked: what may be in use stays.
+            let _ = fs::remove_file(&copy);
+        }
+        installed?;
         Ok(row("renewed", &shows(agent, &signed.serial).await?))
+    }
+}
+
+/// Whether a certificate was surely not installed: it did not arrive, or was refused.
+fn not_taken(error: &AgentError) -> bool {
+    let refused = matches!(
+        error.code,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented
+    );
+    match error.cause {
+        Cause::Connect(_) => true,
+        Cause::Agent => refused,
+        Cause::Lost | Cause::Deadline | Cause::Operation => false,
     }
 }
 
@@ -227,7 +247,7 @@ pub(super) async fn install(session: &Session, args: &Install) -> Result<Exit, C
     let ask = v1::InstallCertificateRequest {
         certificate_pem,
         ca_pem: text(&args.ca_file)?,
-        crl_pem: text(&args.crl)?,
+        crl_pem: text(&args.crl_file)?,
         server_ca_pem: text(&args.server_ca)?,
     };
     let done = agent.answer(agent.certificate().install_certificate(ask).await)?;

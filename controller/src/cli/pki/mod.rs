@@ -5,7 +5,7 @@ mod hosts;
 mod rollover;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -23,7 +23,7 @@ use super::{
     output,
     table::{Look, Rows},
 };
-use crate::pki::{CertInfo, Issued, Lifetime, PkiDir, SigningRequest, read_certs, unix, write_public};
+use crate::pki::{CertInfo, Crl, Issued, Lifetime, PkiDir, SigningRequest, read_certs, unix, write_public};
 
 /// Certificates that end sooner are marked.
 pub(super) const SOON_DAYS: i64 = 14;
@@ -52,6 +52,7 @@ struct RevokedView {
 
 #[derive(Debug, Serialize)]
 struct CrlView {
+    /// Of the list of the CA that signs.
     number: u64,
     revoked: Vec<RevokedView>,
 }
@@ -95,12 +96,17 @@ pub(super) async fn run(command: &Pki, global: &Global, io: &Io) -> Result<Exit,
         Pki::Push(args) => return hosts::push(&session().await?, args).await,
         Pki::Status(args) => return hosts::status(&session().await?, args).await,
         Pki::Rollover(command) => return rollover::run(command, format, io),
-        Pki::Init { at, trust_domain, days, force } => {
+        Pki::Init { at, trust_domain, force, from_cert: Some(cert), from_key: Some(key), .. } => {
+            PkiDir::take_over(&at.dir, trust_domain, &read_text(cert)?, &read_text(key)?, *force)?;
+            io.note(&format!("CA of {trust_domain} taken over in {}; keep ca.key secret", at.dir.display()));
+        }
+        Pki::Init { at, trust_domain, days, force, .. } => {
             PkiDir::init(&at.dir, trust_domain, Lifetime::days(*days), *force)?;
             io.note(&format!("CA of {trust_domain} made in {}; keep ca.key secret and make a copy of it", at.dir.display()));
         }
         Pki::Issue(issue) => issue_one(issue, format, io)?,
-        Pki::Revoke { at, what } => revoke(&PkiDir::open(&at.dir), what, format, io)?,
+        Pki::Revoke { at, replaced: true, dry_run, .. } => revoke_replaced(&PkiDir::open(&at.dir), *dry_run, format, io)?,
+        Pki::Revoke { at, what, .. } => revoke(&PkiDir::open(&at.dir), what, format, io)?,
         Pki::Crl { at } => crl(&PkiDir::open(&at.dir), format, io)?,
         Pki::Show { path } => show(path, format, io)?,
     }
@@ -164,9 +170,10 @@ fn sign(args: &Sign, format: Format, io: &Io) -> Result<(), CliError> {
     let (dns, ips) = if args.names_from_request { (&request.dns, &request.ips) } else { (&args.dns, &args.ips) };
     let dns: Vec<&str> = dns.iter().map(String::as_str).collect();
     let signed = ca.sign_host(&request, &args.cluster, &args.node, &dns, ips, Lifetime::days(args.days))?;
-    pki.keep(&signed.serial, &signed.cert_pem)?;
+    let copy = pki.keep(&signed.serial, &signed.cert_pem)?;
     if let Some(out) = &args.out {
-        write_public(out, signed.cert_pem.as_bytes(), true)?;
+        // Nobody has a certificate that was not written: it would live on for nobody, and keep a rollover from its end.
+        write_public(out, signed.cert_pem.as_bytes(), true).inspect_err(|_| drop(fs::remove_file(&copy)))?;
     }
     let view = SignedView {
         identity: signed.identity.to_string(),
@@ -190,24 +197,54 @@ fn revoke(pki: &PkiDir, what: &[String], format: Format, io: &Io) -> Result<(), 
             io.note(&format!("{what}: revoked already"));
         }
         revoked.extend(new);
+        let left = if what.starts_with("spiffe://") { pki.alive_with(what, SystemTime::now())? } else { Vec::new() };
+        if !left.is_empty() {
+            let serials: Vec<&str> = left.iter().map(|c| c.serial.as_str()).collect();
+            io.warn(&format!(
+                "{what}: the certificate of the new CA stays valid; its serial number, to revoke it too: {}",
+                serials.join(", ")
+            ));
+        }
         Ok(())
     });
     let view = NewlyRevokedView { revoked, crl: pki.crl_path() };
     output::print(io, format, &view, |v| v.revoked.iter().map(|serial| format!("revoked {serial}\n")).collect())?;
     if done.is_ok() || !view.revoked.is_empty() {
-        io.note(&format!("bring {} to every host (pveletctl pki push --all)", view.crl.display()));
+        bring(&view.crl, io);
     }
     done
 }
 
+fn bring(crl: &Path, io: &Io) {
+    io.note(&format!("bring {} to every host (pveletctl pki push --all), and beside ca.crt of every client", crl.display()));
+}
+
+fn revoke_replaced(pki: &PkiDir, only_tell: bool, format: Format, io: &Io) -> Result<(), CliError> {
+    let replaced = pki.revoke_replaced(SystemTime::now(), only_tell)?;
+    let certs: Vec<CertView> = replaced.iter().map(|c| view(c, Timestamp::now().as_second(), !only_tell)).collect();
+    output::print(io, format, &certs, |certs| {
+        let mut rows = Rows::new(&["IDENTITY", "STATUS", "UNTIL", "SERIAL"]);
+        for c in certs {
+            rows.add(Look::Plain, vec![c.identity.clone(), c.status.to_owned(), c.not_after.clone(), c.serial.clone()]);
+        }
+        rows.render(io.colour, "nothing is replaced")
+    })?;
+    match (certs.len(), only_tell) {
+        (0, _) => {}
+        (_, true) => io.note("nothing was revoked (--dry-run)"),
+        (_, false) => bring(&pki.crl_path(), io),
+    }
+    Ok(())
+}
+
 fn crl(pki: &PkiDir, format: Format, io: &Io) -> Result<(), CliError> {
-    let (crl, issued) = (pki.crl()?, pki.issued()?);
-    let revoked = crl.list().iter().map(|r| RevokedView {
+    let (lists, issued) = (pki.crls()?, pki.issued()?);
+    let revoked = lists.iter().flat_map(|list| list.list().iter().map(move |r| (list, r))).map(|(list, r)| RevokedView {
         serial: r.serial.clone(),
         time: seconds(unix(r.time)),
-        identity: issued.iter().find(|c| c.serial == r.serial).map(identity),
+        identity: issued.iter().find(|c| c.serial == r.serial && list.revokes(c)).map(identity),
     });
-    let view = CrlView { number: crl.number(), revoked: revoked.collect() };
+    let view = CrlView { number: lists.first().map_or(0, Crl::number), revoked: revoked.collect() };
     output::print(io, format, &view, |v| {
         let mut rows = Rows::new(&["SERIAL", "REVOKED", "IDENTITY"]);
         for r in &v.revoked {
@@ -220,15 +257,15 @@ fn crl(pki: &PkiDir, format: Format, io: &Io) -> Result<(), CliError> {
 fn show(path: &Path, format: Format, io: &Io) -> Result<(), CliError> {
     let pki = PkiDir::open(path);
     let mut certs = read_certs(path)?;
-    let mut revoked = Vec::new();
+    let mut lists = Vec::new();
     if pki.ca_cert_path().is_file() {
         // A CA's folder: its own certificate, then all that it issued.
         certs.retain(|c| c.ca);
         certs.extend(pki.issued()?);
-        revoked = pki.crl()?.list().to_vec();
+        lists = pki.crls()?;
     }
     let now = Timestamp::now().as_second();
-    let certs: Vec<CertView> = certs.iter().map(|c| view(c, now, revoked.iter().any(|r| r.serial == c.serial))).collect();
+    let certs: Vec<CertView> = certs.iter().map(|c| view(c, now, lists.iter().any(|list| list.revokes(c)))).collect();
     output::print(io, format, &certs, |certs| {
         let mut rows = Rows::new(&["IDENTITY", "USAGE", "STATUS", "UNTIL", "DAYS", "SERIAL"]);
         for c in certs {

@@ -15,12 +15,12 @@ use crate::pki::{Ca, CertInfo, Lifetime, Phase, PkiDir};
 #[command(after_help = "\
 A new CA takes the old one's place without a call that fails:
   pveletctl pki rollover start                    ca.crt and ca.crl hold both CAs from now on; the old one signs
-  pveletctl pki push --all                        to all hosts; and ca.crt to every client (controller, people)
+  pveletctl pki push --all                        to all hosts; and ca.crt and ca.crl to every client (controller, people)
   pveletctl pki rollover switch                   the new one signs
   pveletctl pki renew --all                       and a new certificate for every client (pki issue)
-  pveletctl pki revoke ...                        what the old CA issued and nobody uses any more
+  pveletctl pki revoke --replaced                 what the old CA issued and a newer certificate has replaced
   pveletctl pki rollover finish                   refused while a certificate of the old CA lives
-  pveletctl pki push --all                        and ca.crt to every client")]
+  pveletctl pki push --all                        and ca.crt and ca.crl to every client")]
 pub(in crate::cli) enum Rollover {
     /// Make a new CA beside the old one
     Start {
@@ -125,11 +125,11 @@ fn status(pki: &PkiDir) -> Result<StatusView, CliError> {
     }
     let next = match state.phase {
         Phase::None => "nothing; pveletctl pki rollover start, well before the CA ends",
-        Phase::Started => "pveletctl pki push --all, bring ca.crt to every client, then pveletctl pki rollover switch",
+        Phase::Started => "pveletctl pki push --all, bring ca.crt and ca.crl to every client, then pveletctl pki rollover switch",
         Phase::Switched if cas.iter().any(|ca| ca.role == "old" && !ca.alive.is_empty()) => {
-            "pveletctl pki renew --all, new certificates for every client, pveletctl pki revoke what is replaced, then pveletctl pki rollover finish"
+            "pveletctl pki renew --all, new certificates for every client, pveletctl pki revoke --replaced, then pveletctl pki rollover finish"
         }
-        Phase::Switched => "pveletctl pki rollover finish, then pveletctl pki push --all, and bring ca.crt to every client",
+        Phase::Switched => "pveletctl pki rollover finish, then pveletctl pki push --all, and bring ca.crt and ca.crl to every client",
     };
     Ok(StatusView { phase, cas, next: next.to_owned() })
 }

@@ -164,6 +164,86 @@ async fn pki_from_the_first_ca_to_a_revocation() {
     assert!(ran.err.contains("no PEM block CERTIFICATE"), "{}", ran.err);
 }
 
+/// A folder with a CA; the arguments that name it come last.
+async fn new_pki(temp: &tempfile::TempDir) -> String {
+    let dir = temp.path().join("pki").display().to_string();
+    plain(&["pki", "init", "--trust-domain", "pvelet.example", "--dir", &dir]).await.expect(Exit::Ok);
+    dir
+}
+
+#[tokio::test]
+async fn a_certificate_that_could_not_be_written_is_not_kept() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = new_pki(&temp).await;
+    let request = temp.path().join("pve1.csr");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::new(Vec::new()).unwrap().serialize_request(&key).unwrap();
+    fs::write(&request, csr.pem().unwrap()).unwrap();
+    let request = request.display().to_string();
+    let sign = |out: &str| ["pki", "sign", "--dir", &dir, "--cluster", "lab", "--node", "pve1", "--out", out, &request].map(str::to_owned);
+    let sign_to = async |out: &str| plain(&sign(out).each_ref().map(String::as_str)).await;
+    let copies = || fs::read_dir(format!("{dir}/certs")).unwrap().count();
+    let ran = sign_to("/nonexistent/pve1.crt").await.expect(Exit::Failed);
+    assert!(ran.err.contains("/nonexistent/pve1.crt"), "{}", ran.err);
+    assert_eq!(copies(), 0, "it would live on for nobody");
+    sign_to(&temp.path().join("pve1.crt").display().to_string()).await.expect(Exit::Ok);
+    assert_eq!(copies(), 1);
+}
+
+#[tokio::test]
+async fn during_a_rollover_both_lists_are_told_and_the_new_certificates_stay() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = new_pki(&temp).await;
+    let pki = async |args: &[&str]| plain(&[&["pki"], args, &["--dir", &dir]].concat()).await;
+    let issue = ["issue", "person", "--force", "--role", "reader"];
+    for name in ["ann", "bob"] {
+        pki(&[&issue[..], &[name]].concat()).await.expect(Exit::Ok);
+    }
+    pki(&["rollover", "start"]).await.expect(Exit::Ok);
+    pki(&["rollover", "switch"]).await.expect(Exit::Ok);
+    for name in ["ann", "bob"] {
+        pki(&[&issue[..], &[name]].concat()).await.expect(Exit::Ok);
+    }
+    let ran = pki(&["revoke", "spiffe://pvelet.example/role/reader/ann"]).await.expect(Exit::Ok);
+    assert!(ran.err.contains("warning: spiffe://pvelet.example/role/reader/ann: the certificate of the new CA stays valid"), "{}", ran.err);
+    let ran = pki(&["revoke", "--replaced", "--dry-run"]).await.expect(Exit::Ok);
+    assert!(ran.out.contains("/reader/bob") && !ran.out.contains("/reader/ann"), "{}", ran.out);
+    assert!(ran.err.contains("nothing was revoked"), "{}", ran.err);
+    let json = pki(&["revoke", "--replaced", "-o", "json"]).await.expect(Exit::Ok).json();
+    assert_eq!((json[0]["status"].as_str(), json.as_array().unwrap().len()), (Some("revoked"), 1), "{json}");
+
+    let json = pki(&["crl", "-o", "json"]).await.expect(Exit::Ok).json();
+    let told: Vec<_> = json["revoked"].as_array().unwrap().iter().map(|r| r["identity"].as_str().unwrap()).collect();
+    assert_eq!((json["number"].as_u64(), told.len()), (Some(1), 2), "{json}");
+    assert!(told[0].ends_with("/ann") && told[1].ends_with("/bob"), "{json}");
+    let ran = plain(&["pki", "show", &dir]).await.expect(Exit::Ok);
+    let rows = |status: &str| ran.out.lines().filter(|l| l.contains("/reader/") && l.contains(status)).count();
+    assert_eq!((rows("revoked"), rows("valid")), (2, 2), "{}", ran.out);
+    pki(&["rollover", "finish"]).await.expect(Exit::Ok);
+    plain(&["pki", "revoke", "--replaced", "x"]).await.expect(Exit::Usage);
+    plain(&["pki", "revoke", "--dry-run", "x"]).await.expect(Exit::Usage);
+    plain(&["pki", "revoke"]).await.expect(Exit::Usage);
+}
+
+#[tokio::test]
+async fn the_list_beside_the_cas_counts_and_init_writes_its_path() {
+    let world = World::new(two_hosts()).await;
+    let file = |name: &str| world.dir.path().join(name).display().to_string();
+    world.run(&["hosts"]).await.expect(Exit::Ok);
+    fs::write(file("ca.crl"), "half-writt").unwrap();
+    let ran = world.run(&["hosts"]).await.expect(Exit::Usage);
+    assert!(ran.err.contains("ca.crl: it holds no revocation list"), "{}", ran.err);
+    let new = file("new.toml");
+    let own = [file("ca.crt"), file("me.crt"), file("me.key")];
+    let init = ["--config", &new, "--ca", &own[0], "--cert", &own[1], "--key", &own[2], "config", "init"];
+    plain(&init).await.expect(Exit::Ok);
+    assert!(fs::read_to_string(&new).unwrap().contains(&format!("crl = \"{}\"\n", file("ca.crl"))));
+    // A file that is named has to be there.
+    fs::remove_file(file("ca.crl")).unwrap();
+    let ran = plain(&["--config", &new, "--agent", "127.0.0.1:1", "hosts"]).await.expect(Exit::Usage);
+    assert!(ran.err.contains("ca.crl: cannot be read") && ran.err.contains("name the right file for crl"), "{}", ran.err);
+}
+
 #[tokio::test]
 async fn a_file_that_cannot_be_read_is_named_with_its_option() {
     let world = World::new(two_hosts()).await;

@@ -199,3 +199,110 @@ fn a_killed_finish_is_ended_by_whatever_comes_next() {
         }
     }
 }
+
+/// Certificates of one identity from the old and the new CA.
+fn both(pki: &PkiDir, old: &Ca, role: Role, name: &str) -> [Issued; 2] {
+    [old, &pki.ca().unwrap()].map(|ca| {
+        let issued = ca.issue_role(role, name, Lifetime::days(9)).unwrap();
+        pki.keep(&issued.serial, &issued.cert_pem).unwrap();
+        issued
+    })
+}
+
+#[test]
+fn after_the_switch_an_identity_means_the_certificates_of_the_old_ca() {
+    let temp = tempfile::tempdir().unwrap();
+    let (pki, old, ann) = switched(&temp.path().join("pki"));
+    let now = SystemTime::now();
+    let bob = both(&pki, &old, Role::Operator, "bob");
+    let uri = bob[0].identity.to_string();
+    assert_eq!(pki.revoke(&uri, now).unwrap(), [bob[0].serial.as_str()]);
+    let left = pki.alive_with(&uri, now).unwrap();
+    assert_eq!(left.iter().map(|c| c.serial.as_str()).collect::<Vec<_>>(), [bob[1].serial.as_str()], "the one in use lives");
+    assert!(pki.revoke(&uri, now).unwrap().is_empty(), "twice is once");
+    // Both lists are told, the one of the CA that signs first.
+    let lists = pki.crls().unwrap();
+    let told = |list: &Crl| list.list().iter().map(|r| r.serial.clone()).collect::<Vec<_>>();
+    assert_eq!(lists.iter().map(told).collect::<Vec<_>>(), [vec![], vec![ann.serial, bob[0].serial.clone()]]);
+    let infos = bob.each_ref().map(|issued| CertInfo::from_pem(&issued.cert_pem).unwrap());
+    assert_eq!(infos.map(|c| lists.iter().any(|list| list.revokes(&c))), [true, false]);
+    // Who only has one of the new CA is not meant, and is told how he would be.
+    let cat = pki.ca().unwrap().issue_role(Role::Reader, "cat", Lifetime::days(9)).unwrap();
+    pki.keep(&cat.serial, &cat.cert_pem).unwrap();
+    let error = pki.revoke(&cat.identity.to_string(), now).unwrap_err().to_string();
+    assert!(error.contains("the old CA has issued no certificate") && error.contains("name its serial number"), "{error}");
+    assert_eq!(pki.revoke(&cat.serial, now).unwrap(), [cat.serial.as_str()]);
+    // Afterwards an identity means all again.
+    assert!(pki.finish_rollover(now).unwrap());
+    assert_eq!(pki.revoke(&uri, now).unwrap(), [bob[1].serial.as_str()]);
+}
+
+#[test]
+fn what_a_newer_certificate_has_replaced_is_revoked_at_once_and_nothing_else() {
+    let temp = tempfile::tempdir().unwrap();
+    let (pki, old, _) = switched(&temp.path().join("pki"));
+    let now = SystemTime::now();
+    let bob = both(&pki, &old, Role::Operator, "bob");
+    let issue = |ca: &Ca, name: &str, from: SystemTime| {
+        let issued = ca.issue_role(Role::Reader, name, Lifetime::between(from, now + Duration::from_secs(1_000_000))).unwrap();
+        pki.keep(&issued.serial, &issued.cert_pem).unwrap();
+        issued
+    };
+    let hours = |n: u64| Duration::from_secs(n * 3600);
+    let new = pki.ca().unwrap();
+    // Has none but the old CA's; has one for later; has two of the new CA, of which the later one counts.
+    let (_cat, _dan, dan_later) =
+        (issue(&old, "cat", now - hours(2)), issue(&old, "dan", now - hours(2)), issue(&new, "dan", now + hours(2)));
+    let (eve, eve_later) = (issue(&new, "eve", now - hours(2)), issue(&new, "eve", now - hours(1)));
+    // What is revoked replaces nothing.
+    let (_fay, fay_revoked) = (issue(&old, "fay", now - hours(2)), issue(&new, "fay", now - hours(1)));
+    pki.revoke(&fay_revoked.serial, now).unwrap();
+
+    let serials = |certs: Vec<CertInfo>| certs.into_iter().map(|c| c.serial).collect::<std::collections::BTreeSet<_>>();
+    let replaced: std::collections::BTreeSet<String> = [bob[0].serial.clone(), eve.serial.clone()].into();
+    let before = pki.lists().unwrap();
+    assert_eq!(serials(pki.revoke_replaced(now, true).unwrap()), replaced);
+    assert_eq!(pki.lists().unwrap(), before, "only told");
+    assert_eq!(serials(pki.revoke_replaced(now, false).unwrap()), replaced);
+    assert!(pki.revoke_replaced(now, false).unwrap().is_empty());
+    for kept in [&bob[1], &dan_later, &eve_later] {
+        assert!(pki.alive_with(&kept.identity.to_string(), now).unwrap().iter().any(|c| c.serial == kept.serial));
+    }
+}
+
+#[test]
+fn what_others_added_to_the_files_stays_there_until_they_take_it_out() {
+    let temp = tempfile::tempdir().unwrap();
+    let (pki, old) = PkiDir::init(&temp.path().join("pki"), "pvelet.example", Lifetime::days(20), false).unwrap();
+    let foreign = ca();
+    let list = Crl::create(&foreign).unwrap();
+    // Without a line break at its end, as some programs write it.
+    fs::write(pki.ca_cert_path(), format!("{}{}", foreign.cert_pem().trim_end(), "\n") + old.cert_pem()).unwrap();
+    fs::write(pki.crl_path(), pki.lists().unwrap() + list.pem().trim_end()).unwrap();
+    let there = |when: &str, ours: usize| {
+        let (bundle, lists) = (pki.bundle().unwrap(), pki.lists().unwrap());
+        let cas = CertInfo::all_from_pem(&bundle).unwrap();
+        assert_eq!((cas.len(), Crl::all_from_pem(&lists).unwrap().len()), (ours + 1, ours + 1), "{when}");
+        assert_eq!(cas.last().unwrap().sha256, CertInfo::from_pem(foreign.cert_pem()).unwrap().sha256, "{when}: after ours");
+        assert!(lists.contains(list.pem().trim_end()), "{when}");
+    };
+    let now = SystemTime::now();
+    pki.put_right().unwrap();
+    there("push", 1);
+    let ann = old.issue_role(Role::Reader, "ann", Lifetime::days(9)).unwrap();
+    pki.keep(&ann.serial, &ann.cert_pem).unwrap();
+    assert_eq!(pki.revoke(&ann.serial, now).unwrap().len(), 1);
+    there("revoke", 1);
+    pki.start_rollover(Lifetime::days(20)).unwrap();
+    there("start", 2);
+    pki.switch_rollover().unwrap();
+    there("switch", 2);
+    pki.finish_rollover(now).unwrap();
+    there("finish", 1);
+    assert!(!pki.bundle().unwrap().contains(old.cert_pem()));
+    // Theirs are not ours to revoke.
+    let theirs = foreign.issue_role(Role::Reader, "eve", Lifetime::days(9)).unwrap();
+    theirs.write(temp.path(), "eve", false).unwrap();
+    let error = pki.revoke(&temp.path().join("eve.crt").display().to_string(), now).unwrap_err().to_string();
+    assert!(error.contains("did not issue"), "{error}");
+}

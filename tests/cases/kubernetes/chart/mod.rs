@@ -23,6 +23,7 @@ fn full() -> Value {
         "credentials": {
             "secretName": "identity",
             "agentCA": {"configMap": "hosts", "key": "bundle.pem"},
+            "agentCRL": {"configMap": "revoked", "key": "lists.pem"},
             "certManager": {"enabled": true, "trustDomain": "example.org", "identityName": "controller", "issuerRef": {"name": "pvelet"}},
         },
         "serviceAccount": {"name": "keeper", "annotations": {"example.org/a": "b"}},
@@ -139,6 +140,7 @@ fn mistakes_in_values_are_named() {
             &["/credentials/certManager/trustDomain", "/credentials/certManager/issuerRef/name"],
         ),
         (json!({"credentials": {"agentCA": {"configMap": "a", "secret": "b"}}}), &["/credentials/agentCA/configMap"]),
+        (json!({"credentials": {"agentCRL": {"configMap": "a", "secret": "b"}}}), &["/credentials/agentCRL/configMap"]),
         (json!({"userData": ["team-a"]}), &["/userData/0", "object"]),
         (json!({"userData": [{"secrets": ["a"]}]}), &["/userData/0", "namespace"]),
         (json!({"userData": [{"namespace": "a", "secrets": []}]}), &["/userData/0/secrets"]),
@@ -237,6 +239,22 @@ fn a_certificate_has_the_one_identity_and_is_good_for_clients_only() {
     let sources = volumes[0]["projected"]["sources"].to_string();
     assert_eq!(spec["secretName"], "identity");
     assert!(sources.contains("\"name\":\"identity\"") && sources.contains("bundle.pem"), "{sources}");
+}
+
+#[test]
+fn revocation_lists_may_be_there_and_those_that_are_named_must() {
+    let of = |values: Value| {
+        let objects = render(&values);
+        let pod = &one(&objects, "Deployment")["spec"]["template"]["spec"];
+        let sources = pod["volumes"][0]["projected"]["sources"].as_array().unwrap().last().unwrap().clone();
+        (pod["containers"][0]["args"].to_string().contains("--crl=/etc/pvelet/controller/ca.crl"), sources)
+    };
+    let items = |key: &str| json!([{"key": key, "path": "ca.crl"}]);
+    let own = json!({"secret": {"name": "pvelet-credentials", "optional": true, "items": items("ca.crl")}});
+    assert_eq!(of(json!({"fullnameOverride": "pvelet"})), (false, own));
+    let secret = json!({"secret": {"name": "lists", "items": items("ca.crl")}});
+    assert_eq!(of(json!({"credentials": {"agentCRL": {"secret": "lists"}}})), (true, secret));
+    assert_eq!(of(full()), (true, json!({"configMap": {"name": "revoked", "items": items("lists.pem")}})));
 }
 
 #[test]
