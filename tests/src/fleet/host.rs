@@ -191,7 +191,16 @@ fn network() -> FakeHost {
     let network = FakeHost::new();
     network.change_kernel(|kernel| {
         let (name, kind) = (BRIDGE.to_owned(), "bridge".to_owned());
-        kernel.links.push(KernelLink { name, kind, index: 100, up: true, carrier: true, mtu: 1500, vlan_aware: true, ..KernelLink::default() });
+        kernel.links.push(KernelLink {
+            name,
+            kind,
+            index: 100,
+            up: true,
+            carrier: true,
+            mtu: 1500,
+            vlan_aware: true,
+            ..KernelLink::default()
+        });
     });
     network
 }
