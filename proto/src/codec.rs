@@ -11,8 +11,8 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 /// A buffer at first: most events and operations fit.
 const FIRST: usize = 1 << 10;
-/// As much is collected before it is sent, as tonic does.
-const COLLECTED: usize = 32 << 10;
+/// As much is collected before it is sent. What a receiver once got in one piece, its buffers can hold for as long as the stream lives.
+const COLLECTED: usize = 4 << 10;
 
 /// Named by the generated code alone.
 #[derive(Debug)]

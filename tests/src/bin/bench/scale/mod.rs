@@ -27,7 +27,7 @@ const MORTAL: usize = 10;
 /// What nothing here takes.
 const LIMIT: Duration = Duration::from_secs(3600);
 /// How long the controller is left alone; watches are begun anew each minute, and so is the look at each host's clock.
-const REST: Duration = Duration::from_secs(90);
+const REST: Duration = Duration::from_secs(75);
 /// VMs stopped by hand while all is well, before and after the hosts are dead, and how long that takes; twice as many while they are.
 const STOPS: usize = 200;
 const WELL: Duration = Duration::from_secs(20);
