@@ -154,6 +154,8 @@ impl Control {
                 "pvelet_agent_address": format!("127.0.0.1:{api}"),
                 "pvelet_agent_vmid_range": format!("{first}-{}", first + 999),
                 "pvelet_agent_settings": {
+                    // Emulated, the looks of every ten seconds are half of what a guest does.
+                    "health": { "period": "60s" },
                     "pve": {
                         "etc_pve": format!("{root}/etc/pve"),
                         "run": format!("{root}/run"),

@@ -39,8 +39,9 @@ struct Part {
     run: fn(&Control, &[Host], &Report),
 }
 
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     Part { name: "refused", main: false, run: refused::run },
+    Part { name: "credentials", main: false, run: refused::credentials },
     Part { name: "firewall", main: false, run: way::firewall },
     Part { name: "mended", main: false, run: mended::run },
     Part { name: "certificates", main: false, run: mended::certificates },

@@ -2,10 +2,12 @@
 
 use std::{
     fs,
+    path::Path,
     process::Command,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use pvelet_controller::pki::{CA_CERT, CA_KEY, Ca, Lifetime};
 use serde_json::{Value, json};
 
 use crate::{
@@ -23,13 +25,32 @@ fn state(host: &Host) -> String {
         + &pid(host)
 }
 
+/// Hosts as they were, and must be after each refusal.
+struct Before<'a> {
+    control: &'a Control,
+    hosts: &'a [Host],
+    report: &'a Report,
+    states: Vec<String>,
+}
+
+impl<'a> Before<'a> {
+    fn of(control: &'a Control, hosts: &'a [Host], report: &'a Report) -> Self {
+        Self { control, hosts, report, states: each(hosts, state) }
+    }
+
+    fn play(&self) -> Play<'a> {
+        Play::new(self.control, self.hosts, "install", "manage")
+    }
+
+    fn same(&self, what: &str) {
+        assert_eq!(each(self.hosts, state), self.states, "{what} has changed something");
+        self.report.step(what);
+    }
+}
+
 pub fn run(control: &Control, hosts: &[Host], report: &Report) {
-    let before = each(hosts, state);
-    let play = || Play::new(control, hosts, "install", "manage");
-    let same = |what: &str| {
-        assert_eq!(each(hosts, state), before, "{what} has changed something");
-        report.step(what);
-    };
+    let before = Before::of(control, hosts, report);
+    let (play, same) = (|| before.play(), |what: &str| before.same(what));
 
     play().rename("pve2", "server-2").refused(&["PVE has no node 'server-2'", "/etc/pve/nodes holds pve2", "pvelet_agent_node"]);
     same("an inventory without the node's name");
@@ -83,6 +104,12 @@ pub fn run(control: &Control, hosts: &[Host], report: &Report) {
     play().refused(&["the clock is 86", "ahead of the one of this machine"]);
     clock(0);
     same("a clock that is off by a day");
+}
+
+/// CAs and certificates that are not the right ones.
+pub fn credentials(control: &Control, hosts: &[Host], report: &Report) {
+    let before = Before::of(control, hosts, report);
+    let (play, same) = (|| before.play(), |what: &str| before.same(what));
 
     let other = control.path("other-pki");
     must(Command::new(pvelet_tests::program("pveletctl")).args(["pki", "init", "--trust-domain", "other.test", "--dir"]).arg(&other));
@@ -117,9 +144,10 @@ pub fn run(control: &Control, hosts: &[Host], report: &Report) {
 }
 
 /// A CA's folder whose CA has expired.
-fn expire(folder: &std::path::Path) {
-    use pvelet_controller::pki::{Lifetime, PkiDir};
-    let now = SystemTime::now();
-    let days = |n: u64| Duration::from_secs(n * 86_400);
-    PkiDir::init(folder, TRUST_DOMAIN, Lifetime::between(now - days(9), now - days(2)), false).unwrap();
+fn expire(folder: &Path) {
+    let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+    let ca = Ca::create(TRUST_DOMAIN, Lifetime::between(now - 9 * day, now - 2 * day)).unwrap();
+    fs::create_dir(folder).unwrap();
+    fs::write(folder.join(CA_CERT), ca.cert_pem()).unwrap();
+    fs::write(folder.join(CA_KEY), ca.key_pem()).unwrap();
 }
