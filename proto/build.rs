@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     std::fs::write(out.join("pvelet.v1.binpb"), served.encode_to_vec())?;
 
-    let config = tonic_prost_build::configure().extern_path(".google.rpc", "::tonic_types::pb");
+    let config = tonic_prost_build::configure().extern_path(".google.rpc", "::tonic_types::pb").codec_path("crate::codec::Codec");
     // Holds secrets: see src/secret.rs.
     config.skip_debug(["pvelet.v1.CloudInit"]).compile_fds(set)?;
     Ok(())

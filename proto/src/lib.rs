@@ -1,5 +1,6 @@
 //! The pvelet API: generated types, validated ids, SPIFFE identities, error reasons.
 
+mod codec;
 pub mod id;
 pub mod identity;
 pub mod reason;

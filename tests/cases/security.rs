@@ -205,7 +205,12 @@ async fn a_new_ca_under_load_drops_no_call() {
 
     // New certificates, while the old ones are still good.
     let agent = &stack.agents["pve1"];
-    put_pair(agent.cert(), &new.issue_host(&agent.cluster, "pve1", &["localhost"], &[[127, 0, 0, 1].into()], Lifetime::days(20)).unwrap());
+    let own = new.issue_host(&agent.cluster, "pve1", &["localhost"], &[[127, 0, 0, 1].into()], Lifetime::days(20)).unwrap();
+    put_pair(agent.cert(), &own);
+    // Whoever takes the old CA out before every host shows its new certificate cuts himself off.
+    let probe = Client::new(agent, new_client(&stack, &new));
+    let shown = async { while probe.agent.served_certificate().await.unwrap().serial != own.serial {} };
+    tokio::time::timeout(pvelet_tests::agent::SOON, shown).await.expect("the agent shows its new certificate");
     more_calls(&done, 20).await;
     put_pair(&client, &new.issue_role(Role::Reader, "rotating", Lifetime::days(2)).unwrap());
     more_calls(&done, 20).await;

@@ -219,6 +219,11 @@ pub fn resident_mib(pid: u32) -> f64 {
     memory_mib(pid, "VmRSS:")
 }
 
+/// What of it is the process's own, in MiB: neither its program nor its libraries.
+pub fn resident_own_mib(pid: u32) -> f64 {
+    memory_mib(pid, "RssAnon:")
+}
+
 /// The most that a process ever had resident, in MiB.
 pub fn resident_peak_mib(pid: u32) -> f64 {
     memory_mib(pid, "VmHWM:")

@@ -76,6 +76,7 @@ impl Visit for Seen {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use std::{
         collections::BTreeMap,
         sync::{Arc, Mutex},

@@ -1,5 +1,5 @@
 //! Certificates of other CAs than pvelet's own: below an intermediate CA, as step-ca and cert-manager issue them, and of an RSA key.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking, and has an RSA key made by OpenSSL")]
 use std::{process::Command, time::SystemTime};
 
 use rustls::version::TLS13;

@@ -2,26 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hyper_util::rt::TokioIo;
 use pvelet_proto::v1::{
     self, certificate_service_client::CertificateServiceClient, health_service_client::HealthServiceClient,
     host_service_client::HostServiceClient, network_service_client::NetworkServiceClient, operation_service_client::OperationServiceClient,
     vm_service_client::VmServiceClient, volume_service_client::VolumeServiceClient,
 };
 use tokio::sync::Semaphore;
-use tonic::{Code, Response, Status, transport::Endpoint};
+use tonic::{Code, Response, Status};
 
-use super::{
-    AgentError, Shared, Target,
-    guard::{Guarded, Live},
-    revoked::{revoked, shown},
-};
+use super::{AgentError, Shared, Target, guard::Guarded};
 use crate::{pki::CertInfo, tls};
 
-/// How often a connection is asked whether it lives, used or not: a host that vanished is noticed within this and the next.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-/// How long an answer to that may take.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest answer: 10,000 VMs with room to spare.
 const MAX_MESSAGE: usize = 64 << 20;
 /// VMs, volumes and operations to ask for at once.
@@ -41,27 +32,8 @@ impl AgentClient {
     }
 
     fn of(target: Arc<Target>, shared: &Arc<Shared>) -> Self {
-        let live = Live::default();
-        let connector = {
-            let (target, shared, live) = (Arc::clone(&target), Arc::clone(shared), live.clone());
-            tower::service_fn(move |_| {
-                let (target, shared, live) = (Arc::clone(&target), Arc::clone(&shared), live.clone());
-                async move {
-                    let (cluster, node) = (target.cluster.as_deref(), target.node.as_deref());
-                    let tls = tls::connect(&target.address, cluster, node, &shared.credentials).await?;
-                    let revoked = revoked(shared.credentials.clone(), shown(&tls));
-                    Ok::<_, tls::TlsError>(TokioIo::new(live.track(tls, revoked)))
-                }
-            })
-        };
-        // The URI only fills the request's :authority; the connector goes to the target's address.
-        let channel = Endpoint::from_static("http://pvelet-agent")
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(connector);
         let own = Arc::new(Semaphore::new(shared.limits.per_agent));
-        let guarded = Guarded::new(channel, live, own, shared);
+        let guarded = Guarded::new(Arc::clone(&target), own, shared);
         Self { target, guarded, shared: Arc::clone(shared) }
     }
 

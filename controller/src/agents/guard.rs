@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,23 +15,26 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::Semaphore,
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
-use tonic::{Status, body::Body, transport::Channel};
-use tower::{Service, ServiceExt};
+use tonic::{Status, body::Body};
+use tower::Service;
 
-use super::Shared;
-use crate::tls::TlsError;
+use super::{Shared, Target, channel::Channel};
 
 /// The methods that stream: their answer has no end, so it holds no place and has no deadline beyond its beginning.
 pub(super) const STREAMING: [&str; 3] =
     ["/pvelet.v1.HostService/WatchHost", "/pvelet.v1.OperationService/WatchOperations", "/pvelet.v1.HealthService/WatchHealth"];
 
+/// How long a call holds a place in all that is not answered. An agent that stands still takes calls for twenty seconds before that is noticed, and a
+/// hundred such agents could hold the places of nine hundred others.
+const PROMPT: Duration = Duration::from_millis(250);
+
 /// A channel whose calls hold places and have deadlines. The transport under the typed clients; not used by itself.
 #[derive(Clone)]
 pub struct Guarded {
-    channel: Channel,
+    channel: Arc<Channel>,
     live: Live,
     own: Arc<Semaphore>,
     connected: Arc<Semaphore>,
@@ -40,9 +43,10 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    pub(super) fn new(channel: Channel, live: Live, own: Arc<Semaphore>, shared: &Shared) -> Self {
+    pub(super) fn new(target: Arc<Target>, own: Arc<Semaphore>, shared: &Shared) -> Self {
+        let live = Live::default();
         Self {
-            channel,
+            channel: Arc::new(Channel::new(target, shared.credentials.clone(), live.clone())),
             live,
             own,
             connected: Arc::clone(&shared.connected),
@@ -63,21 +67,39 @@ impl Guarded {
         self.live.is_connected()
     }
 
-    async fn begin(mut self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let channel = self.channel.ready().await.map_err(|e| lost(&e))?;
-        channel.call(request).await.map(|r| r.map(Body::new)).map_err(|e| lost(&e))
+    async fn unary(self, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let _own = Arc::clone(&self.own).acquire_owned().await.map_err(closed)?;
+        let ((place, prompt), live) = (self.place().await?, self.live.clone());
+        // The whole answer is awaited here, trailers included: until then the deadline counts.
+        let mut answer = pin!(async {
+            let (parts, body) = self.channel.send(request).await?.into_parts();
+            let body = body.collect().await?;
+            Ok::<_, Status>(Response::from_parts(parts, Body::new(body)))
+        });
+        if let Ok(answer) = timeout(PROMPT, &mut answer).await {
+            return answer;
+        }
+        let _slow = live.slow();
+        // One that is being connected to keeps its place among those of its kind.
+        let _place = Some(place).filter(|_| !prompt && !live.is_connected());
+        answer.await
     }
 
-    async fn unary(self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let closed = |_| Status::unavailable("this client is shutting down");
-        let _own = Arc::clone(&self.own).acquire_owned().await.map_err(closed)?;
-        let pool = if self.live.is_connected() { &self.connected } else { &self.unconnected };
-        let _in_all = Arc::clone(pool).acquire_owned().await.map_err(closed)?;
-        // The whole answer is awaited here, trailers included: until then the place is held and the deadline counts.
-        let (parts, body) = self.begin(request).await?.into_parts();
-        let body = body.collect().await?;
-        Ok(Response::from_parts(parts, Body::new(body)))
+    /// A place among the calls to agents that answer (`true`), or among those to others. Which these are may change while one is waited for.
+    async fn place(&self) -> Result<(OwnedSemaphorePermit, bool), Status> {
+        loop {
+            let prompt = self.live.is_prompt();
+            let pool = if prompt { &self.connected } else { &self.unconnected };
+            let place = Arc::clone(pool).acquire_owned().await.map_err(closed)?;
+            if !prompt || self.live.is_prompt() {
+                return Ok((place, prompt));
+            }
+        }
     }
+}
+
+fn closed(_: AcquireError) -> Status {
+    Status::unavailable("this client is shutting down")
 }
 
 impl Service<Request<Body>> for Guarded {
@@ -95,7 +117,7 @@ impl Service<Request<Body>> for Guarded {
         let streaming = STREAMING.contains(&request.uri().path());
         Box::pin(async move {
             let deadline = this.deadline;
-            let call = async { if streaming { this.begin(request).await } else { this.unary(request).await } };
+            let call = async { if streaming { this.channel.send(request).await } else { this.unary(request).await } };
             timeout(deadline, call).await.unwrap_or_else(|_| Err(expired(deadline)))
         })
     }
@@ -116,42 +138,48 @@ pub(super) fn expired(deadline: Duration) -> Status {
 /// A call broke off, or never got out.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection was lost: {0}")]
-pub(super) struct ConnectionLost(String);
+pub(super) struct ConnectionLost(pub(super) String);
 
-fn lost(error: &tonic::transport::Error) -> Status {
-    if let Some(tls) = TlsError::find(error) {
-        let mut status = Status::unavailable(tls.to_string());
-        status.set_source(Arc::new(tls.clone()));
-        return status;
-    }
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(e) = next {
-        let more = e.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = e.source();
-    }
-    let cause = ConnectionLost(text);
-    let mut status = Status::unavailable(cause.to_string());
-    status.set_source(Arc::new(cause));
-    status
-}
-
-/// How many connections of an agent are open: none or one, two for a moment.
+/// How an agent is.
 #[derive(Clone, Default)]
-pub(super) struct Live(Arc<AtomicUsize>);
+pub(super) struct Live(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    /// Connections that are open: none or one, two for a moment.
+    open: AtomicUsize,
+    /// Calls whose answer is late.
+    late: AtomicUsize,
+}
 
 impl Live {
     fn is_connected(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
+        self.0.open.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it is connected, and answers as far as is known.
+    fn is_prompt(&self) -> bool {
+        self.is_connected() && self.0.late.load(Ordering::Relaxed) == 0
     }
 
     /// Counts a connection until it is dropped. What is read from it is an error once its host's certificate is `revoked`.
     pub(super) fn track<T>(&self, io: T, revoked: impl Future<Output = ()> + Send + 'static) -> Tracked<T> {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.open.fetch_add(1, Ordering::Relaxed);
         Tracked { io, live: self.clone(), revoked: Some(Box::pin(revoked)) }
+    }
+
+    fn slow(&self) -> Slow {
+        self.0.late.fetch_add(1, Ordering::Relaxed);
+        Slow(self.clone())
+    }
+}
+
+/// A call whose answer is late.
+struct Slow(Live);
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.0.0.late.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -165,7 +193,7 @@ pub(super) struct Tracked<T> {
 
 impl<T> Drop for Tracked<T> {
     fn drop(&mut self) {
-        self.live.0.fetch_sub(1, Ordering::Relaxed);
+        self.live.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

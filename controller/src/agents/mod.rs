@@ -2,8 +2,10 @@
 //!
 //! Nothing that one host does may delay another's answer. So every unary call has a deadline; calls are bounded for each agent and in all;
 //! and calls to hosts that are not connected draw on a bound of their own, so that a hundred dead hosts do not hold the places of the
-//! living while they wait for connections that never come.
+//! living while they wait for connections that never come. A call that is not answered soon gives its place in all back, and those that follow
+//! it to the same agent draw on that bound too: an agent that stands still is connected for a while.
 
+mod channel;
 mod client;
 mod error;
 mod fan_out;
@@ -63,7 +65,7 @@ struct Shared {
     limits: Limits,
     /// Places for calls to agents that are connected.
     connected: Arc<Semaphore>,
-    /// Places for calls that must connect first.
+    /// Places for calls that must connect first, or are to agents that have not answered another one yet.
     unconnected: Arc<Semaphore>,
 }
 

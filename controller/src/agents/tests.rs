@@ -87,6 +87,37 @@ async fn dead_hosts_do_not_hold_the_places_of_the_living() {
 }
 
 #[tokio::test]
+async fn a_host_that_stands_still_while_it_is_connected_does_not_hold_the_places_of_the_living() {
+    let ca = ca();
+    let agents = agents(&ca, Limits { in_all: 1, per_agent: 4, deadline: LONG });
+    let (still, agent) = (FakeAgent::start(&ca, "pve1", vec![]).await, FakeAgent::start(&ca, "pve2", vec![]).await);
+    let (dead, alive) = (agents.set(target("pve1", &still.address.to_string())), agents.set(target("pve2", &agent.address.to_string())));
+    dead.get_host().await.unwrap();
+    alive.get_host().await.unwrap();
+    still.hang.send_replace(true);
+    // More calls than there are places, which begin one after the other.
+    let stuck: Vec<_> = (0..4)
+        .map(|_| {
+            let dead = dead.clone();
+            tokio::spawn(async move { dead.get_host().await })
+        })
+        .collect();
+    while still.hang.receiver_count() < 2 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..3 {
+        alive.get_host().await.unwrap();
+    }
+    assert!(dead.is_connected() && stuck.iter().all(|call| !call.is_finished()));
+    still.hang.send_replace(false);
+    for call in stuck {
+        call.await.unwrap().unwrap();
+    }
+    // It answers again, as any other.
+    dead.get_host().await.unwrap();
+}
+
+#[tokio::test]
 async fn calls_to_one_agent_are_bounded() {
     let ca = ca();
     let agents = agents(&ca, Limits { in_all: 8, per_agent: 2, deadline: LONG });

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
     time::Instant,
 };
@@ -23,7 +23,7 @@ use super::{
     machine::{Machines, Next},
     network::{NetworkIndex, Networks},
     node::Keeper,
-    queue::Queue,
+    queue::{Line, Queue},
     tenant::Tenants,
 };
 use crate::{
@@ -32,11 +32,12 @@ use crate::{
     kind::{Host, Kind, Machine, Network, ObjectKey, ObjectRef, Tenant},
     metrics::Metrics,
     nodes::Nodes,
-    store::{Store, StoreError},
+    store::{Store, StoreError, URGENT},
 };
 
-/// Objects worked on at once: enough to keep a thousand agents busy; calls have bounds of their own.
-const AT_ONCE: usize = 512;
+/// Objects worked on at once, of each line: enough to keep a thousand agents busy; calls have bounds of their own. Those in front have places that
+/// nothing else takes: passes for hosts that do not answer hold theirs for long.
+const AT_ONCE: [(Line, usize); 2] = [(Line::Front, 128), (Line::Back, 512)];
 /// Longest pause before an object whose pass failed is tried again.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A host's capacity is told this long after a VM changed, so that many changes make one write.
@@ -141,36 +142,21 @@ impl<S: Store> Controller<S> {
         for machine in self.store.list::<Machine>().await? {
             self.index.put(&machine.key(), &machine);
         }
-        let (places, mut passes) = (Arc::new(Semaphore::new(AT_ONCE)), JoinSet::new());
+        let ([front, back], mut passes) = (AT_ONCE.map(|(line, count)| (line, Arc::new(Semaphore::new(count)))), JoinSet::new());
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = over.cancelled() => break,
-                Some(id) = changes.recv() => self.queue.add(id),
+                Some(id) = changes.recv() => self.queue.add(id, Line::Back),
                 Some(wake) = wakes.recv() => self.wake(wake),
                 Some(node) = async { node_changes.as_mut()?.recv().await } => {
                     for key in self.hosts.keeper.concerned(node.as_deref()) {
-                        self.queue.add(ObjectRef { kind: Host::KIND.to_owned(), key });
+                        self.queue.add(ObjectRef { kind: Host::KIND.to_owned(), key }, Line::Back);
                     }
                 }
                 Some(_) = passes.join_next() => {}
-                (place, id) = async {
-                    let place = Arc::clone(&places).acquire_owned().await;
-                    (place, self.queue.next().await)
-                } => {
-                    if [ROOM, ASKED].contains(&id.kind.as_str()) {
-                        self.queue.done(&id);
-                        if id.kind == ROOM { self.add_all(self.index.room(None)) } else { self.let_go() }
-                        continue;
-                    }
-                    let controller = Arc::clone(&self);
-                    self.metrics.queue.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
-                    passes.spawn(async move {
-                        let _place = place;
-                        let pass = Pass { controller, id };
-                        pass.controller.pass(&pass.id).await;
-                    });
-                }
+                due = self.due(&front) => self.work(due, &mut passes),
+                due = self.due(&back) => self.work(due, &mut passes),
             }
         }
         self.metrics.queue.set(0);
@@ -186,6 +172,27 @@ impl<S: Store> Controller<S> {
             warn!("{} passes did not end in time; they go on after the next start", passes.len());
         }
         Ok(())
+    }
+
+    /// The next that is due in a line, once there is a place for it.
+    async fn due(&self, (line, places): &(Line, Arc<Semaphore>)) -> Due {
+        // Never closed.
+        let place = Arc::clone(places).acquire_owned().await.ok();
+        Due { id: self.queue.next(*line).await, line: *line, place }
+    }
+
+    fn work(self: &Arc<Self>, Due { id, line, place }: Due, passes: &mut JoinSet<()>) {
+        if [ROOM, ASKED].contains(&id.kind.as_str()) {
+            self.queue.done(&id);
+            return if id.kind == ROOM { self.add_all(self.index.room(None), Line::Back) } else { self.let_go() };
+        }
+        let controller = Arc::clone(self);
+        self.metrics.queue.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
+        passes.spawn(URGENT.scope(line == Line::Front, async move {
+            let _place = place;
+            let pass = Pass { controller, id };
+            pass.controller.pass(&pass.id).await;
+        }));
     }
 
     async fn pass(&self, id: &ObjectRef) {
@@ -217,7 +224,7 @@ impl<S: Store> Controller<S> {
                 let count = failures.entry(id.clone()).or_insert(0);
                 let pause = if *count == 0 { Duration::ZERO } else { pause(*count) };
                 *count += 1;
-                self.queue.add_at(id.clone(), Instant::now() + pause);
+                self.queue.add_at(id.clone(), Instant::now() + pause, Line::Front);
                 return;
             }
             Err(e) => {
@@ -231,11 +238,12 @@ impl<S: Store> Controller<S> {
                 let count = failures.entry(id.clone()).or_insert(0);
                 let pause = pause(*count);
                 *count += 1;
-                self.queue.add_at(id.clone(), Instant::now() + pause);
+                // Often it is a host that does not answer, as it may not the next time.
+                self.queue.add_at(id.clone(), Instant::now() + pause, Line::Back);
             }
             Next::At(time) => {
                 failures.remove(id);
-                self.queue.add_at(id.clone(), instant(time));
+                self.queue.add_at(id.clone(), instant(time), Line::Front);
             }
             Next::Sleep | Next::Asked(_) => {
                 failures.remove(id);
@@ -246,14 +254,14 @@ impl<S: Store> Controller<S> {
     /// After a pass over a machine: who waits for what, and who is due for it.
     fn settle(&self, key: &ObjectKey, began: u64, next: Option<&Next>) {
         match next {
-            None => self.add_all(self.index.failed(key)),
+            None => self.add_all(self.index.failed(key), Line::Back),
             Some(Next::Asked(until)) => {
                 self.index.hold(key);
-                self.queue.add_at(due(ASKED), instant(*until));
+                self.queue.add_at(due(ASKED), instant(*until), Line::Front);
             }
             Some(_) => {
                 let settled = self.index.settle(key, began);
-                self.add_all(settled.again.then(|| key.clone()).into_iter().chain(settled.next));
+                self.add_all(settled.again.then(|| key.clone()).into_iter().chain(settled.next), Line::Back);
             }
         }
         if self.index.take_freed() {
@@ -264,20 +272,20 @@ impl<S: Store> Controller<S> {
     /// Room may have become free: whoever waits for it tries, a little later, so that many changes count once.
     fn room_after(&self, delay: Duration) {
         if self.index.room_matters() {
-            self.queue.add_at(due(ROOM), Instant::now() + delay);
+            self.queue.add_at(due(ROOM), Instant::now() + delay, Line::Front);
         }
     }
 
     /// Machines that were not placed before all hosts have been asked are placed, if they have been.
     fn let_go(&self) {
         match self.fleet.asking(Timestamp::now()) {
-            None => self.add_all(self.index.let_go()),
-            Some(until) => self.queue.add_at(due(ASKED), instant(until)),
+            None => self.add_all(self.index.let_go(), Line::Back),
+            Some(until) => self.queue.add_at(due(ASKED), instant(until), Line::Front),
         }
     }
 
-    fn add_all(&self, machines: impl IntoIterator<Item = ObjectKey>) {
-        machines.into_iter().for_each(|key| self.queue.add(machine_ref(key)));
+    fn add_all(&self, machines: impl IntoIterator<Item = ObjectKey>, line: Line) {
+        machines.into_iter().for_each(|key| self.queue.add(machine_ref(key), line));
     }
 
     /// A tenant, and whom it concerns that it got or lost a namespace.
@@ -287,7 +295,7 @@ impl<S: Store> Controller<S> {
             let machines = self.index.within(&changed).into_iter().map(machine_ref);
             let rivals = self.tenants.rivals(key, &changed).await?;
             let rivals = rivals.into_iter().map(|key| ObjectRef { kind: Tenant::KIND.to_owned(), key });
-            machines.chain(rivals).for_each(|id| self.queue.add(id));
+            machines.chain(rivals).for_each(|id| self.queue.add(id, Line::Back));
         }
         self.tenants.reconcile(key).await
     }
@@ -296,33 +304,33 @@ impl<S: Store> Controller<S> {
         let network = |key: ObjectKey| ObjectRef { kind: Network::KIND.to_owned(), key };
         match wake {
             Wake::Host(name) => {
-                self.add_all(self.index.concerned(self.fleet.cluster(&name).as_deref()));
+                self.add_all(self.index.concerned(self.fleet.cluster(&name).as_deref()), Line::Back);
                 if self.index.holds() {
                     self.let_go();
                 }
-                self.add_all(self.index.room(Some(&name)));
+                self.add_all(self.index.room(Some(&name)), Line::Back);
                 // Any of them may select it, or wait for it.
                 for key in self.networks.index.all() {
-                    self.queue.add(network(key));
+                    self.queue.add(network(key), Line::Back);
                 }
-                self.queue.add(host_ref(&name));
+                self.queue.add(host_ref(&name), Line::Back);
             }
             // Nothing of a machine or a network depends on it.
-            Wake::Health(name) => self.queue.add(host_ref(&name)),
+            Wake::Health(name) => self.queue.add(host_ref(&name), Line::Back),
             Wake::Vm { host, machine_uid, uuid, name, room } => {
-                self.add_all(self.index.find(&machine_uid, &uuid, &name));
+                self.add_all(self.index.find(&machine_uid, &uuid, &name), Line::Front);
                 match room {
                     Room::Same => {}
                     Room::Freed => self.room_after(CAPACITY_DELAY),
                     Room::Template => self.room_after(Duration::ZERO),
                 }
-                self.queue.add_at(host_ref(&host), Instant::now() + CAPACITY_DELAY);
+                self.queue.add_at(host_ref(&host), Instant::now() + CAPACITY_DELAY, Line::Back);
             }
             Wake::Operation { request_id, uuid } => {
                 let uid = request_id.split(':').next().unwrap_or_default();
-                self.add_all(self.index.find(uid, &uuid, ""));
+                self.add_all(self.index.find(uid, &uuid, ""), Line::Front);
                 if let Some(key) = self.networks.index.find(uid) {
-                    self.queue.add(network(key));
+                    self.queue.add(network(key), Line::Front);
                 }
             }
         }
@@ -333,6 +341,13 @@ impl<S: Store> Controller<S> {
 fn pause(failures: u32) -> Duration {
     let pause = Duration::from_millis(100).saturating_mul(1 << failures.min(12)).min(RETRY_MAX);
     pause.mul_f64(rand::random_range(0.75..1.0))
+}
+
+/// An object that is due, with its place.
+struct Due {
+    id: ObjectRef,
+    line: Line,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 /// An object being worked on. However the work ends, the object may be given out again.
@@ -346,7 +361,7 @@ impl<S: Store> Drop for Pass<S> {
         self.controller.queue.done(&self.id);
         if std::thread::panicking() {
             // A fault of ours, told by the panic's message; the object is not forgotten for it.
-            self.controller.queue.add_at(self.id.clone(), Instant::now() + RETRY_MAX);
+            self.controller.queue.add_at(self.id.clone(), Instant::now() + RETRY_MAX, Line::Back);
         }
     }
 }

@@ -402,3 +402,6 @@ fn view(host: &PveHost, name: &str, link: Link, facts: Option<super::Facts>) -> 
         facts,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,12 +181,18 @@ fn status(host: &PveHost, view: &HostView, used: Size, now: Timestamp) -> HostSt
         status.quorate = Some(facts.quorate);
         status.capacity = Some(Capacity {
             cpu: facts.threads,
-            memory: Some(Quantity(facts.memory_bytes)),
+            memory: Some(for_people(facts.memory_bytes)),
             allocated_cpu: u32::try_from(used.cores).unwrap_or(u32::MAX),
             allocated_memory: Some(Quantity(used.memory_mib << 20)),
         });
     }
     status
+}
+
+/// Memory in whole MiB, or in whole GiB where there is much, rounded down: what a kernel has of 64 GiB is a number of KiB that nobody can read.
+fn for_people(bytes: u64) -> Quantity {
+    let unit = if bytes >= 16 << 30 { 1 << 30 } else { 1 << 20 };
+    Quantity(bytes / unit * unit)
 }
 
 #[cfg(test)]
@@ -263,6 +269,13 @@ mod tests {
 
     fn facts(view: &mut HostView) -> &mut Facts {
         view.facts.as_mut().unwrap()
+    }
+
+    #[test]
+    fn memory_is_told_in_a_unit_that_people_read() {
+        for (kib, text) in [(65_780_348, "62Gi"), (16_777_216, "16Gi"), (16_777_215, "16383Mi"), (8_056_940, "7868Mi"), (0, "0")] {
+            assert_eq!(for_people(kib << 10).to_string(), text);
+        }
     }
 
     #[test]

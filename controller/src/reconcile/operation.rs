@@ -71,7 +71,8 @@ impl OperationTable {
         self.note_stop(operation);
     }
 
-    fn forget_old(&mut self) {
+    /// Forgets what ended long ago.
+    pub(super) fn forget_old(&mut self) {
         let ended = |known: &HashMap<String, Knowledge>, id: &str| !matches!(known.get(id), Some(Knowledge::Active { .. }));
         while let Some((id, time)) = self.order.front() {
             if self.order.len() <= KEPT && !(time.elapsed() > KEPT_FOR && ended(&self.known, id)) {
@@ -81,6 +82,9 @@ impl OperationTable {
             self.waiting.remove(id);
             self.order.pop_front();
         }
+        // Not before here: it has become empty.
+        self.known.shrink_to_fit();
+        self.order.shrink_to_fit();
     }
 
     pub(super) fn get(&self, request_id: &str) -> Option<&Knowledge> {

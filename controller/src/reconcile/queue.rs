@@ -9,32 +9,60 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::kind::ObjectRef;
 
+/// What is due comes in two lines, worked on beside each other: that a host went concerns thousands of objects, and one VM that stopped does not
+/// wait behind these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    /// What agents tell of single VMs and operations, and what comes of that.
+    Front,
+    /// All else.
+    Back,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
-    changed: Notify,
+    /// One for each line: whoever waits for one is not woken for the other.
+    changed: [Notify; 2],
 }
 
 #[derive(Debug, Default)]
 struct State {
-    ready: VecDeque<ObjectRef>,
-    queued: HashSet<ObjectRef>,
+    /// An entry that is not in `queued` for its line any more does not count.
+    ready: [VecDeque<ObjectRef>; 2],
+    queued: HashMap<ObjectRef, Line>,
     running: HashSet<ObjectRef>,
-    again: HashSet<ObjectRef>,
+    again: HashMap<ObjectRef, Line>,
     timers: BTreeSet<(Instant, ObjectRef)>,
-    due: HashMap<ObjectRef, Instant>,
+    due: HashMap<ObjectRef, (Instant, Line)>,
 }
 
 impl State {
-    fn push(&mut self, id: ObjectRef) {
-        if let Some(at) = self.due.remove(&id) {
+    fn push(&mut self, id: ObjectRef, line: Line) {
+        if let Some((at, _)) = self.due.remove(&id) {
             self.timers.remove(&(at, id.clone()));
         }
-        if self.running.contains(&id) {
-            self.again.insert(id);
-        } else if self.queued.insert(id.clone()) {
-            self.ready.push_back(id);
+        let before = if self.running.contains(&id) { &mut self.again } else { &mut self.queued };
+        match before.get_mut(&id) {
+            Some(Line::Front) => return,
+            Some(Line::Back) if line == Line::Back => return,
+            Some(before) => *before = line,
+            None => drop(before.insert(id.clone(), line)),
         }
+        if !self.running.contains(&id) {
+            self.ready[line as usize].push_back(id);
+        }
+    }
+
+    fn pop(&mut self, line: Line) -> Option<ObjectRef> {
+        while let Some(id) = self.ready[line as usize].pop_front() {
+            if self.queued.get(&id) == Some(&line) {
+                self.queued.remove(&id);
+                self.running.insert(id.clone());
+                return Some(id);
+            }
+        }
+        None
     }
 }
 
@@ -43,45 +71,53 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn changed(&self, line: Line) -> &Notify {
+        &self.changed[line as usize]
+    }
+
     /// Due now.
-    pub(super) fn add(&self, id: ObjectRef) {
-        self.state().push(id);
-        self.changed.notify_one();
+    pub(super) fn add(&self, id: ObjectRef, line: Line) {
+        self.state().push(id, line);
+        self.changed(line).notify_one();
     }
 
     /// Due then, unless it is due earlier anyway.
-    pub(super) fn add_at(&self, id: ObjectRef, at: Instant) {
+    pub(super) fn add_at(&self, id: ObjectRef, at: Instant, line: Line) {
         let mut state = self.state();
-        if state.due.get(&id).is_some_and(|earlier| *earlier <= at) || state.queued.contains(&id) {
+        if state.due.get(&id).is_some_and(|(earlier, _)| *earlier <= at) || state.queued.contains_key(&id) {
             return;
         }
-        if let Some(later) = state.due.insert(id.clone(), at) {
+        if let Some((later, _)) = state.due.insert(id.clone(), (at, line)) {
             state.timers.remove(&(later, id.clone()));
         }
         state.timers.insert((at, id));
         drop(state);
-        self.changed.notify_one();
+        self.changed(Line::Front).notify_one();
     }
 
-    /// The next that is due. Must be followed by [`Queue::done`].
-    pub(super) async fn next(&self) -> ObjectRef {
+    /// The next that is due in a line. Must be followed by [`Queue::done`]. One waits for each line; the one in front looks at the clock for both.
+    pub(super) async fn next(&self, line: Line) -> ObjectRef {
         loop {
-            let changed = self.changed.notified();
+            let changed = self.changed(line).notified();
             let next_timer = {
                 let mut state = self.state();
-                let now = Instant::now();
-                while let Some((at, id)) = state.timers.first().cloned() {
-                    if at > now {
-                        break;
+                if line == Line::Front {
+                    let now = Instant::now();
+                    while let Some((at, id)) = state.timers.first().cloned() {
+                        if at > now {
+                            break;
+                        }
+                        let line = state.due.get(&id).map_or(Line::Front, |(_, line)| *line);
+                        state.push(id, line);
+                        if line == Line::Back {
+                            self.changed(Line::Back).notify_one();
+                        }
                     }
-                    state.push(id);
                 }
-                if let Some(id) = state.ready.pop_front() {
-                    state.queued.remove(&id);
-                    state.running.insert(id.clone());
+                if let Some(id) = state.pop(line) {
                     return id;
                 }
-                state.timers.first().map(|(at, _)| *at)
+                state.timers.first().map(|(at, _)| *at).filter(|_| line == Line::Front)
             };
             match next_timer {
                 Some(at) => tokio::select! {
@@ -97,16 +133,16 @@ impl Queue {
     pub(super) fn done(&self, id: &ObjectRef) {
         let mut state = self.state();
         state.running.remove(id);
-        if state.again.remove(id) {
-            state.push(id.clone());
+        if let Some(line) = state.again.remove(id) {
+            state.push(id.clone(), line);
             drop(state);
-            self.changed.notify_one();
+            self.changed(line).notify_one();
         }
     }
 
     /// How many wait for their turn.
     pub(super) fn len(&self) -> usize {
-        self.state().ready.len()
+        self.state().queued.len()
     }
 }
 
@@ -124,36 +160,78 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_added_twice_is_given_out_once() {
         let queue = Queue::default();
-        queue.add(id("a"));
-        queue.add(id("a"));
-        assert_eq!(queue.next().await, id("a"));
+        queue.add(id("a"), Line::Front);
+        queue.add(id("a"), Line::Front);
+        assert_eq!(queue.next(Line::Front).await, id("a"));
         assert_eq!(queue.len(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_changes_while_it_is_worked_on_comes_again_afterwards() {
         let queue = Queue::default();
-        queue.add(id("a"));
-        let a = queue.next().await;
-        queue.add(id("a"));
+        queue.add(id("a"), Line::Back);
+        let a = queue.next(Line::Back).await;
+        queue.add(id("a"), Line::Back);
+        queue.add(id("a"), Line::Front);
+        queue.add(id("a"), Line::Back);
         assert_eq!(queue.len(), 0);
         queue.done(&a);
-        assert_eq!(queue.next().await, id("a"));
+        assert_eq!(queue.next(Line::Front).await, id("a"));
+        queue.done(&a);
+        assert_eq!(queue.len(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_earliest_time_counts_and_being_due_now_beats_it() {
         let queue = Queue::default();
         let start = Instant::now();
-        queue.add_at(id("a"), start + Duration::from_secs(9));
-        queue.add_at(id("a"), start + Duration::from_secs(2));
-        queue.add_at(id("a"), start + Duration::from_secs(5));
-        assert_eq!(queue.next().await, id("a"));
+        queue.add_at(id("a"), start + Duration::from_secs(9), Line::Back);
+        queue.add_at(id("a"), start + Duration::from_secs(2), Line::Front);
+        queue.add_at(id("a"), start + Duration::from_secs(5), Line::Back);
+        assert_eq!(queue.next(Line::Front).await, id("a"));
         assert_eq!(start.elapsed(), Duration::from_secs(2));
         queue.done(&id("a"));
-        queue.add_at(id("b"), start + Duration::from_secs(60));
-        queue.add(id("b"));
-        assert_eq!(queue.next().await, id("b"));
+        queue.add_at(id("b"), start + Duration::from_secs(60), Line::Front);
+        queue.add(id("b"), Line::Back);
+        assert_eq!(queue.next(Line::Back).await, id("b"));
         assert_eq!(start.elapsed(), Duration::from_secs(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_in_the_back_and_comes_to_the_front_is_given_out_there_alone() {
+        let queue = Queue::default();
+        for n in 0..1000 {
+            queue.add(id(&format!("m{n}")), Line::Back);
+        }
+        queue.add(id("m999"), Line::Front);
+        queue.add(id("m999"), Line::Back);
+        assert_eq!(queue.len(), 1000);
+        assert_eq!(queue.next(Line::Front).await, id("m999"));
+        for n in 0..999 {
+            assert_eq!(queue.next(Line::Back).await, id(&format!("m{n}")));
+        }
+        queue.done(&id("m999"));
+        queue.add(id("last"), Line::Back);
+        assert_eq!(queue.next(Line::Back).await, id("last"));
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_one_line_is_not_woken_in_vain_for_the_other() {
+        let queue = Queue::default();
+        let both = async { tokio::join!(queue.next(Line::Front), queue.next(Line::Back)) };
+        let told = async {
+            tokio::task::yield_now().await;
+            queue.add(id("b"), Line::Back);
+            queue.add(id("f"), Line::Front);
+        };
+        let (found, ()) = tokio::join!(both, told);
+        assert_eq!(found, (id("f"), id("b")));
+        // The clock is looked at for both.
+        let start = Instant::now();
+        queue.add_at(id("later"), start + Duration::from_secs(3), Line::Back);
+        queue.add_at(id("last"), start + Duration::from_secs(4), Line::Front);
+        let found = tokio::join!(queue.next(Line::Front), queue.next(Line::Back));
+        assert_eq!((found, start.elapsed()), ((id("last"), id("later")), Duration::from_secs(4)));
     }
 }

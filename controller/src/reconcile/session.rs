@@ -8,7 +8,10 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use pvelet_proto::{API_VERSION, reason, v1};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -35,6 +38,10 @@ const RECONNECT_MAX: Duration = Duration::from_secs(15);
 const HISTORY: usize = 1000;
 /// The newest of these, which are kept; about an older one that matters the agent is asked.
 const RECENT: usize = 64;
+/// Of these in one answer.
+const PAGE: u32 = 100;
+/// How often operations that ended long ago are forgotten where nothing happens.
+const SWEEP: Duration = Duration::from_secs(300);
 
 /// How long what was told of a host before holds while its agent is asked for the first time. One that takes calls and does not get to tell what
 /// it has is no reason to say for ever that all is well.
@@ -267,18 +274,13 @@ impl Session {
         self.check(&host)?;
         let mut announced = false;
         self.announce(&host, controller, epoch, &mut announced).await?;
-        let history = self.client.list_operations("", false, HISTORY).await.map_err(failed)?;
-        let since_revision = history.iter().map(|o| o.revision).max().unwrap_or(0);
+        let (recent, since_revision) = self.history().await.map_err(failed)?;
         let request = v1::WatchOperationsRequest { tenant: String::new(), since_revision };
         let mut operations = self.client.answer(self.client.operation().watch_operations(request).await).map_err(failed)?;
         let mut events = self.client.answer(self.client.host().watch_host(v1::WatchHostRequest {}).await).map_err(failed)?;
         {
             let mut state = self.state();
-            let (recent, old) = history.split_at(history.len().min(RECENT));
             // Oldest first, so that what is dropped is old.
-            for operation in old.iter().rev() {
-                state.operations.insert_old(operation);
-            }
             for operation in recent.iter().rev() {
                 state.operations.insert(&self.name, operation);
             }
@@ -287,9 +289,14 @@ impl Session {
         let (mut table, mut operations_told) = (Some(VmTable::default()), false);
         // By itself: whatever becomes of it, VMs are worked on.
         let mut health = pin!(self.follow_health(host.features.iter().any(|f| f == FEATURE)));
+        // Not for as long as the connection stands: there are a thousand of these.
+        drop((recent, host));
+        let mut sweep = interval_at(Instant::now() + SWEEP, SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 never = &mut health => match never {},
+                _ = sweep.tick() => self.state().operations.forget_old(),
                 event = events.message() => match event {
                     Ok(Some(event)) => match event.event {
                         Some(v1::watch_host_response::Event::Vm(event)) => self.vm_event(event, table.as_mut()),
@@ -319,6 +326,29 @@ impl Session {
                 info!(host = self.name, "connected");
                 self.set_link(Link::Up);
             }
+        }
+    }
+
+    /// The newest operations of the agent, newest first, and the newest revision of any. Of older ones, which are read page by page, it is noted what
+    /// matters for long.
+    async fn history(&self) -> Result<(Vec<v1::Operation>, u64), AgentError> {
+        let mut request = v1::ListOperationsRequest { page_size: PAGE, ..v1::ListOperationsRequest::default() };
+        let (mut recent, mut revision, mut read) = (Vec::new(), 0, 0);
+        loop {
+            let page = self.client.answer(self.client.operation().list_operations(request.clone()).await)?;
+            revision = page.operations.iter().map(|o| o.revision).fold(revision, u64::max);
+            read += page.operations.len();
+            for operation in page.operations {
+                if recent.len() < RECENT {
+                    recent.push(operation);
+                } else {
+                    self.state().operations.insert_old(&operation);
+                }
+            }
+            if page.next_page_token.is_empty() || read >= HISTORY {
+                return Ok((recent, revision));
+            }
+            request.page_token = page.next_page_token;
         }
     }
 
@@ -465,3 +495,6 @@ fn broken(error: &AgentError) -> Broken {
     };
     Broken { reason, message: error.text() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,11 +4,24 @@
 use std::collections::BTreeMap;
 
 use super::view::{Facts, HostView, Link, RunState, VmView};
-use crate::kind::{Metadata, PveMachine, Quantity, parse};
-use pvelet_proto::v1;
+use crate::{
+    agents::{Agents, Limits},
+    kind::{Metadata, PveMachine, Quantity, parse},
+    pki::{Ca, Lifetime},
+    tls::Credentials,
+};
+use pvelet_proto::{identity::Role, v1};
 
 pub(crate) const UID: &str = "11111111-1111-4111-8111-111111111111";
 pub(crate) const UUID: &str = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa";
+
+/// A CA, and agents whose certificates it made; none yet.
+pub(crate) fn agents() -> (Ca, Agents) {
+    let ca = Ca::create("pvelet.example", Lifetime::days(10)).unwrap();
+    let own = ca.issue_role(Role::Operator, "controller", Lifetime::days(1)).unwrap();
+    let credentials = Credentials::from_pem(ca.cert_pem(), &own.cert_pem, &own.key_pem).unwrap();
+    (ca, Agents::new(credentials, Limits::default()))
+}
 
 /// A host of PVE cluster `lab` on which everything is well.
 pub(crate) fn host(name: &str) -> HostView {

@@ -23,6 +23,7 @@ use crate::{
     agents::{Agents, Limits, fake::refusal},
     crash::testing as crash,
     kind::{ConditionStatus, Kind, Machine, Object, ObjectKey, Phase, PveMachine},
+    metrics::Metrics,
     nodes::{Nodes, fake::FakeNodes},
     pki::{Ca, Lifetime},
     store::{Store, StoreError, folder::FolderStore},
@@ -42,6 +43,7 @@ struct Bench {
 
 struct Running {
     store: Arc<FolderStore>,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), StoreError>>,
 }
@@ -92,10 +94,11 @@ impl Bench {
         let own = self.ca.issue_role(Role::Operator, "controller", Lifetime::days(1)).unwrap();
         let credentials = Credentials::from_pem(self.ca.cert_pem(), &own.cert_pem, &own.key_pem).unwrap();
         let agents = Agents::new(credentials, Limits::default());
-        let controller = Controller::new(Arc::clone(&store), agents, "test", store.epoch().clone(), Arc::default(), self.nodes());
+        let metrics = Arc::<Metrics>::default();
+        let controller = Controller::new(Arc::clone(&store), agents, "test", store.epoch().clone(), Arc::clone(&metrics), self.nodes());
         let stop = CancellationToken::new();
         let task = tokio::spawn(controller.run(stop.clone()));
-        Running { store, stop, task }
+        Running { store, metrics, stop, task }
     }
 }
 
@@ -139,6 +142,13 @@ impl Running {
 
     async fn until_gone(&self, name: &str) {
         until_gone(&self.store, name).await;
+    }
+
+    /// How often machines were looked at.
+    fn passes(&self) -> f64 {
+        let text = self.metrics.text().unwrap();
+        let lines = text.lines().filter(|l| l.starts_with("pvelet_controller_reconciles_total{kind=\"PveMachine\""));
+        lines.map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
     /// Ends it as a crash would: nothing is waited for.

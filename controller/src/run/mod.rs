@@ -17,6 +17,7 @@ use std::{
 };
 
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -84,7 +85,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Run(flags) => Settings::from_flags(*flags).and_then(|settings| {
             log_to_stderr(settings.json_log);
+            allow_open_files();
             tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(workers())
+                .max_blocking_threads(BLOCKING)
                 .enable_all()
                 .build()
                 .map_err(RunError::io("cannot start the runtime"))?
@@ -100,6 +104,21 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(if matches!(e, RunError::Settings(_)) { 2 } else { 1 })
         }
     }
+}
+
+/// Threads that work, where the machine has as many: each keeps memory of its own, and a controller waits for others most of the time.
+const WORKERS: usize = 4;
+/// Threads for files and names, which a thousand connections begun at once would each like to have one of.
+const BLOCKING: usize = 64;
+
+/// Takes as many open files as the process may have: each host is a connection, and many supervisors give 1,024 that can be raised.
+fn allow_open_files() {
+    // With fewer it works for fewer hosts, and says so at each that it cannot connect to.
+    let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+}
+
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS))
 }
 
 /// Prints the CustomResourceDefinitions.

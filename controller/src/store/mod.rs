@@ -173,6 +173,11 @@ pub fn user_data_of_size(what: &str, key: &str, data: Vec<u8>) -> Result<Vec<u8>
     }
 }
 
+tokio::task_local! {
+    /// Whether what this task writes may not wait behind what others write. Unset: it may.
+    pub(crate) static URGENT: bool;
+}
+
 /// Objects, watched. Implementations are shared by reference between all reconcilers.
 pub trait Store: Send + Sync + 'static {
     /// All objects of a kind, by name.

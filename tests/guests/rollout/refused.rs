@@ -87,7 +87,7 @@ pub fn run(control: &Control, hosts: &[Host], report: &Report) {
     hosts[0].sh("ln -sf ../usr/lib/os-release /etc/os-release");
     same("a Debian that is not supported");
 
-    let listener = "import socket, time; s = socket.create_server((str(), 7444)); time.sleep(9999)";
+    let listener = "import signal, socket; s = socket.create_server((str(), 7444)); signal.pause()";
     hosts[0].sh(&format!("systemd-run --quiet --unit=squatter /usr/bin/python3 -c '{listener}'"));
     hosts[0].wait_until("ss -Hltn 'sport = :7444' | grep -q .");
     play().only("pve1").set("pvelet_agent_port", PORT + 1).refused(&["port 7444 is in use by python3 (pid", "pvelet_agent_port"]);

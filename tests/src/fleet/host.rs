@@ -17,7 +17,7 @@ use pvelet_agent::{
     host::{
         facts::{Facts, HostFacts},
         links::{BridgeInfo, Links},
-        net::fake::FakeHost,
+        net::{KernelLink, fake::FakeHost},
         pve::{
             Change, Pve, RunState,
             fake::{FakePve, FakeVm},
@@ -37,6 +37,8 @@ use crate::{Pki, pki};
 pub const TEMPLATE: u32 = 9001;
 /// VMIDs for each host of a cluster.
 const RANGE: usize = 1000;
+/// The bridge of their VMs.
+const BRIDGE: &str = "vmbr0";
 /// What each host has: room for what a test puts on it.
 const THREADS: u32 = 64;
 const MEMORY: u64 = 256 << 30;
@@ -171,7 +173,7 @@ fn world(pve: &FakePve, state: &Path) -> World {
         pve: Arc::new(pve.clone()),
         store: Arc::new(EmptyStore),
         links: Arc::new(OneBridge),
-        network: FakeHost::new().process(),
+        network: network().process(),
         facts: Arc::new(Large),
         health: Outside {
             sources: Vec::new(),
@@ -184,11 +186,30 @@ fn world(pve: &FakePve, state: &Path) -> World {
     }
 }
 
+/// The network of a host whose VMs are on a bridge.
+fn network() -> FakeHost {
+    let network = FakeHost::new();
+    network.change_kernel(|kernel| {
+        let (name, kind) = (BRIDGE.to_owned(), "bridge".to_owned());
+        kernel.links.push(KernelLink {
+            name,
+            kind,
+            index: 100,
+            up: true,
+            carrier: true,
+            mtu: 1500,
+            vlan_aware: true,
+            ..KernelLink::default()
+        });
+    });
+    network
+}
+
 struct OneBridge;
 
 impl Links for OneBridge {
     fn bridges(&self) -> std::io::Result<Vec<BridgeInfo>> {
-        Ok(vec![BridgeInfo { name: "vmbr0".into(), vlan_aware: true, up: true }])
+        Ok(vec![BridgeInfo { name: BRIDGE.into(), vlan_aware: true, up: true }])
     }
 }
 

@@ -112,6 +112,16 @@ impl FleetSite {
         self.all(HOSTS, self.fleet.hosts.len(), end, taken).await;
     }
 
+    /// Waits until so many hosts are told to be reachable, and the others not to be.
+    ///
+    /// # Panics
+    /// After `limit`.
+    pub async fn reached(&self, count: usize, limit: Duration) {
+        let (end, others) = (Instant::now() + limit, self.fleet.hosts.len() - count);
+        self.all(HOSTS, count, end, |h| condition(h, "Reachable") == "True").await;
+        self.all(HOSTS, others, end, |h| condition(h, "Reachable") == "False").await;
+    }
+
     /// Waits until so many objects of a collection are as wanted at the same time.
     async fn all(&self, collection: &str, count: usize, end: Instant, wanted: impl Fn(&Value) -> bool) {
         let admin = &self.server.admin;

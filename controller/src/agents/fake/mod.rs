@@ -429,7 +429,10 @@ impl OperationService for Service {
             (!request.active_only || o.state() == OperationState::Running) && (request.tenant.is_empty() || o.tenant == request.tenant)
         });
         operations.reverse();
-        Ok(Response::new(v1::ListOperationsResponse { operations, next_page_token: String::new() }))
+        let (from, size) = (request.page_token.parse().unwrap_or(0), request.page_size as usize);
+        let next_page_token = if size > 0 && from + size < operations.len() { (from + size).to_string() } else { String::new() };
+        let operations = operations.into_iter().skip(from).take(if size > 0 { size } else { usize::MAX }).collect();
+        Ok(Response::new(v1::ListOperationsResponse { operations, next_page_token }))
     }
 
     async fn watch_operations(

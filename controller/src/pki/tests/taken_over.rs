@@ -1,5 +1,5 @@
 //! CAs that other programs make: keys and certificates of OpenSSL, in the forms that cert-manager and step-ca write.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "keys and certificates are made by OpenSSL")]
 
 use std::{
     fs,
@@ -125,7 +125,9 @@ fn a_ca_that_cannot_be_taken_over_is_refused_with_a_remedy_and_leaves_nothing() 
     let bits = &["genrsa", "-traditional", "-out", "tls.key", "1024"][..];
     let sealed =
         &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-aes256", "-pass", "pass:x", "-out", "sealed.key"];
-    let table: [(&str, &[&str], &str, &[&str], &[&str]); 5] = [
+    /// What, the key's arguments, the CA's name, its extensions, and words of the refusal.
+    type Row<'a> = (&'a str, &'a [&'a str], &'a str, &'a [&'a str], &'a [&'a str]);
+    let table: [Row<'_>; 5] = [
         ("no right to revoke", P256, "/CN=a", &[CA, "keyUsage=critical,keyCertSign", KEY_ID], &["cRLSign", "crl sign"]),
         ("no CA", P256, "/CN=a", &["basicConstraints=critical,CA:FALSE", KEY_ID], &["not a certificate of a CA"]),
         ("a short key", bits, "/CN=a", SIGNS, &["cannot be used", "2048"]),

@@ -25,7 +25,7 @@ use crate::{
     agents::AgentError,
     crash::crash_point,
     epoch::Epoch,
-    kind::{Attempt, MACHINE_FINALIZER, Machine, ObjectKey, ObjectRef, PveMachine},
+    kind::{ActionKind, Attempt, MACHINE_FINALIZER, Machine, ObjectKey, ObjectRef, PveMachine, UserDataRef},
     store::{Event, Store, StoreError, UserDataError},
 };
 
@@ -78,6 +78,7 @@ impl<S: Store> Machines<S> {
         // What agents were asked about volumes since the last call.
         let mut seen = BTreeMap::new();
         let mut finalizer = false;
+        let mut stored = true;
         for _ in 0..MAX_STEPS {
             // What is under way is followed to its end, and what is to go goes.
             if machine.status.operation.is_none() && !machine.is_deleting() {
@@ -100,17 +101,21 @@ impl<S: Store> Machines<S> {
             let decision = self.decide_in_turn(key, &machine, known.unwrap_or(Knowledge::Unsure), &seen);
             let begun =
                 decision.status.operation.as_ref().map(|a| &a.request_id) != machine.status.operation.as_ref().map(|a| &a.request_id);
+            if begun && stored && self.still_lacks(&machine, &decision.action).await {
+                self.index.put(key, &machine);
+                return Ok(Next::Backoff);
+            }
             finalizer |= decision.finalizer;
             let before = std::mem::replace(&mut machine.status, decision.status);
             if decision.action == Action::Again {
                 // Stored together with what is decided next, and in any case before the next call.
-                learned = None;
+                (learned, stored) = (None, false);
                 if machine.status.last_success != before.last_success {
                     self.refresh(&machine).await;
                 }
                 continue;
             }
-            machine = self.store.update_status(&machine).await?;
+            (machine, stored) = (self.store.update_status(&machine).await?, true);
             self.tell(&about, &before, &machine);
             self.index.put(key, &machine);
             // After the placement and before the call: a finalizer never stands without the status that says what it is for.
@@ -278,10 +283,19 @@ impl<S: Store> Machines<S> {
         Some(Knowledge::Refused(Ending::Failed { reason: why, message: error.text(), retryable, remains: false }))
     }
 
+    /// Whether a clone would fail for want of the same user data as the last one: then nothing has changed, nothing is begun, and nothing is written.
+    async fn still_lacks(&self, machine: &PveMachine, action: &Action) -> bool {
+        let failure = machine.status.failure_of(ActionKind::Clone).filter(|f| f.generation == machine.metadata.generation);
+        let lacked = failure.filter(|f| UserDataError::REASONS.contains(&f.reason.as_str()));
+        let clones = matches!(action, Action::Call(request) if matches!(**request, Request::Clone(_)));
+        let (Some(lacked), Some(from), true) = (lacked, user_data(machine), clones) else { return false };
+        let error = self.store.user_data(&machine.key().namespace, from).await.err();
+        error.is_some_and(|e| (e.reason(), e.to_string().as_str()) == (lacked.reason.as_str(), lacked.message.as_str()))
+    }
+
     /// The request with what is not decided by: the user data of a VM that is made.
     async fn complete(&self, machine: &PveMachine, mut request: Request) -> Result<Request, UserDataError> {
-        let from = machine.spec.cloud_init.as_ref().and_then(|c| c.user_data.as_ref());
-        if let (Request::Clone(clone), Some(from)) = (&mut request, from) {
+        if let (Request::Clone(clone), Some(from)) = (&mut request, user_data(machine)) {
             let data = self.store.user_data(&machine.key().namespace, from).await?;
             clone.config.get_or_insert_default().cloud_init.get_or_insert_default().user_data = Some(data);
         }
@@ -368,4 +382,9 @@ impl<S: Store> Machines<S> {
             self.store.record_event(about, Event { warning: false, reason: "StateChanged", message });
         }
     }
+}
+
+/// Where a machine's user data is, if it has any.
+fn user_data(machine: &PveMachine) -> Option<&UserDataRef> {
+    machine.spec.cloud_init.as_ref()?.user_data.as_ref()
 }

@@ -1,8 +1,9 @@
 //! Machines that compete for room.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use super::*;
+use crate::kind::{Host, Quantity};
 
 /// A machine of which two fit on a host.
 const HALF: &str = ", memory: 30Gi, cores: 1";
@@ -130,4 +131,35 @@ async fn a_template_or_a_host_that_comes_is_what_machines_waited_for() {
     bench.cluster.lock().vms.insert(9001, template);
     bench.cluster.change(9001, v1::VmEventType::Created, |_| ());
     so_many(&running.store, 40, ready).await;
+}
+
+#[tokio::test]
+async fn room_that_is_only_seen_by_a_look_after_an_operation_is_tried_for() {
+    let bench = Bench::new(&["pve1"]).await;
+    let running = bench.start().await;
+    bench.add_machine("a", "");
+    let vmid = running.until::<Machine>("a", ready).await.status.vmid.unwrap();
+    bench.cluster.change(vmid, v1::VmEventType::Changed, |vm| vm.memory_mib = 40 << 10);
+    let given = |h: &Object<Host>| h.status.capacity.as_ref().and_then(|c| c.allocated_memory);
+    running.until::<Host>("pve1", |h| given(h) == Some(Quantity(40 << 30))).await;
+    bench.add_machine("b", HALF);
+    running.until::<Machine>("b", because("NoHostFits")).await;
+    // From now on the agent tells what it is asked.
+    bench.cluster.mute.store(true, Ordering::Relaxed);
+    bench.cluster.lock().vms.get_mut(&vmid).unwrap().memory_mib = 1 << 10;
+    bench.add_machine("a", ", cores: 2");
+    running.until::<Machine>("b", |m| m.status.host.is_some()).await;
+}
+
+#[tokio::test]
+async fn a_template_that_goes_leaves_its_place_to_the_one_before_it() {
+    let bench = Bench::new(&["pve1"]).await;
+    let mut large = bench.cluster.lock().vms[&9000].clone();
+    (large.vmid, large.uuid, large.memory_mib) = (9001, "99999999-0000-4000-8000-000000009999".into(), 100 << 10);
+    bench.cluster.lock().vms.insert(9001, large);
+    let running = bench.start().await;
+    bench.add_machine("web-1", "");
+    running.until::<Machine>("web-1", because("NoHostFits")).await;
+    bench.cluster.remove(9001);
+    running.until::<Machine>("web-1", ready).await;
 }

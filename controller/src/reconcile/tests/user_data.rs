@@ -48,6 +48,31 @@ async fn a_machine_waits_for_its_user_data_and_is_made_with_it() {
 }
 
 #[tokio::test]
+async fn nothing_is_written_while_the_same_user_data_is_missing() {
+    let bench = Bench::new(&["pve1"]).await;
+    let running = bench.start().await;
+    bench.add_machine("web-1", SPEC);
+    // It fails once, and says so.
+    let told = running.until::<Machine>("web-1", |m| why(m) == "UserDataNotFound" && m.status.operation.is_none()).await;
+    let passes = running.passes();
+    let tried = timeout(DEADLINE, async {
+        while running.passes() < passes + 4.0 {
+            tokio::task::yield_now().await;
+        }
+    });
+    tried.await.unwrap();
+    let now = running.until::<Machine>("web-1", |_| true).await;
+    assert_eq!((now.metadata.resource_version, now.status), (told.metadata.resource_version, told.status));
+    // Another reason is told, once too.
+    bench.add_secret("worker", "other", b"x");
+    let other = running.until::<Machine>("web-1", |m| why(m) == "UserDataKeyNotFound" && m.status.operation.is_none()).await;
+    assert_eq!(other.status.attempt, 2);
+    bench.add_secret("worker", "talos", b"one");
+    let made = running.until::<Machine>("web-1", ready).await;
+    assert_eq!((made.status.attempt, bench.given()), (4, vec![Some(b"one".to_vec())]));
+}
+
+#[tokio::test]
 async fn a_vm_that_was_made_is_not_touched_by_other_user_data() {
     let bench = Bench::new(&["pve1"]).await;
     let running = bench.start().await;

@@ -24,7 +24,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    sync::{Semaphore, mpsc, watch as signal},
+    sync::{Semaphore, SemaphorePermit, mpsc, watch as signal},
     task::AbortHandle,
 };
 
@@ -32,7 +32,7 @@ use self::{
     cache::{Cache, Known, Watchers},
     events::Recorder,
 };
-use super::{Event, Store, StoreError, Tenancy, UserDataError};
+use super::{Event, Store, StoreError, Tenancy, URGENT, UserDataError};
 use crate::{
     kind::{
         API_VERSION, Condition, ConditionStatus, Host, Kind, Machine, Network, Object, ObjectKey, ObjectRef, Tenant, UserDataRef,
@@ -47,8 +47,10 @@ pub use lease::{LONGEST, Leader, LeaseOptions, Term};
 const MANAGER: &str = "pvelet-controller";
 /// Writes at once: the API server has others to serve.
 const WRITES: usize = 32;
-/// Objects in one page of a list.
-const PAGE: u32 = 500;
+/// Of these, writes at once that are not urgent: of a thousand machines whose hosts went.
+const PATIENT: usize = 24;
+/// Objects in one page of a list: what comes is held as it was sent until it is read.
+const PAGE: u32 = 200;
 
 /// The custom resources of one cluster.
 pub struct KubernetesStore {
@@ -59,7 +61,7 @@ pub struct KubernetesStore {
     tenants: Arc<Cache<Tenant>>,
     watchers: Watchers,
     events: Recorder,
-    writes: Semaphore,
+    writes: Writes,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -74,7 +76,7 @@ impl KubernetesStore {
             tenants: Arc::new(Cache::new(Arc::clone(&watchers))),
             watchers,
             events: Recorder::new(client.clone(), instance.to_owned()),
-            writes: Semaphore::new(WRITES),
+            writes: Writes::new(),
             tasks: Mutex::default(),
             client,
         });
@@ -203,7 +205,7 @@ impl KubernetesStore {
         let patch = json!({"metadata": {"resourceVersion": raw.metadata.resource_version}, "status": {"conditions": conditions}});
         let patch = Patch::Merge(patch);
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        let _turn = self.writes.acquire().await;
+        let _turn = self.writes.turn().await;
         match within(api.patch_status(&key.name, &params, &patch)).await {
             Ok(raw) => {
                 self.cache::<K>().answer(raw);
@@ -212,6 +214,25 @@ impl KubernetesStore {
             Err(e) if e.code() == Some(409) => Err(StoreError::Conflict(about.clone())),
             Err(e) => Err(failed(e)),
         }
+    }
+}
+
+/// Places for writes.
+struct Writes {
+    all: Semaphore,
+    patient: Semaphore,
+}
+
+impl Writes {
+    fn new() -> Self {
+        Self { all: Semaphore::new(WRITES), patient: Semaphore::new(PATIENT) }
+    }
+
+    /// A place for a write of this task. Both are never closed.
+    async fn turn(&self) -> [Option<SemaphorePermit<'_>>; 2] {
+        let urgent = URGENT.try_with(|urgent| *urgent).unwrap_or(false);
+        let patient = if urgent { None } else { self.patient.acquire().await.ok() };
+        [patient, self.all.acquire().await.ok()]
     }
 }
 
@@ -278,7 +299,7 @@ impl Store for KubernetesStore {
         }
         let (key, patch) = (object.key(), Patch::Apply(object::status_patch(object)?));
         let params = PatchParams::apply(MANAGER).force();
-        let _turn = self.writes.acquire().await;
+        let _turn = self.writes.turn().await;
         let api = self.api::<K>(&key);
         let mut result = within(api.patch_status(&key.name, &params, &patch)).await;
         if let Ok(raw) = &result
@@ -299,7 +320,7 @@ impl Store for KubernetesStore {
         }
         let (key, patch) = (object.key(), Patch::Merge(object::finalizers_patch(&object.metadata, &finalizers)));
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        let _turn = self.writes.acquire().await;
+        let _turn = self.writes.turn().await;
         let result = within(self.api::<K>(&key).patch(&key.name, &params, &patch)).await;
         self.written(object, "the finalizers", result).await
     }
@@ -352,5 +373,24 @@ impl Store for KubernetesStore {
             ..ObjectReference::default()
         };
         self.events.record(reference, event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, future::join_all};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_urgent_write_finds_a_place_however_many_others_wait() {
+        let writes = Writes::new();
+        let patient = join_all((0..PATIENT).map(|_| writes.turn())).await;
+        assert!(writes.turn().now_or_never().is_none());
+        let urgent = URGENT.scope(true, writes.turn()).now_or_never().expect("a place for what is urgent");
+        assert!(URGENT.scope(false, writes.turn()).now_or_never().is_none());
+        drop(patient);
+        assert!(writes.turn().now_or_never().is_some());
+        drop(urgent);
     }
 }

@@ -11,7 +11,7 @@ use kube::{
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::{cache::Cache, object};
+use super::{PAGE, cache::Cache, object};
 use crate::{kind::Kind, kubernetes::chain};
 
 /// The first and the longest pause before an API server that failed is asked again.
@@ -21,7 +21,7 @@ const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// `listed` becomes true with the first whole list.
 pub(super) async fn run<K: Kind>(api: Api<DynamicObject>, cache: Arc<Cache<K>>, listed: watch::Sender<bool>) {
     // A watch is begun anew each minute, so that one whose connection is dead is noticed.
-    let mut events = pin!(watcher(api, watcher::Config::default().timeout(60)));
+    let mut events = pin!(watcher(api, watcher::Config::default().timeout(60).page_size(PAGE)));
     let (mut listed_version, mut found, mut pause, mut troubled) = (0, BTreeSet::new(), AGAIN.0, false);
     while let Some(event) = events.next().await {
         let event = match event {

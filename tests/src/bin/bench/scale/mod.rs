@@ -10,30 +10,34 @@ use std::{
 
 use futures_util::future::join_all;
 use pvelet_tests::{
-    Fleet, FleetOptions,
+    FleetOptions,
     fleet::{Host, site::FleetSite, site::written},
-    process::{cpu_seconds, resident_mib, resident_peak_mib},
+    process::{cpu_seconds, resident_mib, resident_own_mib, resident_peak_mib},
 };
 use tokio::runtime::Runtime;
 
 use crate::report::{Report, ms, quantile};
 
-/// Hosts, unless PVELET_SCALE says otherwise.
-const SIZES: &str = "10,100,1000";
+/// Hosts, unless PVELET_SCALE says otherwise; of those after an x so many are in one PVE cluster, and tell of each other's VMs too.
+const SIZES: &str = "10,100,1000,1000x16";
 /// Machines for each host.
 const MACHINES: usize = 10;
-/// Hosts in a PVE cluster, where they do not stand alone.
-const IN_CLUSTER: usize = 16;
 /// One host of so many can be frozen.
 const MORTAL: usize = 10;
 /// What nothing here takes.
 const LIMIT: Duration = Duration::from_secs(3600);
 /// How long the controller is left alone; watches are begun anew each minute, and so is the look at each host's clock.
-const REST: Duration = Duration::from_secs(120);
-/// VMs stopped by hand in one round.
+const REST: Duration = Duration::from_secs(75);
+/// VMs stopped by hand while all is well, before and after the hosts are dead, and how long that takes; twice as many while they are.
 const STOPS: usize = 200;
+const WELL: Duration = Duration::from_secs(20);
+/// A host that stands still is noticed after twenty seconds. What comes before, what that brings about, and what comes after are all in it.
+const DEAD: Duration = Duration::from_secs(45);
+/// The slowest of a round whose lines of the controller's log are shown.
+const SLOWEST: usize = 3;
 
 /// What was measured with one number of hosts.
+#[derive(Debug)]
 pub(crate) struct Outcome {
     hosts: usize,
     made: f64,
@@ -42,6 +46,7 @@ pub(crate) struct Outcome {
     passes: f64,
     taken_over: f64,
     resident: f64,
+    own: f64,
     peak: f64,
     rest: f64,
     rest_writes: f64,
@@ -53,18 +58,22 @@ pub(crate) struct Outcome {
 pub(crate) fn run(runtime: &Runtime, report: &mut Report) {
     let sizes = std::env::var("PVELET_SCALE").unwrap_or_else(|_| SIZES.to_owned());
     let mut all = Vec::new();
-    let sizes: Vec<usize> = sizes.split(',').map(|n| n.trim().parse().expect("PVELET_SCALE: numbers of hosts, such as 10,100")).collect();
-    for hosts in &sizes {
-        let found = runtime.block_on(measure(*hosts, 1));
+    let number = |n: &str| n.trim().parse::<usize>().expect("PVELET_SCALE: numbers of hosts, such as 10,100,100x16");
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    for size in sizes.split(',') {
+        if let Some((hosts, cluster)) = size.split_once('x') {
+            let found = runtime.block_on(measure(number(hosts), number(cluster)));
+            tell(report, &found, &format!(" in clusters of {cluster}"));
+            continue;
+        }
+        let found = runtime.block_on(measure(number(size), 1));
         tell(report, &found, "");
         all.push(found);
+        all.sort_by_key(|o: &Outcome| o.hosts);
+        // What comes after may take long.
+        fs::write(target.join("scale.svg"), chart::draw(&all)).unwrap();
+        fs::write(target.join("scale.md"), table(&all)).unwrap();
     }
-    // Hosts of a cluster tell of each other's VMs too.
-    let found = runtime.block_on(measure(sizes.iter().copied().max().unwrap_or(0), IN_CLUSTER));
-    tell(report, &found, &format!(" in clusters of {IN_CLUSTER}"));
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    fs::write(target.join("scale.svg"), chart::draw(&all)).unwrap();
-    fs::write(target.join("scale.md"), table(&all)).unwrap();
 }
 
 async fn measure(hosts: usize, cluster: usize) -> Outcome {
@@ -92,7 +101,8 @@ async fn measure(hosts: usize, cluster: usize) -> Outcome {
     tokio::time::sleep(REST).await;
     let rest = (cpu_seconds(site.controller.pid()) - cpu) / begun.elapsed().as_secs_f64() * 100.0;
     let resting = written(&before, &site.writes().await);
-    let (resident, peak) = (resident_mib(site.controller.pid()), resident_peak_mib(site.controller.pid()));
+    let (resident, own) = (resident_mib(site.controller.pid()), resident_own_mib(site.controller.pid()));
+    let peak = resident_peak_mib(site.controller.pid());
 
     step("everything is looked at again");
     let before = site.writes().await;
@@ -102,14 +112,17 @@ async fn measure(hosts: usize, cluster: usize) -> Outcome {
 
     step("VMs are stopped by hand");
     let vms = vms(site.fleet.living());
-    let round = STOPS.min(vms.len() / 3);
-    let first = repairs(&site.fleet, &vms[..round]).await;
+    let round = STOPS.min(vms.len() / 4);
+    let first = repairs(&site, &vms[..round], WELL).await;
     step("the same with a tenth of the hosts dead");
     site.fleet.freeze();
-    let dead = repairs(&site.fleet, &vms[round..round * 2]).await;
+    let dead = repairs(&site, &vms[round..round * 3], DEAD).await;
+    site.reached(hosts - mortal, LIMIT).await;
     site.fleet.thaw();
+    site.reached(hosts, LIMIT).await;
+    site.quiet(LIMIT).await;
     step("the same once they are back");
-    let last = repairs(&site.fleet, &vms[round * 2..round * 3]).await;
+    let last = repairs(&site, &vms[round * 3..round * 4], WELL).await;
     let (mut well, mut dead) = ([first, last].concat(), dead);
     let repair = (quantile(&mut well, 0.5), quantile(&mut well, 0.99));
     let dead = (quantile(&mut dead, 0.5) / repair.0, quantile(&mut dead, 0.99) / repair.1);
@@ -132,6 +145,7 @@ async fn measure(hosts: usize, cluster: usize) -> Outcome {
         passes: passes / each,
         taken_over,
         resident,
+        own,
         peak,
         rest,
         rest_writes: sum(&resting) / REST.as_secs_f64() * 60.0,
@@ -148,23 +162,34 @@ fn vms(hosts: &[Host]) -> Vec<(usize, u32)> {
     (0..most).flat_map(|n| of.iter().enumerate().filter_map(move |(host, vms)| Some((host, vms.get(n)?.0)))).collect()
 }
 
-/// How long each VM is away that somebody stops, in ms; two at a time, as a rack of hosts would be.
-async fn repairs(fleet: &Fleet, vms: &[(usize, u32)]) -> Vec<f64> {
+/// How long each VM is away that somebody stops, in ms; two at a time, as a rack of hosts would be, spread over this time.
+async fn repairs(site: &FleetSite, vms: &[(usize, u32)], over: Duration) -> Vec<f64> {
+    let hosts = site.fleet.living();
     let mut took = Vec::new();
+    let mut turns = tokio::time::interval(over * 2 / u32::try_from(vms.len().max(2)).expect("a few hundred"));
     for pair in vms.chunks(2) {
+        turns.tick().await;
         let one = |(host, vmid): (usize, u32)| async move {
-            let host = &fleet.living()[host];
+            let host = &hosts[host];
             let begun = Instant::now();
             host.stop_by_hand(vmid);
             host.until_running(vmid, LIMIT).await;
-            ms(begun.elapsed())
+            (ms(begun.elapsed()), host, vmid)
         };
         took.extend(join_all(pair.iter().copied().map(one)).await);
     }
-    took
+    took.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let log = site.controller.log();
+    for (time, host, vmid) in took.iter().rev().take(SLOWEST) {
+        let name = host.vms().into_iter().find(|(id, _)| id == vmid).map(|(_, name)| name).unwrap_or_default();
+        eprintln!("bench: scale: slowest: {name} on {}: {time:.0} ms", host.name);
+        log.lines().filter(|l| l.contains(&name)).rev().take(6).for_each(|line| eprintln!("  {line}"));
+    }
+    took.into_iter().map(|(time, ..)| time).collect()
 }
 
 fn tell(report: &mut Report, of: &Outcome, how: &str) {
+    eprintln!("bench: scale{how}: {of:?}");
     let name = |what: &str| format!("controller, {} hosts{how}, {} machines: {what}", of.hosts, of.hosts * MACHINES);
     report.tell(&name("cold start to all made and running"), of.made, "s");
     report.tell(&name("processor time of that"), of.made_cpu, "s");
@@ -172,6 +197,7 @@ fn tell(report: &mut Report, of: &Outcome, how: &str) {
     report.tell(&name("passes of that, for each machine"), of.passes, "");
     report.tell(&name("another one takes over, to all looked at"), of.taken_over, "s");
     report.at_most(&name("resident"), of.resident, "MiB", 150.0);
+    report.tell(&name("resident, without program and libraries"), of.own, "MiB");
     report.tell(&name("resident, at most"), of.peak, "MiB");
     report.at_most(&name("at rest: share of a core"), of.rest, "%", 2.0);
     report.at_most(&name("at rest: API writes"), of.rest_writes, "/min", 0.0);
@@ -185,7 +211,7 @@ fn tell(report: &mut Report, of: &Outcome, how: &str) {
 /// The growth as a table for people.
 fn table(all: &[Outcome]) -> String {
     type Value = fn(&Outcome) -> String;
-    let rows: [(&str, Value); 13] = [
+    let rows: [(&str, Value); 15] = [
         ("machines", |o| (o.hosts * MACHINES).to_string()),
         ("cold start to all made and running", |o| format!("{:.1} s", o.made)),
         ("processor time of that, for each machine", |o| format!("{:.1} ms", o.made_cpu * 1000.0 / (o.hosts * MACHINES) as f64)),
@@ -193,12 +219,14 @@ fn table(all: &[Outcome]) -> String {
         ("passes of that, for each machine", |o| format!("{:.1}", o.passes)),
         ("another controller takes over, to all looked at", |o| format!("{:.1} s", o.taken_over)),
         ("resident", |o| format!("{:.1} MiB", o.resident)),
+        ("of it without program and libraries", |o| format!("{:.1} MiB", o.own)),
         ("at rest: share of a core", |o| format!("{:.2} %", o.rest)),
         ("at rest: API writes per minute", |o| format!("{:.0}", o.rest_writes)),
         ("all looked at again: API writes", |o| format!("{:.0}", o.again_writes)),
         ("VM stopped by hand to running again, p50", |o| format!("{:.0} ms", o.repair.0)),
         ("VM stopped by hand to running again, p99", |o| format!("{:.0} ms", o.repair.1)),
         ("the same beside a tenth of dead hosts, over alone, p50", |o| format!("{:.2}", o.dead.0)),
+        ("the same, p99", |o| format!("{:.2}", o.dead.1)),
     ];
     let mut text = String::from("| hosts |");
     all.iter().for_each(|o| text.push_str(&format!(" {} |", o.hosts)));
