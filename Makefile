@@ -32,7 +32,6 @@ test: build ## All tests but the former version, which test-full has
 	@$(MAKE) --no-print-directory test-deb
 	@$(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-guests
-	@$(MAKE) --no-print-directory test-rollout
 
 test-deb: build deb-tools ## The Debian packages: contents, and their life in a Debian 12
 	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(REAL_FEATURES) --test deb
