@@ -27,7 +27,7 @@ demo: build ## Three simulated PVE hosts, a controller, three machines: the main
 test-quick: build ## Unit tests only: the daily loop
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES) --lib --bins
 
-test: build ## All tests but the former version, which test-full has
+test: build ## All tests but the rollout and the former version, which test-full has
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
 	@$(MAKE) --no-print-directory test-deb
 	@$(MAKE) --no-print-directory test-kubernetes
