@@ -72,12 +72,16 @@ impl Credentials {
     /// Reads the files again and takes them over when all are good; closes the connections that are no longer accepted. A bad file keeps
     /// the last good set. With `force` unchanged files are judged again too. Blocks for as long as the files take to read.
     pub fn reload(&self, force: bool) {
+        let before = self.rejected().map(|e| e.to_string());
         match self.try_reload(force) {
             Ok(None) => {}
             Ok(Some(closed)) => tracing::info!(closed, serial = self.current().own.serial, "TLS files reloaded"),
             Err(error) => {
                 self.metrics.tls_reload_failed();
-                tracing::error!(%error, "TLS files are bad; the last good ones stay in use");
+                // While the files cannot be watched they are read every few seconds, and the same is told once.
+                if force || before != Some(error.to_string()) {
+                    tracing::error!(%error, "TLS files are bad; the last good ones stay in use");
+                }
             }
         }
     }

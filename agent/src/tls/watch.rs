@@ -101,15 +101,13 @@ fn watch(folders: &BTreeSet<PathBuf>) -> io::Result<AsyncFd<Inotify>> {
         | WatchMask::MOVE_SELF
         | WatchMask::DELETE_SELF
         | WatchMask::ONLYDIR;
-    let mut watched = 0;
-    for folder in folders {
-        match inotify.watches().add(folder, mask) {
-            Ok(_) => watched += 1,
-            Err(error) => tracing::warn!(folder = %folder.display(), %error, "cannot watch a folder of the TLS files"),
-        }
+    let add = |folder: &PathBuf| inotify.watches().add(folder, mask).err().map(|e| format!("{}: {e}", folder.display()));
+    let failed: Vec<String> = folders.iter().filter_map(add).collect();
+    if failed.len() == folders.len() {
+        return Err(io::Error::other(format!("no folder can be watched ({})", failed.join("; "))));
     }
-    if watched == 0 {
-        return Err(io::Error::other("no folder can be watched"));
+    for folder in failed {
+        tracing::warn!(folder, "cannot watch a folder of the TLS files");
     }
     #[allow(deprecated, reason = "what replaces it is unsafe; Inotify owns its descriptor, which is what that is about")]
     AsyncFd::new(inotify)
