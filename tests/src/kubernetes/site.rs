@@ -85,6 +85,17 @@ impl Site {
         Controller::in_cluster(self.stack.dir.path(), &self.stack.pki, installation, instance, &kubeconfig, helm::NAMESPACE)
     }
 
+    /// Holds the lock of the first host's storage `local`: clones wait for it. Answers with its number, for [`Self::release`].
+    pub fn hold_storage(&self) -> u64 {
+        let request = Request::HoldLock { node: "pve1".into(), vmid: None, storage: Some("local".into()) };
+        self.stack.sim.control().call(&request).unwrap().as_u64().expect("a number")
+    }
+
+    /// Releases a lock.
+    pub fn release(&self, id: u64) {
+        self.stack.sim.control().call(&Request::ReleaseLock { id }).unwrap();
+    }
+
     /// Names of the VMs on all hosts, but for templates.
     pub async fn vms(&self) -> Vec<String> {
         let mut names = Vec::new();

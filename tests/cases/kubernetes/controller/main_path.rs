@@ -151,8 +151,13 @@ async fn an_object_that_is_deleted_while_its_clone_runs_leaves_nothing() {
     let before = site.stack.sim.control().leftovers().unwrap();
     let mut controller = site.controller("lab", "a").await;
     controller.start();
+    // It is seen before it can end, and then copies slowly.
+    let lock = site.hold_storage();
+    let slow = json!({"storages": {"local": {"rate_kib": 256}}});
+    site.stack.sim.control().call(&Request::Faults { node: "pve1".into(), change: slow }).unwrap();
     site.machine("web-1", json!({"cloneMode": "full"})).await;
     site.wait("web-1", |m| m["status"]["operation"]["action"] == "Clone").await;
+    site.release(lock);
     site.admin().delete(&format!("{MACHINES}/web-1")).await.unwrap();
     site.admin().wait_gone(MACHINES, "web-1", LIMIT).await;
     assert_eq!(site.stack.sim.control().leftovers().unwrap(), before);

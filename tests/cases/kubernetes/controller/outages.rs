@@ -17,11 +17,14 @@ async fn an_api_server_that_restarts_loses_and_doubles_nothing() {
     let mut site = Site::one().await;
     let mut controller = site.controller("lab", "a").await;
     controller.start();
+    // Until it is seen, no clone can end.
+    let lock = site.hold_storage();
     for i in 0..4 {
         site.machine(&format!("web-{i}"), json!({"cloneMode": "full"})).await;
     }
     site.wait("web-0", |m| m["status"]["operation"]["action"] == "Clone").await;
     site.server.kill();
+    site.release(lock);
     site.server.start_again().await;
     for i in 0..4 {
         site.wait(&format!("web-{i}"), ready).await;
