@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use pvelet_tests::{
+    counts,
     helm::{Helm, NAMESPACE, RELEASE, chart, collection},
     kubernetes::{ApiServer, Kube, PATIENCE},
     script::folder_of,
@@ -184,6 +185,12 @@ async fn a_release_is_installed_upgraded_and_uninstalled_has_the_least_rights_an
     let tenant = server.admin.get("/apis/pvelet.dev/v1alpha1/pvetenants/team-a").await.unwrap();
     assert_eq!(tenant["spec"]["namespaces"], json!(["team-a", "team-a-staging"]));
     has(&server.admin, true).await;
+    counts::tell(&format!(
+        "chart: {} rights always granted, {} where values ask for them, {} never",
+        ALWAYS.len(),
+        ASKED.len(),
+        NEVER.len()
+    ));
     run(&["uninstall", RELEASE], &json!({}));
     let left = server.admin.get(CRDS).await.unwrap()["items"].as_array().map_or(0, Vec::len);
     assert_eq!(left, crd_files().len());
