@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Knowledge, Room, Wake,
-    health::{FEATURE, HealthSight},
+    health::{FEATURE, HealthSight, Names},
     index::{Place, Placed},
     marks::Marks,
     operation::{OperationTable, knowledge},
@@ -41,7 +41,7 @@ const RECENT: usize = 64;
 /// Of these in one answer.
 const PAGE: u32 = 100;
 /// How often operations that ended long ago are forgotten where nothing happens.
-const SWEEP: Duration = Duration::from_secs(300);
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// How long what was told of a host before holds while its agent is asked for the first time. One that takes calls and does not get to tell what
 /// it has is no reason to say for ever that all is well.
@@ -55,7 +55,7 @@ pub(super) struct Session {
     /// Where its host is. It stays: another place is another session.
     pub(super) place: Place,
     host: Arc<str>,
-    common: Arc<Common>,
+    pub(super) common: Arc<Common>,
     state: Mutex<State>,
     wake: mpsc::UnboundedSender<Wake>,
     begun: Timestamp,
@@ -65,6 +65,7 @@ pub(super) struct Session {
 #[derive(Debug, Default)]
 pub(super) struct Common {
     pub(super) marks: Marks,
+    pub(super) names: Names,
     alike: Alike,
     answered: Mutex<Option<Timestamp>>,
 }

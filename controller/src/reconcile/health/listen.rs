@@ -50,7 +50,7 @@ impl Session {
                 message = stream.message() => match message {
                     Ok(Some(v1::WatchHealthResponse { health: Some(health), complete, .. })) => {
                         *told = true;
-                        self.change_health(|known| known.take(&health, complete));
+                        self.change_health(|known| known.take(&health, complete, &self.common.names));
                     }
                     Ok(Some(_)) => {}
                     Ok(None) => return Ok(()),
