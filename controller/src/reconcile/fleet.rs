@@ -250,6 +250,11 @@ impl Fleet {
         self.sessions().get(name).map(|s| s.place.cluster.clone())
     }
 
+    /// Whether a host's agent was asked and cannot be worked with.
+    pub(super) fn is_down(&self, name: &str) -> bool {
+        self.named(name).is_some_and(|s| matches!(s.state().view.link, Link::Down { .. }))
+    }
+
     /// One host, with cores and memory of the VMs that run there, and its health.
     pub(super) fn host(&self, name: &str) -> Option<(Arc<HostView>, Size, HealthSight)> {
         let session = self.named(name)?;
