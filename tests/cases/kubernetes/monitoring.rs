@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 /// Series of an installation in which all is well, whatever happened long ago: a value, and what is added each minute.
 const HEALTHY: &[(&str, &str)] = &[
-    (r#"pvelet_controller_leader{instance="c1"}"#, "1+0"),
-    (r#"pvelet_controller_leader{instance="c2"}"#, "0+0"),
+    (r#"pvelet_controller_leader{instance="c1",node="w1",pod="a"}"#, "1+0"),
+    (r#"pvelet_controller_leader{instance="c2",node="w2",pod="b"}"#, "0+0"),
     (r#"pvelet_controller_queue_length{instance="c1"}"#, "0+0"),
     (r#"pvelet_controller_queue_length{instance="c2"}"#, "0+0"),
     (r#"pvelet_controller_hosts{instance="c1",state="up"}"#, "3+0"),
@@ -45,9 +45,9 @@ const HEALTHY: &[(&str, &str)] = &[
 type Case = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
 const CASES: &[Case] = &[
     ("all is well", &[], &[]),
-    ("no controller", &[(r#"leader{instance="c1"}"#, ""), (r#"leader{instance="c2"}"#, "")], &["PveletControllerAbsent"]),
-    ("one of two controllers", &[(r#"leader{instance="c2"}"#, "")], &[]),
-    ("none leads", &[(r#"leader{instance="c1"}"#, "0+0")], &["PveletControllerLeaderless"]),
+    ("no controller", &[(r#"leader{instance="c1""#, ""), (r#"leader{instance="c2""#, "")], &["PveletControllerAbsent"]),
+    ("one of two controllers", &[(r#"leader{instance="c2""#, "")], &[]),
+    ("none leads", &[(r#"leader{instance="c1""#, "0+0")], &["PveletControllerLeaderless"]),
     ("a host is down", &[(r#"state="down""#, "1+0")], &["PveletHostsDown"]),
     (
         "machines need a person",

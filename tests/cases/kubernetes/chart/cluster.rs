@@ -97,7 +97,7 @@ const ALWAYS: &[Right] = &[
     Right("list", "pvelet.dev", "pvemachines", "", ""),
     Right("watch", "pvelet.dev", "pvehosts", "", ""),
     Right("patch", "pvelet.dev", "pvenetworks", "lan", ""),
-    Right("update", "pvelet.dev", "pvemachines", "web-1", "team-a"),
+    Right("patch", "pvelet.dev", "pvemachines", "web-1", "team-a"),
     Right("get", "pvelet.dev", "pvetenants", "team-a", ""),
     Right("patch", "pvelet.dev", "pvemachines/status", "web-1", "team-a"),
     Right("update", "pvelet.dev", "pvehosts/status", "pve1", ""),
@@ -123,6 +123,8 @@ const ASKED: &[Right] = &[
 const NEVER: &[Right] = &[
     Right("create", "pvelet.dev", "pvemachines", "", "team-a"),
     Right("delete", "pvelet.dev", "pvemachines", "web-1", "team-a"),
+    Right("update", "pvelet.dev", "pvemachines", "web-1", "team-a"),
+    Right("patch", "pvelet.dev", "pvetenants", "team-a", ""),
     Right("delete", "pvelet.dev", "pvehosts", "pve1", ""),
     Right("list", API, CRD, "", ""),
     Right("get", API, CRD, "issuers.cert-manager.io", ""),
