@@ -41,6 +41,11 @@ impl Access {
     }
 }
 
+/// Whether everything is to be tried: what is slow and not of the heart of the main way too.
+pub fn full() -> bool {
+    env::var("PVELET_ROLLOUT").is_ok_and(|v| v == "full")
+}
+
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
