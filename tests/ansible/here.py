@@ -75,7 +75,7 @@ class Here:
             },
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         return Done(done.returncode, done.stdout + done.stderr)

@@ -195,3 +195,132 @@ class Decisions(unittest.TestCase):
         hosts["elsewhere"] = {key: value for key, value in hosts["good"].items() if key != "__pvelet_agent_issued"}
         expected = {name: due for name, (_, _, due) in rows.items()} | {"elsewhere": False}
         self.assertEqual(self.decided(hosts, "{{ __pvelet_agent_certificate_due }}"), expected)
+
+
+class Whole(unittest.TestCase):
+    """Playbooks from their beginning to their end."""
+
+    # Each host has a folder of its own as its root, and what is asked of it is written down there.
+    PVELETCTL = """
+    for word; do case $word in *=*:*) host=${word%%=*} ;; esac; done
+    echo "$*" >>"$AT/called"
+    case $* in
+      "version --client") ;;
+      "pki show"*ca.crt*) echo '[{"usage": "CA", "status": "valid", "identity": "spiffe://t.example"}]' ;;
+      "pki show"*me.crt*) echo '[{"usage": "client", "serial": "01", "status": "valid", "identity": "x"}]' ;;
+      "pki show"*/pki" "*) cat "$AT/issued.json" ;;
+      "pki show"*) serial=$(cat "$3"); host=${serial#serial-}; host=${host%%-*}
+        echo "[{\\"usage\\": \\"server\\", \\"serial\\": \\"$serial\\", \\"status\\": \\"valid\\", \\"days_left\\": 100, \\"names\\": [],
+               \\"identity\\": \\"spiffe://t.example/cluster/$host/host/$host\\"}]" ;;
+      "pki sign"*) while [ "$1" != --node ]; do shift; done; echo "serial-$2-new" >"$AT/pki/issued/host-$2_$2.crt" ;;
+      *doctor) echo '{"hosts": [{"state": "ok", "checks": [{"id": "x", "state": "ok", "seen": "x", "observe_time": "now"}]}], "errors": []}' ;;
+      *"get host") echo "{\\"hosts\\": [{\\"facts\\": {\\"node\\": \\"$host\\", \\"mode\\": \\"manage\\", \\"quorate\\": true, \\"network_latched\\": false, \\"agent_version\\": \\"1.0\\"}}]}" ;;
+    esac
+    """
+    AGENT = """
+    root=$(dirname "$0"); echo "$*" | sed "s#$root/##; s#/[^ ]*/##" >>"$root/asked"
+    case $1 in
+      check-config) [ ! -e "$root/broken" ] || [ "$2" = --no-certificates ] || { echo "ca.crt: is no certificate" >&2; exit 1; } ;;
+      signing-request) ls "$root/tls" | grep next >>"$root/asked"; echo request ;;
+      install-certificate) cp "$2" "$root/tls/agent.crt"; echo installed ;;
+    esac
+    """
+    SYSTEMCTL = """
+    case $* in
+      *show*) [ "$(cat "$AT/state" 2>/dev/null)" != down ] || { echo ActiveState=failed; exit 0; }
+        printf '%s\\n' LoadState=loaded ActiveState=active SubState=running UnitFileState=enabled MainPID=0 StateChangeTimestamp=@4000000000 ;;
+      is-enabled*|*" is-enabled "*) echo enabled ;;
+      *) echo "$*" >>"$AT/systemd" ;;
+    esac
+    """
+
+    def here(self, hosts: list[str]) -> tuple[Here, dict]:
+        """Programs, a CA and hosts with an agent of version 1.0-1; and the variables of all."""
+        here = Here()
+        at = f"AT={here.path}"
+        here.program("pveletctl", at + self.PVELETCTL)
+        here.program("systemctl", at + self.SYSTEMCTL)
+        here.program("dpkg-query", "echo installed 1.0-1")
+        python = here.program("python", "echo 1")
+        here.write("pki/ca.crt", "ca\n")
+        here.write("pki/ca.crl", "crl\n")
+        (here.path / "pki" / "issued").mkdir()
+        here.write("pvelet-agent_2.0-1_amd64.deb", "a package")
+        rows = [{"usage": "client", "serial": "01", "status": "valid"}]
+        for name in hosts:
+            status = "revoked" if name == "revoked" else "valid"
+            rows.append({"usage": "server", "serial": f"serial-{name}-old", "status": status})
+            agent = here.program("agent", self.AGENT)
+            for file, text in {
+                "etc/os-release": 'ID=debian\nVERSION_ID="13"\n',
+                f"etc/pve/nodes/{name}/x": "",
+                "etc/pve/storage.cfg": "",
+                "usr/bin/x": "",
+                "var/x": "",
+                "etc/pvelet/agent.toml": 'mode = "observe"\n',
+                "etc/pvelet/tls/agent.crt": f"serial-{name}-old\n",
+                "etc/pvelet/tls/agent.key": "key",
+                "etc/pvelet/tls/agent.key.next": "somebody else's",
+                "etc/pvelet/tls/ca.crt": "ca\n",
+                "etc/pvelet/tls/ca.crl": "crl\n",
+            }.items():
+                here.write(f"{name}/{file}", text)
+            os.symlink(f"nodes/{name}", here.path / name / "etc/pve/local")
+            os.symlink(agent, here.path / name / "etc/pvelet/agent")
+            (here.path / name / "usr/bin/python3").symlink_to(python)
+        here.write("issued.json", rows)
+        root = f"{here.path}/{{{{ inventory_hostname }}}}"
+        return here, COMMON | {
+            "__pvelet_agent_root": root,
+            "__pvelet_agent_program": f"{root}/etc/pvelet/agent",
+            "__pvelet_agent_file": f"{root}/etc/pvelet/agent.toml",
+            "__pvelet_agent_tls": f"{root}/etc/pvelet/tls",
+            "__pvelet_agent_pause": 0,
+            "pvelet_agent_pki_dir": str(here.path / "pki"),
+            "pvelet_agent_ca": str(here.path / "pki/ca.crt"),
+            "pvelet_agent_crl": str(here.path / "pki/ca.crl"),
+            "pvelet_agent_client_cert": "me.crt",
+            "pvelet_agent_package": str(here.path / "pvelet-agent_2.0-1_amd64.deb"),
+            "pvelet_agent_min_free_mib": "1",
+        }
+
+    def test_an_install_takes_configuration_and_certificates_over_and_leaves_the_version(self):
+        # One after the other, since agents are started anew; the last is not.
+        names = ["old", "revoked", "spoilt"]
+        here, more = self.here(names)
+        with here:
+            here.write("spoilt/etc/pvelet/broken", "")
+            done = here.run("pvelet.pvelet.install", dict.fromkeys(names, {}), more)
+            self.assertEqual(done.failure("old") + done.failure("revoked"), "", done.text)
+            self.assertIn("pvelet-agent 1.0-1 stays, the inventory names 2.0-1: pvelet.pvelet.upgrade brings it", " ".join(done.text.split()))
+            for name in names:
+                self.assertIn('mode = "manage"', here.read(f"{name}/etc/pvelet/agent.toml"), done.text)
+            asked = {name: here.read(f"{name}/etc/pvelet/asked").splitlines() for name in names}
+            # The configuration first, without certificates that come after it; then both, before an agent is ended.
+            self.assertEqual([line.split()[:2] for line in asked["old"]][-1], ["check-config"], asked)
+            self.assertTrue(all(line.startswith("check-config --no-certificates") for line in asked["old"][:-1]), asked)
+            self.assertIn("ca.crt: is no certificate", done.failure("spoilt"), done.text)
+            self.assertEqual(here.read("systemd").count("restart"), 2, here.read("systemd"))
+            # A new key, not the one that waited.
+            self.assertEqual(here.read("revoked/etc/pvelet/tls/agent.crt"), "serial-revoked-new\n", done.text)
+            self.assertNotIn("agent.key.next", asked["revoked"])
+            self.assertIn("somebody else's", here.read("old/etc/pvelet/tls/agent.key.next"))
+
+    def test_an_upgrade_begins_with_an_agent_that_runs(self):
+        here, more = self.here(["a"])
+        with here:
+            here.write("state", "down")
+            done = here.run("pvelet.pvelet.upgrade", {"a": {}}, more, arguments=("--check",))
+            self.assertIn("pvelet-agent 1.0-1 is installed, and does not run", done.failure("a"), done.text)
+            self.assertIn("pvelet.pvelet.install brings this one up", done.failure("a"), done.text)
+
+    def test_health_is_asked_with_a_certificate_that_is_valid(self):
+        here, more = self.here(["a"])
+        with here:
+            rows = json.loads(here.read("issued.json"))
+            here.write("issued.json", [row | {"status": "ends soon" if row["usage"] == "client" else "valid"} for row in rows])
+            done = here.run("pvelet.pvelet.health", {"a": {}}, more)
+            self.assertEqual(done.failure("a"), "", done.text)
+            called = here.read("called")
+            self.assertIn("pki issue person ansible --role reader", called)
+            self.assertLess(called.index("pki issue"), called.index("get host"), called)
