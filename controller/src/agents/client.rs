@@ -10,11 +10,15 @@ use pvelet_proto::v1::{
 use tokio::sync::Semaphore;
 use tonic::{Code, Response, Status};
 
-use super::{AgentError, Shared, Target, guard::Guarded};
+use super::{
+    AgentError, Shared, Target,
+    guard::Guarded,
+    watch::{self, Watch, Watched},
+};
 use crate::{pki::CertInfo, tls};
 
 /// The largest answer: 10,000 VMs with room to spare.
-const MAX_MESSAGE: usize = 64 << 20;
+pub(super) const MAX_MESSAGE: usize = 64 << 20;
 /// VMs, volumes and operations to ask for at once.
 const PAGE: u32 = 1000;
 
@@ -108,6 +112,14 @@ impl AgentClient {
     /// Calls of OperationService.
     pub fn operation(&self) -> OperationServiceClient<Guarded> {
         OperationServiceClient::new(self.guarded.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Listens to what the agent tells.
+    ///
+    /// # Errors
+    /// The agent's, or the connection's, as it came.
+    pub async fn watch<W: Watched>(&self, request: W) -> Result<Watch<W::Event>, Status> {
+        watch::open(self.guarded.clone(), &request).await
     }
 
     /// Turns what a typed client returned into the answer, or an error that names this host.

@@ -10,8 +10,10 @@ mod client;
 mod error;
 mod fan_out;
 mod guard;
+mod http2;
 mod probe;
 mod revoked;
+mod watch;
 
 use std::{
     collections::BTreeMap,
@@ -26,6 +28,7 @@ pub use error::{AgentError, Cause, Failure, FieldError, code_name};
 pub use fan_out::{HostResult, fan_out};
 pub use guard::Guarded;
 pub use probe::{Probe, Probed, probe};
+pub use watch::{Watch, Watched};
 
 use crate::tls::{Address, Credentials};
 

@@ -23,7 +23,7 @@ use super::{
     machine::{Machines, Next},
     network::{NetworkIndex, Networks},
     node::Keeper,
-    queue::{Line, Queue},
+    queue::{Line, Queue, Turns},
     tenant::Tenants,
 };
 use crate::{
@@ -60,6 +60,7 @@ pub struct Controller<S> {
     tenants: Tenants<S>,
     queue: Queue,
     failures: Mutex<HashMap<ObjectRef, u32>>,
+    lost: Mutex<Turns>,
     metrics: Arc<Metrics>,
     wakes: Mutex<Option<mpsc::UnboundedReceiver<Wake>>>,
 }
@@ -104,6 +105,7 @@ impl<S: Store> Controller<S> {
             tenants,
             queue: Queue::default(),
             failures: Mutex::default(),
+            lost: Mutex::default(),
             metrics,
             wakes: Mutex::new(Some(wakes)),
         })
@@ -276,6 +278,17 @@ impl<S: Store> Controller<S> {
         }
     }
 
+    /// Machines whose host went are looked at one after the other: many hosts may have gone at once, and those that are well share an API server with
+    /// them. What is told of one of them itself does not wait for that.
+    fn lose(&self, machines: Vec<ObjectKey>) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        // A host that comes and goes takes no second turn for each.
+        for id in machines.into_iter().map(machine_ref).filter(|id| !self.queue.is_due_by(id, Turns::end(now))) {
+            self.queue.add_at(id, lost.turn(now), Line::Back);
+        }
+    }
+
     /// Machines that were not placed before all hosts have been asked are placed, if they have been.
     fn let_go(&self) {
         match self.fleet.asking(Timestamp::now()) {
@@ -304,7 +317,8 @@ impl<S: Store> Controller<S> {
         let network = |key: ObjectKey| ObjectRef { kind: Network::KIND.to_owned(), key };
         match wake {
             Wake::Host(name) => {
-                self.add_all(self.index.concerned(self.fleet.cluster(&name).as_deref()), Line::Back);
+                let concerned = self.index.concerned(self.fleet.cluster(&name).as_deref());
+                if self.fleet.is_down(&name) { self.lose(concerned) } else { self.add_all(concerned, Line::Back) }
                 if self.index.holds() {
                     self.let_go();
                 }

@@ -21,7 +21,7 @@ pub(super) struct Place {
 /// What a machine takes where it is placed, for counting what does not run yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reservation {
-    pub(super) uuid: Option<String>,
+    pub(super) uuid: Option<Arc<str>>,
     pub(super) wish: Wish,
     /// The template, which says what the wish leaves out.
     pub(super) source: SourceSpec,
@@ -31,7 +31,7 @@ pub(super) struct Reservation {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Placed {
     pub(super) revision: u64,
-    pub(super) machines: BTreeMap<Key, Reservation>,
+    pub(super) machines: BTreeMap<Key, Arc<Reservation>>,
 }
 
 /// A key, of which there are many copies.
@@ -45,9 +45,9 @@ pub(super) struct Index {
 
 #[derive(Debug, Default)]
 struct State {
-    machines: HashMap<Key, Entry>,
-    by_uid: HashMap<String, Key>,
-    by_uuid: HashMap<String, Key>,
+    machines: HashMap<Key, Box<Entry>>,
+    by_uid: HashMap<Arc<str>, Key>,
+    by_uuid: HashMap<Arc<str>, Key>,
     /// Machines whose VM is not made, by its name.
     by_name: HashMap<String, BTreeSet<Key>>,
     by_cluster: HashMap<String, HashSet<Key>>,
@@ -64,13 +64,13 @@ struct State {
 
 #[derive(Debug, PartialEq)]
 struct Entry {
-    uid: String,
+    uid: Arc<str>,
     vm_name: String,
     created: bool,
     phase: Phase,
     place: Option<Place>,
-    reservation: Option<Reservation>,
-    uuid: Option<String>,
+    reservation: Option<Arc<Reservation>>,
+    uuid: Option<Arc<str>>,
     /// What it waits for, where no host had room.
     demand: Option<Arc<Demand>>,
 }
@@ -92,14 +92,14 @@ impl Index {
 
     /// Takes over what a machine is, and what was decided for it.
     pub(super) fn put(&self, key: &ObjectKey, machine: &PveMachine) {
-        let entry = Entry::of(machine);
+        let entry = Box::new(Entry::of(machine));
         let mut state = self.state();
         state.leave(key);
         if state.machines.get(key).is_some_and(|known| *known == entry) {
             return;
         }
         let key = state.machines.get_key_value(key).map_or_else(|| Arc::new(key.clone()), |(key, _)| Arc::clone(key));
-        let takes = |entry: &Entry| entry.reservation.as_ref().map(|r| r.wish.size(None)).unwrap_or_default();
+        let takes = |entry: &Box<Entry>| entry.reservation.as_ref().map(|r| r.wish.size(None)).unwrap_or_default();
         let (old, new) = (state.machines.get(&key).map(takes).unwrap_or_default(), takes(&entry));
         state.freed |= new.memory_mib < old.memory_mib || new.cores < old.cores;
         state.forget(&key, entry.place.as_ref());
@@ -114,6 +114,11 @@ impl Index {
 
     pub(super) fn has_uid(&self, uid: &str) -> bool {
         self.state().by_uid.contains_key(uid)
+    }
+
+    /// Whether a machine has this VM.
+    pub(super) fn has_uuid(&self, uuid: &str) -> bool {
+        self.state().by_uuid.contains_key(uuid)
     }
 
     /// What is placed on a node.
@@ -258,10 +263,10 @@ impl State {
         }
     }
 
-    fn insert(&mut self, key: Key, entry: Entry) {
-        self.by_uid.insert(entry.uid.clone(), Arc::clone(&key));
+    fn insert(&mut self, key: Key, entry: Box<Entry>) {
+        self.by_uid.insert(Arc::clone(&entry.uid), Arc::clone(&key));
         if let Some(uuid) = &entry.uuid {
-            self.by_uuid.insert(uuid.clone(), Arc::clone(&key));
+            self.by_uuid.insert(Arc::clone(uuid), Arc::clone(&key));
         }
         if !entry.created {
             self.by_name.entry(entry.vm_name.clone()).or_default().insert(Arc::clone(&key));
@@ -271,7 +276,7 @@ impl State {
             self.revision += 1;
             let placed = Arc::make_mut(self.placed.entry(place.clone()).or_default());
             placed.revision = self.revision;
-            placed.machines.insert(Arc::clone(&key), reservation.clone());
+            placed.machines.insert(Arc::clone(&key), Arc::clone(reservation));
         }
         self.machines.insert(key, entry);
     }
@@ -281,15 +286,16 @@ impl Entry {
     fn of(machine: &PveMachine) -> Self {
         let (spec, status) = (&machine.spec, &machine.status);
         let place = status.cluster.clone().zip(status.node.clone()).map(|(cluster, node)| Place { cluster, node });
-        let reservation = || Reservation { uuid: status.uuid.clone(), wish: Wish::of(spec), source: spec.source.clone() };
+        let uuid: Option<Arc<str>> = status.uuid.as_deref().map(Arc::from);
+        let reservation = || Arc::new(Reservation { uuid: uuid.clone(), wish: Wish::of(spec), source: spec.source.clone() });
         Self {
-            uid: machine.metadata.uid.clone(),
+            uid: machine.metadata.uid.as_str().into(),
             vm_name: machine.vm_name().to_owned(),
             created: status.created,
             phase: status.phase,
             reservation: place.as_ref().map(|_| reservation()),
             place,
-            uuid: status.uuid.clone(),
+            uuid,
             demand: Demand::of(machine),
         }
     }

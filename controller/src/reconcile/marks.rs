@@ -28,8 +28,8 @@ impl Marks {
         let Some(uid) = machine_uid(vm) else { return };
         let mut state = self.state();
         // Once for each VM, so that taking one away leaves the others.
-        state.by_uid.entry(uid.to_owned()).or_default().push(Arc::clone(host));
-        state.by_name.entry(vm.name.clone()).or_default().push(Arc::clone(host));
+        note(&mut state.by_uid, uid, host);
+        note(&mut state.by_name, &vm.name, host);
     }
 
     /// It tells of it no more, or of another in its place.
@@ -48,6 +48,14 @@ impl Marks {
     /// Hosts whose agents tell of marked VMs of this name.
     pub(super) fn of_name(&self, name: &str) -> BTreeSet<Arc<str>> {
         self.state().by_name.get(name).into_iter().flatten().cloned().collect()
+    }
+}
+
+fn note(marks: &mut HashMap<String, Vec<Arc<str>>>, key: &str, host: &Arc<str>) {
+    match marks.get_mut(key) {
+        Some(hosts) => hosts.push(Arc::clone(host)),
+        // Most are one host's, and there are ten thousand of them.
+        None => drop(marks.insert(key.to_owned(), vec![Arc::clone(host)])),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,8 +16,8 @@ use crate::agents::{AgentError, Cause};
 
 /// How many operations of one agent are kept; an older one is asked for when it matters.
 const KEPT: usize = 4096;
-/// How long one that has ended is kept: a thousand agents tell a thousand each of a day.
-const KEPT_FOR: Duration = Duration::from_secs(600);
+/// How long one that has ended is kept: a thousand agents tell a thousand each of a day, and what it led to is decided within seconds.
+const KEPT_FOR: Duration = Duration::from_secs(120);
 
 /// The step of a network change that is applied and waits for ConfirmNetwork.
 const WAITING: &str = "waiting for confirmation";
@@ -39,8 +40,8 @@ pub(super) fn answered(error: &AgentError) -> Option<String> {
 /// The operations of one agent, by request id.
 #[derive(Debug, Default)]
 pub(super) struct OperationTable {
-    known: HashMap<String, Knowledge>,
-    order: VecDeque<(String, Instant)>,
+    known: HashMap<Arc<str>, Knowledge>,
+    order: VecDeque<(Arc<str>, Instant)>,
     /// Those that wait for the confirmation of a network change.
     waiting: HashSet<String>,
     /// The newest stop that was carried out, by the VM's UUID, unless a machine's own policy ordered it.
@@ -53,14 +54,18 @@ impl OperationTable {
         self.note_stop(operation);
         let known = knowledge(host, operation);
         let begins_to_wait = self.note_waiting(operation);
-        match self.known.get(&operation.request_id) {
+        match self.known.get(operation.request_id.as_str()) {
             Some(old) if *old == known => return begins_to_wait,
             // A call's answer may be older than what the stream has told meanwhile; nothing that ended goes on.
             Some(Knowledge::Ended(_)) if matches!(known, Knowledge::Active { .. }) => return false,
             _ => {}
         }
-        if self.known.insert(operation.request_id.clone(), known).is_none() {
-            self.order.push_back((operation.request_id.clone(), Instant::now()));
+        if let Some(old) = self.known.get_mut(operation.request_id.as_str()) {
+            *old = known;
+        } else {
+            let id: Arc<str> = operation.request_id.as_str().into();
+            self.known.insert(Arc::clone(&id), known);
+            self.order.push_back((id, Instant::now()));
             self.forget_old();
         }
         true
@@ -73,13 +78,13 @@ impl OperationTable {
 
     /// Forgets what ended long ago.
     pub(super) fn forget_old(&mut self) {
-        let ended = |known: &HashMap<String, Knowledge>, id: &str| !matches!(known.get(id), Some(Knowledge::Active { .. }));
+        let ended = |known: &HashMap<Arc<str>, Knowledge>, id: &str| !matches!(known.get(id), Some(Knowledge::Active { .. }));
         while let Some((id, time)) = self.order.front() {
             if self.order.len() <= KEPT && !(time.elapsed() > KEPT_FOR && ended(&self.known, id)) {
                 return;
             }
             self.known.remove(id);
-            self.waiting.remove(id);
+            self.waiting.remove(&**id);
             self.order.pop_front();
         }
         // Not before here: it has become empty.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
@@ -18,6 +19,41 @@ pub(super) enum Line {
     /// All else.
     Back,
 }
+
+/// How long after a host went its machines are looked at first. It is told at the host at once; an agent that only restarts is back by then, and why
+/// it cannot be connected to is known.
+const GRACE: Duration = Duration::from_secs(6);
+/// The time between two machines whose hosts went.
+const PACE: Duration = Duration::from_millis(50);
+/// How long these may take together, beyond the grace. More than fit into it share it.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// When machines whose hosts went are looked at: soon where these are few, and one after the other where they are many.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    next: Option<Instant>,
+}
+
+impl Turns {
+    /// When the last of those that go now will have had its turn.
+    pub(super) fn end(now: Instant) -> Instant {
+        now + GRACE + LONGEST
+    }
+
+    /// The next turn.
+    pub(super) fn turn(&mut self, now: Instant) -> Instant {
+        let first = now + GRACE;
+        let at = self.next.filter(|next| *next > first).unwrap_or(first);
+        if at >= first + LONGEST {
+            return first + LONGEST.mul_f64(rand::random_range(0.0..1.0));
+        }
+        self.next = Some(at + PACE);
+        at
+    }
+}
+
+/// Objects for which room is kept though none is due.
+const ROOM: usize = 256;
 
 #[derive(Debug, Default)]
 pub(super) struct Queue {
@@ -51,6 +87,21 @@ impl State {
         }
         if !self.running.contains(&id) {
             self.ready[line as usize].push_back(id);
+        }
+    }
+
+    /// Gives back what ten thousand objects took that were due at once.
+    fn rest(&mut self) {
+        let Self { ready, queued, running: _, again, timers: _, due } = self;
+        ready.iter_mut().filter(|ready| ready.is_empty()).for_each(|ready| ready.shrink_to(ROOM));
+        if queued.is_empty() {
+            queued.shrink_to(ROOM);
+        }
+        if again.is_empty() {
+            again.shrink_to(ROOM);
+        }
+        if due.len() < ROOM {
+            due.shrink_to(ROOM);
         }
     }
 
@@ -95,6 +146,12 @@ impl Queue {
         self.changed(Line::Front).notify_one();
     }
 
+    /// Whether it is due by then anyway.
+    pub(super) fn is_due_by(&self, id: &ObjectRef, at: Instant) -> bool {
+        let state = self.state();
+        state.due.get(id).is_some_and(|(due, _)| *due <= at) || state.queued.contains_key(id)
+    }
+
     /// The next that is due in a line. Must be followed by [`Queue::done`]. One waits for each line; the one in front looks at the clock for both.
     pub(super) async fn next(&self, line: Line) -> ObjectRef {
         loop {
@@ -133,6 +190,9 @@ impl Queue {
     pub(super) fn done(&self, id: &ObjectRef) {
         let mut state = self.state();
         state.running.remove(id);
+        if state.running.is_empty() {
+            state.rest();
+        }
         if let Some(line) = state.again.remove(id) {
             state.push(id.clone(), line);
             drop(state);
@@ -148,8 +208,6 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::kind::ObjectKey;
 
@@ -233,5 +291,60 @@ mod tests {
         queue.add_at(id("last"), start + Duration::from_secs(4), Line::Front);
         let found = tokio::join!(queue.next(Line::Front), queue.next(Line::Back));
         assert_eq!((found, start.elapsed()), ((id("last"), id("later")), Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn machines_whose_hosts_went_take_turns_after_a_grace() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        assert_eq!([turns.turn(now), turns.turn(now), turns.turn(now)], [now + GRACE, now + GRACE + PACE, now + GRACE + PACE * 2]);
+        let later = now + LONGEST;
+        assert_eq!(turns.turn(later), later + GRACE, "after a while without any there is no queue");
+    }
+
+    #[test]
+    fn however_many_hosts_went_no_machine_waits_for_longer_than_is_said() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        let fit = usize::try_from(LONGEST.as_millis() / PACE.as_millis()).unwrap_or_default();
+        let all: Vec<Instant> = (0..fit * 4).map(|_| turns.turn(now)).collect();
+        assert!(all.iter().all(|at| (now + GRACE..now + GRACE + LONGEST).contains(at)));
+        // Those that are too many are among the others, not all at the end.
+        let half = now + GRACE + LONGEST / 2;
+        assert!(all[fit..].iter().filter(|at| **at < half).count() > fit / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_is_due_much_later_anyway_does_not_wait_for_that() {
+        let (queue, now) = (Queue::default(), Instant::now());
+        queue.add_at(id("a"), Turns::end(now) + PACE, Line::Front);
+        assert!(!queue.is_due_by(&id("a"), Turns::end(now)));
+        queue.add_at(id("a"), now + GRACE, Line::Back);
+        assert!(queue.is_due_by(&id("a"), Turns::end(now)));
+        assert_eq!(queue.state().due[&id("a")].0, now + GRACE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_told_of_a_machine_does_not_wait_for_its_turn() {
+        let queue = Queue::default();
+        queue.add_at(id("a"), Instant::now() + GRACE, Line::Back);
+        queue.add(id("a"), Line::Front);
+        assert_eq!(queue.next(Line::Front).await, id("a"));
+        queue.done(&id("a"));
+        assert!(queue.state().timers.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_many_objects_took_is_given_back() {
+        let queue = Queue::default();
+        for n in 0..ROOM * 8 {
+            queue.add(id(&n.to_string()), Line::Back);
+            queue.add_at(id(&format!("later {n}")), Instant::now() + GRACE, Line::Back);
+        }
+        for _ in 0..ROOM * 8 {
+            let id = queue.next(Line::Back).await;
+            queue.done(&id);
+        }
+        let state = queue.state();
+        assert!(state.queued.capacity() <= ROOM * 2 && state.ready[1].capacity() <= ROOM * 2);
+        assert_eq!(state.due.len(), ROOM * 8);
     }
 }

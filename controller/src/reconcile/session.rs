@@ -16,14 +16,14 @@ use tracing::{debug, info, warn};
 
 use super::{
     Knowledge, Room, Wake,
-    health::{FEATURE, HealthSight},
+    health::{FEATURE, HealthSight, Names},
     index::{Place, Placed},
     marks::Marks,
     operation::{OperationTable, knowledge},
     view::{Alike, Facts, HostView, Link, RunState, VmTable, VmView},
 };
 use crate::{
-    agents::{AgentClient, AgentError, Cause},
+    agents::{AgentClient, AgentError, Cause, Watch},
     epoch::Epoch,
     kind::{ObjectKey, SourceSpec},
     placement::{Size, is_source},
@@ -41,7 +41,7 @@ const RECENT: usize = 64;
 /// Of these in one answer.
 const PAGE: u32 = 100;
 /// How often operations that ended long ago are forgotten where nothing happens.
-const SWEEP: Duration = Duration::from_secs(300);
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// How long what was told of a host before holds while its agent is asked for the first time. One that takes calls and does not get to tell what
 /// it has is no reason to say for ever that all is well.
@@ -55,7 +55,7 @@ pub(super) struct Session {
     /// Where its host is. It stays: another place is another session.
     pub(super) place: Place,
     host: Arc<str>,
-    common: Arc<Common>,
+    pub(super) common: Arc<Common>,
     state: Mutex<State>,
     wake: mpsc::UnboundedSender<Wake>,
     begun: Timestamp,
@@ -65,6 +65,7 @@ pub(super) struct Session {
 #[derive(Debug, Default)]
 pub(super) struct Common {
     pub(super) marks: Marks,
+    pub(super) names: Names,
     alike: Alike,
     answered: Mutex<Option<Timestamp>>,
 }
@@ -91,6 +92,11 @@ pub(super) struct State {
     /// The session has ended for good: what is still told on it counts for nothing.
     closed: bool,
 }
+
+/// What an agent tells of its operations.
+type Operations = Watch<v1::WatchOperationsResponse>;
+/// What it tells of its host and the VMs there.
+type Events = Watch<v1::WatchHostResponse>;
 
 /// Why a session ended.
 struct Broken {
@@ -267,8 +273,8 @@ impl Session {
         }
     }
 
-    /// One connection. `Ok` when it was of use before it broke.
-    async fn listen(&self, controller: &str, epoch: &Epoch) -> Result<Broken, Broken> {
+    /// What is needed to listen on a connection: its streams, whether health is told, and whether our epoch is announced.
+    async fn begin(&self, controller: &str, epoch: &Epoch) -> Result<(Operations, Events, bool, bool), Broken> {
         let failed = |e: AgentError| broken(&e);
         let host = self.client.get_host().await.map_err(failed)?;
         self.check(&host)?;
@@ -276,21 +282,25 @@ impl Session {
         self.announce(&host, controller, epoch, &mut announced).await?;
         let (recent, since_revision) = self.history().await.map_err(failed)?;
         let request = v1::WatchOperationsRequest { tenant: String::new(), since_revision };
-        let mut operations = self.client.answer(self.client.operation().watch_operations(request).await).map_err(failed)?;
-        let mut events = self.client.answer(self.client.host().watch_host(v1::WatchHostRequest {}).await).map_err(failed)?;
-        {
-            let mut state = self.state();
-            // Oldest first, so that what is dropped is old.
-            for operation in recent.iter().rev() {
-                state.operations.insert(&self.name, operation);
-            }
-            Arc::make_mut(&mut state.view).facts = Some(Facts::from(&host));
+        let refused = |status| broken(&self.client.error(&status));
+        let operations = self.client.watch(request).await.map_err(refused)?;
+        let events = self.client.watch(v1::WatchHostRequest {}).await.map_err(refused)?;
+        let mut state = self.state();
+        // Oldest first, so that what is dropped is old.
+        for operation in recent.iter().rev() {
+            state.operations.insert(&self.name, operation);
         }
+        Arc::make_mut(&mut state.view).facts = Some(Facts::from(&host));
+        Ok((operations, events, host.features.iter().any(|f| f == FEATURE), announced))
+    }
+
+    /// One connection. `Ok` when it was of use before it broke.
+    async fn listen(&self, controller: &str, epoch: &Epoch) -> Result<Broken, Broken> {
+        // What is needed for a moment only is not kept for as long as the connection stands, here and below: there are a thousand of these.
+        let (mut operations, mut events, health, mut announced) = Box::pin(self.begin(controller, epoch)).await?;
         let (mut table, mut operations_told) = (Some(VmTable::default()), false);
         // By itself: whatever becomes of it, VMs are worked on.
-        let mut health = pin!(self.follow_health(host.features.iter().any(|f| f == FEATURE)));
-        // Not for as long as the connection stands: there are a thousand of these.
-        drop((recent, host));
+        let mut health = pin!(self.follow_health(health));
         let mut sweep = interval_at(Instant::now() + SWEEP, SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -302,7 +312,7 @@ impl Session {
                         Some(v1::watch_host_response::Event::Vm(event)) => self.vm_event(event, table.as_mut()),
                         Some(v1::watch_host_response::Event::Host(host)) => {
                             self.check(&host)?;
-                            self.announce(&host, controller, epoch, &mut announced).await?;
+                            Box::pin(self.announce(&host, controller, epoch, &mut announced)).await?;
                             self.take_facts(Facts::from(&host));
                         }
                         Some(v1::watch_host_response::Event::Synced(_)) => {

@@ -117,7 +117,10 @@ pub enum RunState {
 }
 
 impl From<v1::Vm> for VmView {
-    fn from(vm: v1::Vm) -> Self {
+    fn from(mut vm: v1::Vm) -> Self {
+        // They were read one by one, into room for four.
+        vm.nics.shrink_to_fit();
+        vm.tags.shrink_to_fit();
         let state = match vm.state() {
             v1::VmState::Stopped => RunState::Stopped,
             v1::VmState::Running => RunState::Running,

@@ -161,6 +161,8 @@ impl Control {
                 "pvelet_agent_settings": {
                     // Emulated, the looks of every ten seconds are half of what a guest does.
                     "health": { "period": "60s" },
+                    // Nor does a handshake in a guest take what it does on a host; the clients' own bound stays.
+                    "tls": { "handshake_deadline": "60s" },
                     "pve": {
                         "etc_pve": format!("{root}/etc/pve"),
                         "run": format!("{root}/run"),

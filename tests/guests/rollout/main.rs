@@ -22,6 +22,7 @@ mod mended;
 mod play;
 mod refused;
 mod report;
+mod restart;
 mod upgrade;
 mod way;
 
@@ -40,12 +41,13 @@ struct Part {
     run: fn(&Control, &[Host], &Report),
 }
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     Part { name: "refused", main: false, run: refused::run },
     Part { name: "credentials", main: false, run: refused::credentials },
     Part { name: "firewall", main: false, run: way::firewall },
     Part { name: "mended", main: false, run: mended::run },
     Part { name: "certificates", main: false, run: mended::certificates },
+    Part { name: "restart", main: false, run: restart::run },
     Part { name: "upgrade", main: false, run: upgrade::while_cloning },
     Part { name: "power", main: false, run: upgrade::one_host_off },
     Part { name: "reboot", main: false, run: upgrade::reboot },

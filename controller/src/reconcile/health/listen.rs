@@ -42,8 +42,7 @@ impl Session {
     }
 
     async fn listen_to_health(&self, told: &mut bool) -> Result<(), AgentError> {
-        let opened = self.client.health().watch_health(v1::WatchHealthRequest {}).await;
-        let mut stream = opened.map_err(|s| self.client.health_error(s))?.into_inner();
+        let mut stream = self.client.watch(v1::WatchHealthRequest {}).await.map_err(|s| self.client.health_error(s))?;
         let mut clock = interval_at(Instant::now(), CLOCK);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -51,7 +50,7 @@ impl Session {
                 message = stream.message() => match message {
                     Ok(Some(v1::WatchHealthResponse { health: Some(health), complete, .. })) => {
                         *told = true;
-                        self.change_health(|known| known.take(&health, complete));
+                        self.change_health(|known| known.take(&health, complete, &self.common.names));
                     }
                     Ok(Some(_)) => {}
                     Ok(None) => return Ok(()),
@@ -59,7 +58,7 @@ impl Session {
                 },
                 // Not before the checks are known, which the measurement is put beside.
                 _ = clock.tick(), if *told => {
-                    match self.measure_clock().await {
+                    match Box::pin(self.measure_clock()).await {
                         Ok(Some(clock)) => self.change_health(|known| known.with_clock(clock)),
                         Ok(None) => {}
                         Err(e) => debug!(host = self.name, "its clock cannot be compared: {e}"),

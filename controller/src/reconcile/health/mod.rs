@@ -3,7 +3,11 @@
 mod listen;
 mod steady;
 
-use std::{collections::BTreeMap, fmt::Write, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Write,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use jiff::Timestamp;
 use pvelet_proto::v1::{self, CheckState};
@@ -28,6 +32,8 @@ const CLOCKS_APART: i64 = 2000;
 const CLOCKS_TOGETHER: i64 = 1000;
 /// So many findings stand in a message; the others are counted.
 const FINDINGS: usize = 3;
+/// So many names are looked for among those that are known: more than all agents have together.
+const NAMES: usize = 1024;
 /// So many characters of what was seen, and of a remedy.
 const SEEN_MAX: usize = 280;
 
@@ -48,8 +54,8 @@ pub(super) enum HealthSight {
 /// How a host is.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Health {
-    /// By id.
-    checks: BTreeMap<String, CheckView>,
+    /// By id, in the order of these.
+    checks: Vec<(Arc<str>, CheckView)>,
     /// Why nothing is repaired any more.
     latch: Option<String>,
     /// How far the host's clock is from ours; nothing before it was measured.
@@ -59,10 +65,48 @@ pub(super) struct Health {
 /// A check, reduced to what is decided by.
 #[derive(Debug, Clone, PartialEq)]
 struct CheckView {
-    group: String,
+    group: Arc<str>,
     level: Option<Level>,
+    /// Of what is well nothing is told on: seventy texts of each of a thousand hosts.
+    told: Option<Box<Told>>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Told {
     seen: String,
     remedy: String,
+}
+
+impl CheckView {
+    fn seen(&self) -> &str {
+        self.told.as_ref().map_or("", |told| &told.seen)
+    }
+
+    fn remedy(&self) -> &str {
+        self.told.as_ref().map_or("", |told| &told.remedy)
+    }
+}
+
+/// Names of checks and of their groups, which a thousand agents tell alike: each is kept once.
+#[derive(Debug, Default)]
+pub(super) struct Names(Mutex<HashSet<Arc<str>>>);
+
+impl Names {
+    fn get(&self, name: &str) -> Arc<str> {
+        // Each change under the lock is whole by itself.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(same) = known.get(name) {
+            return Arc::clone(same);
+        }
+        if known.len() >= NAMES {
+            known.retain(|name| Arc::strong_count(name) > 1);
+        }
+        let name: Arc<str> = name.into();
+        if known.len() < NAMES {
+            known.insert(Arc::clone(&name));
+        }
+        name
+    }
 }
 
 /// How bad something is.
@@ -120,8 +164,8 @@ impl Verdict {
 
 impl Health {
     /// Takes a message over: all checks, or those that changed.
-    pub(super) fn take(&self, told: &v1::Health, complete: bool) -> Self {
-        let mut checks = if complete { BTreeMap::new() } else { self.checks.clone() };
+    pub(super) fn take(&self, told: &v1::Health, complete: bool, names: &Names) -> Self {
+        let mut checks = if complete { Vec::new() } else { self.checks.clone() };
         for check in &told.checks {
             let level = match check.state() {
                 CheckState::Ok => Some(Level::Well),
@@ -131,11 +175,14 @@ impl Health {
                 // What a newer agent may tell is not taken for well.
                 CheckState::Unknown | CheckState::Unspecified => Some(Level::Unknown),
             };
-            // Of what is well nothing is told on: seventy texts of each of a thousand hosts.
-            let text = |text: &str| if level == Some(Level::Well) { String::new() } else { cut(text) };
-            let view = CheckView { group: check.group.clone(), level, seen: text(&check.seen), remedy: text(&check.remedy) };
-            checks.insert(check.id.clone(), view);
+            let told = (level != Some(Level::Well)).then(|| Box::new(Told { seen: cut(&check.seen), remedy: cut(&check.remedy) }));
+            let view = CheckView { group: names.get(&check.group), level, told };
+            match checks.binary_search_by(|(id, _)| (**id).cmp(check.id.as_str())) {
+                Ok(at) => checks[at].1 = view,
+                Err(at) => checks.insert(at, (names.get(&check.id), view)),
+            }
         }
+        checks.shrink_to_fit();
         let latch = told.repair.as_ref().filter(|r| r.latched).map(|r| r.latch_reason.clone());
         Self { checks, latch, clock: self.clock }
     }
@@ -147,18 +194,18 @@ impl Health {
 
     /// What the checks of these groups come to.
     pub(super) fn verdict(&self, host: &str, groups: &[&str]) -> Verdict {
-        let ours: Vec<(&String, &CheckView)> = self.checks.iter().filter(|(_, c)| groups.contains(&c.group.as_str())).collect();
+        let ours: Vec<(&str, &CheckView)> = self.checks.iter().map(|(id, c)| (&**id, c)).filter(|(_, c)| groups.contains(&&*c.group)).collect();
         if ours.is_empty() {
             return Verdict::new(Level::Unknown, "NoChecks", "the agent has no such checks");
         }
-        let mut bad: Vec<(Level, &String, &CheckView)> =
+        let mut bad: Vec<(Level, &str, &CheckView)> =
             ours.iter().filter_map(|(id, c)| Some((c.level.filter(|l| *l > Level::Well)?, *id, *c))).collect();
         bad.sort_by(|a, b| (b.0, a.1).cmp(&(a.0, b.1)));
         match bad.first() {
             Some((level, id, _)) => Verdict { level: *level, reason: word(id), message: findings(host, &bad) },
             None if ours.iter().all(|(_, c)| c.level.is_none()) => {
                 // Why it does not concern the host is the same for all of them.
-                Verdict::new(Level::Well, "NotApplicable", cut(&ours[0].1.seen))
+                Verdict::new(Level::Well, "NotApplicable", cut(ours[0].1.seen()))
             }
             None => Verdict::new(Level::Well, "AllChecksOk", ""),
         }
@@ -178,7 +225,7 @@ fn word(id: &str) -> String {
 }
 
 /// The worst findings with their remedies.
-fn findings(host: &str, bad: &[(Level, &String, &CheckView)]) -> String {
+fn findings(host: &str, bad: &[(Level, &str, &CheckView)]) -> String {
     let mut text = String::new();
     for (level, id, c) in bad.iter().take(FINDINGS) {
         let state = match level {
@@ -189,9 +236,9 @@ fn findings(host: &str, bad: &[(Level, &String, &CheckView)]) -> String {
         if !text.is_empty() {
             text.push_str(". ");
         }
-        let _ = write!(text, "{id} is {state}: {}", cut(&c.seen));
-        if !c.remedy.is_empty() {
-            let _ = write!(text, "; {}", cut(&c.remedy));
+        let _ = write!(text, "{id} is {state}: {}", cut(c.seen()));
+        if !c.remedy().is_empty() {
+            let _ = write!(text, "; {}", cut(c.remedy()));
         }
     }
     match bad.len().saturating_sub(FINDINGS) {

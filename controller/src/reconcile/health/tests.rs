@@ -16,7 +16,7 @@ fn at(seconds: i64) -> Timestamp {
 /// Health with these checks.
 pub(in crate::reconcile) fn health(checks: &[(&str, CheckState)]) -> Health {
     let checks = checks.iter().map(|(id, state)| check(id, *state)).collect();
-    Health::default().take(&v1::Health { checks, ..v1::Health::default() }, true)
+    Health::default().take(&v1::Health { checks, ..v1::Health::default() }, true, &Names::default())
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn a_message_holds_the_worst_findings_with_remedies_and_is_bounded() {
     let mut checks: Vec<v1::HealthCheck> = (0..40).map(|i| check(&format!("host.c{i:02}"), CheckState::Degraded)).collect();
     checks[7] = v1::HealthCheck { seen: "é".repeat(5000), remedy: "x".repeat(5000), ..check("host.c07", CheckState::Failed) };
     let told = v1::Health { checks, ..v1::Health::default() };
-    let message = Health::default().take(&told, true).verdict("pve1", &["host"]).message;
+    let message = Health::default().take(&told, true, &Names::default()).verdict("pve1", &["host"]).message;
     assert!(message.starts_with("host.c07 is failed: ééé") && message.contains("...; xxx"), "{message}");
     assert!(message.contains(". host.c00 is degraded: host.c00 is not as it should be; put host.c00 right. host.c01 is"), "{message}");
     assert!(message.ends_with(". And 37 more: pveletctl doctor pve1") && message.chars().count() < 2048, "{message}");
@@ -66,8 +66,8 @@ fn a_message_holds_the_worst_findings_with_remedies_and_is_bounded() {
 fn changes_are_laid_over_what_was_told_and_a_whole_answer_replaces_it() {
     let before = health(&[("host.a", CheckState::Failed), ("host.b", CheckState::Failed)]);
     let change = |ids: &[&str]| v1::Health { checks: ids.iter().map(|id| check(id, CheckState::Ok)).collect(), ..v1::Health::default() };
-    assert_eq!(before.take(&change(&["host.a"]), false).verdict("", &["host"]).reason, "HostB");
-    assert_eq!(before.take(&change(&["host.a"]), true).verdict("", &["host"]).reason, "AllChecksOk");
+    assert_eq!(before.take(&change(&["host.a"]), false, &Names::default()).verdict("", &["host"]).reason, "HostB");
+    assert_eq!(before.take(&change(&["host.a"]), true, &Names::default()).verdict("", &["host"]).reason, "AllChecksOk");
 }
 
 #[test]

@@ -115,8 +115,10 @@ async fn measure(hosts: usize, cluster: usize) -> Outcome {
     let round = STOPS.min(vms.len() / 4);
     let first = repairs(&site, &vms[..round], WELL).await;
     step("the same with a tenth of the hosts dead");
+    let before = site.writes().await;
     site.fleet.freeze();
     let dead = repairs(&site, &vms[round..round * 3], DEAD).await;
+    step(&format!("written meanwhile: {:?}", written(&before, &site.writes().await)));
     site.reached(hosts - mortal, LIMIT).await;
     site.fleet.thaw();
     site.reached(hosts, LIMIT).await;
