@@ -27,11 +27,12 @@ demo: build ## Three simulated PVE hosts, a controller, three machines: the main
 test-quick: build ## Unit tests only: the daily loop
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES) --lib --bins
 
-test: build ## All tests but the rollout, which test-full has
+test: build ## All tests; of the rollout its main way, of the long ones a part
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
 	@$(MAKE) --no-print-directory test-deb
 	@$(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-guests
+	@$(MAKE) --no-print-directory test-rollout
 
 test-deb: build deb-tools ## The Debian packages: contents, and their life in a Debian 12
 	@tests/with-rust.sh $(CARGO) test --quiet --workspace --features $(REAL_FEATURES) --test deb
