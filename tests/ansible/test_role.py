@@ -128,73 +128,79 @@ HOST = {
 }
 
 
+def shown(status: str, days: int) -> str:
+    """A host's certificate as `pveletctl pki show` tells it."""
+    return json.dumps([{"usage": "server", "serial": "aa", "status": status, "days_left": days}])
+
+
 class Decisions(unittest.TestCase):
-    def decided(self, hosts: dict, wanted: str) -> dict:
-        """What the role makes of hosts: the value of an expression for each."""
+    """What the role makes of hosts: its variables, looked at in one run."""
+
+    # Service and variables; whether the package is installed, and whether an agent that runs is started anew.
+    VERSIONS = {
+        "same": ({}, {}, False, False),
+        "other": ({}, {"pvelet_agent_package": "/x/pvelet-agent_2.0-1_amd64.deb"}, False, False),
+        "upgrade": ({}, {"pvelet_agent_package": "/x/pvelet-agent_2.0-1_amd64.deb", "pvelet_agent_upgrade": True}, True, True),
+        "text": ({}, {"pvelet_agent_version": "2.0-1", "pvelet_agent_upgrade": "false"}, False, False),
+        "down": ({"active": False}, {"pvelet_agent_version": "2.0-1"}, True, False),
+        "loop": ({"active": False, "failing": True}, {"pvelet_agent_version": "2.0-1"}, True, False),
+        "stale": ({"stale": True}, {}, False, True),
+        "written": ({"outdated": True}, {}, False, True),
+    }
+    # What the certificate's status is at the CA, and for how many days it is valid; whether it is due.
+    CERTIFICATES = {"good": ("valid", 100, False), "soon": ("valid", 10, True), "revoked": ("revoked", 100, True), "elsewhere": (None, 100, False)}
+    # As by -e KEY=VALUE.
+    TEXTS = {
+        "ansible_host": "2001:db8::11",
+        "pvelet_agent_min_free_mib": "100",
+        "pvelet_agent_max_clock_skew": "600",
+        "pvelet_agent_allow_debian_12": "false",
+        "pvelet_agent_import_folders": "/a,/b",
+        "pvelet_agent_metrics_listen": "[::]:9100",
+    }
+    ASKED = [
+        "__pvelet_agent_install",
+        "__pvelet_agent_restarts",
+        "__pvelet_agent_certificate_due",
+        "pvelet_agent_address",
+        "__pvelet_agent_settings",
+        "__pvelet_agent_config.volumes.import_folders",
+    ]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        hosts = {"texts": {**cls.TEXTS, "__pvelet_agent_host": HOST}}
+        for name, (service, variables, _, _) in cls.VERSIONS.items():
+            hosts[name] = {**variables, "__pvelet_agent_host": HOST | {"service": HOST["service"] | service}}
+        for name, (status, days, _) in cls.CERTIFICATES.items():
+            certificate = {"rc": 0, "stdout": shown("valid", days)}
+            hosts[name] = {"__pvelet_agent_host": HOST | {"certificate": "PEM"}, "__pvelet_agent_certificate": certificate}
+            # Where another CA signs nobody is asked.
+            hosts[name] |= {"__pvelet_agent_issued": {"stdout": shown(status, days)}} if status else {}
         with Here() as here:
-            told = {"ansible.builtin.copy": {"content": "{{ told | to_json }}", "dest": "{{ inventory_hostname }}.told"}, "vars": {"told": wanted}}
+            told = {"ansible.builtin.copy": {"content": "{{ told | to_json }}", "dest": "{{ inventory_hostname }}.told"}}
+            told["vars"] = {"told": "{{ {" + ", ".join(f"'{name}': {name}" for name in cls.ASKED) + "} }}"}
             imported = {"ansible.builtin.import_role": {"name": "pvelet.pvelet.pvelet_agent", "tasks_from": "installed"}}
-            more = COMMON | {"__pvelet_agent_text": "former = 1\n"}
-            done = here.run(play(imported, told), hosts, more)
-            self.assertTrue(done.good, done.text)
-            return {name: json.loads(here.read(f"{name}.told")) for name in hosts}
+            done = here.run(play(imported, told), hosts, COMMON | {"__pvelet_agent_text": "former = 1\n"})
+            assert done.good, done.text
+            cls.decided = {name: json.loads(here.read(f"{name}.told")) for name in hosts}
 
     def test_an_agent_that_runs_gets_another_version_by_an_upgrade_alone(self):
-        rows = {
-            "same": ({}, {}, False, False),
-            "other": ({}, {"pvelet_agent_package": "/x/pvelet-agent_2.0-1_amd64.deb"}, False, False),
-            "upgrade": ({}, {"pvelet_agent_package": "/x/pvelet-agent_2.0-1_amd64.deb", "pvelet_agent_upgrade": True}, True, True),
-            "text": ({}, {"pvelet_agent_version": "2.0-1", "pvelet_agent_upgrade": "false"}, False, False),
-            "down": ({"active": False}, {"pvelet_agent_version": "2.0-1"}, True, False),
-            "loop": ({"active": False, "failing": True}, {"pvelet_agent_version": "2.0-1"}, True, False),
-            "stale": ({"stale": True}, {}, False, True),
-            "written": ({"outdated": True}, {}, False, True),
-        }
-        hosts = {
-            name: {**variables, "__pvelet_agent_host": HOST | {"service": HOST["service"] | service}}
-            for name, (service, variables, _, _) in rows.items()
-        }
-        self.assertEqual(
-            self.decided(hosts, "{{ [__pvelet_agent_install, __pvelet_agent_restarts] }}"),
-            {name: [installs, restarts] for name, (_, _, installs, restarts) in rows.items()},
-        )
+        for name, (_, _, installs, restarts) in self.VERSIONS.items():
+            found = self.decided[name]
+            self.assertEqual((found["__pvelet_agent_install"], found["__pvelet_agent_restarts"]), (installs, restarts), name)
 
     def test_what_is_given_as_text_is_taken_for_what_it_means(self):
-        values = {
-            "ansible_host": "2001:db8::11",
-            "pvelet_agent_min_free_mib": "100",
-            "pvelet_agent_max_clock_skew": "600",
-            "pvelet_agent_allow_debian_12": "false",
-            "pvelet_agent_import_folders": "/a,/b",
-            "pvelet_agent_metrics_listen": "[::]:9100",
-        }
-        wanted = (
-            "{{ [pvelet_agent_address, __pvelet_agent_settings.min_free_mib, __pvelet_agent_settings.max_clock_skew,"
-            " __pvelet_agent_settings.allow_debian_12, __pvelet_agent_config.volumes.import_folders, __pvelet_agent_settings.listens] }}"
-        )
-        listens = {"pvelet_agent_listen": "[::]:7443", "pvelet_agent_metrics_listen": "[::]:9100"}
-        self.assertEqual(
-            self.decided({"a": {**values, "__pvelet_agent_host": HOST}}, wanted)["a"],
-            ["[2001:db8::11]:7443", 100, 600, False, ["/a", "/b"], listens],
-        )
+        found = self.decided["texts"]
+        settings = {"min_free_mib": 100, "max_clock_skew": 600, "allow_debian_12": False}
+        settings["listens"] = {"pvelet_agent_listen": "[::]:7443", "pvelet_agent_metrics_listen": "[::]:9100"}
+        self.assertEqual({key: found["__pvelet_agent_settings"][key] for key in settings}, settings)
+        self.assertEqual(found["pvelet_agent_address"], "[2001:db8::11]:7443")
+        self.assertEqual(found["__pvelet_agent_config.volumes.import_folders"], ["/a", "/b"])
 
     def test_a_certificate_is_due_when_it_ends_soon_or_is_revoked(self):
-        def shown(status: str, days: int) -> str:
-            return json.dumps([{"usage": "server", "serial": "aa", "status": status, "days_left": days}])
-
-        rows = {"good": ("valid", 100, False), "soon": ("valid", 10, True), "revoked": ("revoked", 100, True)}
-        hosts = {
-            name: {
-                "__pvelet_agent_host": HOST | {"certificate": "PEM"},
-                "__pvelet_agent_certificate": {"rc": 0, "stdout": shown("valid", days)},
-                "__pvelet_agent_issued": {"stdout": shown(status, days)},
-            }
-            for name, (status, days, _) in rows.items()
-        }
-        # Where another CA signs nobody is asked.
-        hosts["elsewhere"] = {key: value for key, value in hosts["good"].items() if key != "__pvelet_agent_issued"}
-        expected = {name: due for name, (_, _, due) in rows.items()} | {"elsewhere": False}
-        self.assertEqual(self.decided(hosts, "{{ __pvelet_agent_certificate_due }}"), expected)
+        for name, (_, _, due) in self.CERTIFICATES.items():
+            self.assertEqual(self.decided[name]["__pvelet_agent_certificate_due"], due, name)
 
 
 class Whole(unittest.TestCase):
@@ -212,7 +218,7 @@ class Whole(unittest.TestCase):
       "pki show"*) serial=$(cat "$3"); host=${serial#serial-}; host=${host%%-*}
         echo "[{\\"usage\\": \\"server\\", \\"serial\\": \\"$serial\\", \\"status\\": \\"valid\\", \\"days_left\\": 100, \\"names\\": [],
                \\"identity\\": \\"spiffe://t.example/cluster/$host/host/$host\\"}]" ;;
-      "pki sign"*) while [ "$1" != --node ]; do shift; done; echo "serial-$2-new" >"$AT/pki/issued/host-$2_$2.crt" ;;
+      "pki sign"*) cat >/dev/null; while [ "$1" != --node ]; do shift; done; echo "serial-$2-new" >"$AT/pki/issued/host-$2_$2.crt" ;;
       *doctor) echo '{"hosts": [{"state": "ok", "checks": [{"id": "x", "state": "ok", "seen": "x", "observe_time": "now"}]}], "errors": []}' ;;
       *"get host") echo "{\\"hosts\\": [{\\"facts\\": {\\"node\\": \\"$host\\", \\"mode\\": \\"manage\\", \\"quorate\\": true, \\"network_latched\\": false, \\"agent_version\\": \\"1.0\\"}}]}" ;;
     esac
