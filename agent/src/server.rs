@@ -1,5 +1,6 @@
 //! The agent as a whole: its parts put together, served, reloaded, drained.
 
+mod address;
 mod health;
 #[cfg(test)]
 mod health_tests;
@@ -52,6 +53,7 @@ use crate::{
     volume::Volumes,
 };
 
+pub use address::bind;
 pub use reload::Reload;
 
 /// A peer that vanished without a word is noticed within 40 s.
@@ -68,9 +70,6 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// How long a journal may be in use by somebody who is about to end, and how often it is tried meanwhile: nobody tells when a lock is free.
 const JOURNAL_RELEASED: Duration = Duration::from_secs(5);
 const JOURNAL_RETRY: Duration = Duration::from_millis(50);
-/// The same for the address.
-const ADDRESS_RELEASED: Duration = Duration::from_secs(2);
-const ADDRESS_RETRY: Duration = Duration::from_millis(50);
 /// A range for an agent that gives out no VMIDs: empty.
 const NO_RANGE: (u32, u32) = (1, 0);
 
@@ -324,24 +323,6 @@ fn listeners(address: SocketAddr, credentials: &Arc<Credentials>) -> Arc<dyn Fn(
     let connections = credentials.connections().clone();
     let own = (!address.ip().is_unspecified()).then(|| address.ip().to_canonical());
     Arc::new(move || own.into_iter().chain(connections.local_addresses()).collect())
-}
-
-/// Makes the socket at which the API is served.
-///
-/// # Errors
-/// `Start` when the address cannot be bound.
-pub async fn bind(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
-    let end = tokio::time::Instant::now() + ADDRESS_RELEASED;
-    loop {
-        let bound = async { TcpListener::bind(address).await?.into_std() };
-        match bound.await {
-            // Who listened there may be ending, or systemd may be about to close the socket that it kept at an address that overlaps.
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < end => tokio::time::sleep(ADDRESS_RETRY).await,
-            other => {
-                return other.map_err(|e| Error::Start(format!("listen = \"{address}\" cannot be bound ({e}); is another agent running?")));
-            }
-        }
-    }
 }
 
 fn serve(

@@ -23,7 +23,8 @@ fail() {
 for program in pvelet-agent pveletctl; do
   [ -x "target/$build/$program" ] || fail "target/$build/$program is missing: build it first"
 done
-if [ "$build" = release ]; then profile=release fast=; else profile=dev fast=--fast; fi
+# Test builds are unpacked more often than they are carried anywhere.
+if [ "$build" = release ]; then profile=release fast=; else profile=dev fast='--fast --compress-type gz'; fi
 if [ "$build" = release ] && grep -aq PVELET_CRASH_AT target/release/pvelet-agent; then
   fail "target/release/pvelet-agent is a build for tests (crash points): cargo build --release --package pvelet-agent --package pvelet-controller"
 fi
@@ -65,8 +66,13 @@ SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || 
 export SOURCE_DATE_EPOCH
 tool=$("$own/cargo-deb.sh")
 packages=()
+# cargo-deb empties target/debian of the packages of these names, wherever it is to put the new ones: what somebody has built there stays. So it
+# has a target folder of its own, in which only the programs are.
+own_target=$PWD/$made/target
+mkdir -p "$own_target"
+ln -s "$PWD/target/$build" "$own_target/$build"
 for package in pvelet-agent pvelet-controller; do
-  packages+=("$("$tool" --quiet --package "$package" --no-build --profile "$profile" --no-dbgsym --strip $fast --deb-version "$version" --output "$out/")")
+  packages+=("$(CARGO_TARGET_DIR=$own_target "$tool" --quiet --package "$package" --no-build --profile "$profile" --no-dbgsym --strip $fast --deb-version "$version" --output "$out/")")
 done
 
 for package in "${packages[@]}"; do

@@ -1,5 +1,6 @@
 """The collection's plugins: what is decided, by table; what is read, from files that look like a host's."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -309,6 +310,10 @@ class Facts(unittest.TestCase):
             self.assertEqual(host.bridges(), ["vmbr0", "vmbr1"])
             self.assertIsNone(host.text("/etc/pve/storage.cfg"))
             self.assertIsNone(host.free_bytes("/none"))
+            os.chmod(host.path("/etc/os-release"), 0o640)
+            self.assertEqual((host.mode("/etc/os-release"), host.mode("/none")), ("0640", None))
+            text = files["etc/os-release"].encode()
+            self.assertEqual((host.digest("/etc/os-release"), host.digest("/none")), (hashlib.sha256(text).hexdigest(), None))
 
     def test_who_listens_is_found(self):
         with socket.socket() as listener:

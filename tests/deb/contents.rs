@@ -93,3 +93,8 @@ fn packages_sizes_and_lintian_s_verdict_are_printed() {
         assert!(packages.said.contains(word), "{}", packages.said);
     }
 }
+
+#[test]
+fn what_somebody_has_built_before_stays() {
+    assert!(Packages::get().kept, "target/debian has been emptied");
+}

@@ -112,8 +112,8 @@ fn an_upgrade_with_mistakes_in_the_configuration_names_them_and_lets_the_former_
     let packages = installed(&root);
     furnish(&root);
     root.write("/agent-runs", "active\n");
-    let config = root.read("/etc/pvelet/agent.toml").replace("mode = \"observe\"", "mode = \"watch\"\ncolour = \"red\"");
-    root.write("/etc/pvelet/agent.toml", config);
+    let sound = root.read("/etc/pvelet/agent.toml");
+    root.write("/etc/pvelet/agent.toml", sound.replace("mode = \"observe\"", "mode = \"watch\"\ncolour = \"red\""));
     root.asked();
     let output = root.dpkg("--install", &packages.later);
     let said = text(&output);
@@ -123,6 +123,23 @@ fn an_upgrade_with_mistakes_in_the_configuration_names_them_and_lets_the_former_
     }
     assert!(!root.asked().iter().any(|l| l.contains("restart") || l.contains("stop")));
     assert_eq!(root.standing(), format!("install ok installed {LATER}"));
+
+    // One that ends again and again, as systemd says of it between two starts.
+    root.write("/agent-runs", "activating\n");
+    root.write("/agent-runs-as", "auto-restart\n");
+    let output = root.dpkg("--install", &packages.agent);
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    for word in ["colour", "watch", "the agent does not run", "systemctl restart pvelet-agent"] {
+        assert!(said.contains(word), "'{word}' is missing in:\n{said}");
+    }
+    assert!(!said.contains("goes on running"), "{said}");
+    root.asked();
+    // With a sound configuration it is started at once.
+    root.write("/etc/pvelet/agent.toml", sound);
+    let output = root.dpkg("--install", &packages.later);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(invoked(&root, "restart", AGENT), 1);
 }
 
 #[test]

@@ -39,6 +39,28 @@ pub(crate) struct Packages {
     pub(crate) later: PathBuf,
     /// What making them printed.
     pub(crate) said: String,
+    /// Whether a package that somebody has built before is still in `target/debian`.
+    pub(crate) kept: bool,
+}
+
+/// A package of somebody's in `target/debian`, as far as its name goes.
+struct Built(PathBuf);
+
+impl Built {
+    fn new() -> Self {
+        let folder = repository().join("target/debian");
+        fs::create_dir_all(&folder).unwrap();
+        let architecture = must(Command::new("dpkg").arg("--print-architecture"));
+        let this = Self(folder.join(format!("pvelet-agent_0-1_{}.deb", architecture.trim())));
+        fs::write(&this.0, "").unwrap();
+        this
+    }
+}
+
+impl Drop for Built {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 impl Packages {
@@ -51,7 +73,9 @@ impl Packages {
         let dir = repository().join("target/test-packages");
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).unwrap();
+        let built = Built::new();
         let said = must(Command::new(repository().join("packaging/debian/build.sh")).args(["debug", VERSION]).arg(&dir));
+        let kept = built.0.exists();
         let file = |name: &str| {
             let start = format!("{name}_{VERSION}_");
             let mut files = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path());
@@ -65,6 +89,6 @@ impl Packages {
         let control = root.join("DEBIAN/control");
         fs::write(&control, fs::read_to_string(&control).unwrap().replace(VERSION, LATER)).unwrap();
         must(Command::new("dpkg-deb").args(["--root-owner-group", "-Zgzip", "-z1", "--build"]).arg(&root).arg(&later));
-        Self { agent, pveletctl, later, said }
+        Self { agent, pveletctl, later, said, kept }
     }
 }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::package::must;
 
-/// What is asked of systemctl is written to `/systemctl.log`; the agent is for it what the file `/agent-runs` says.
+/// What is asked of systemctl is written to `/systemctl.log`; the agent is for it what the file `/agent-runs` says, and `/agent-runs-as` more closely.
 const SYSTEMCTL: &str = r#"#!/bin/sh
 case "$*" in
   # Links only, which needs no systemd that runs.
@@ -24,6 +24,7 @@ echo "$*" >>/systemctl.log
 case "$*" in
   *is-active*) cat /agent-runs 2>/dev/null || { echo inactive; exit 3; } ;;
   *is-enabled*) echo enabled ;;
+  *--property=SubState*) cat /agent-runs-as 2>/dev/null || echo running ;;
 esac
 "#;
 /// In the new namespaces: what programs expect of a system, then the script.
@@ -109,7 +110,8 @@ impl Root {
     pub(crate) fn asked(&self) -> Vec<String> {
         let log = self.read("/systemctl.log");
         let _ = fs::remove_file(self.at("/systemctl.log"));
-        log.lines().filter(|l| !l.contains("is-active") && !l.contains("is-enabled")).map(str::to_owned).collect()
+        let question = |line: &str| ["is-active", "is-enabled", "--property"].iter().any(|word| line.contains(word));
+        log.lines().filter(|line| !question(line)).map(str::to_owned).collect()
     }
 
     /// Every file: mode, and a digest of its bytes or where it leads.

@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 umask 022
 PATH=$PATH:/usr/sbin:/sbin
+. ../debian.sh
 
 suite=bookworm
 packages=systemd,libsystemd0
@@ -17,24 +18,13 @@ if [ ! -f "$root" ]; then
   flock 9
   if [ ! -f "$root" ]; then
     rm -rf "$cache"/building.*
-    # Debian's own archive as this machine's apt knows it: a mirror, a proxy or the default.
-    mirror() {
-      apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 'Component: main' | sed -n 1p
-    }
-    site=${PVELET_GUEST_MIRROR:-$(mirror)}
-    if [ -z "$site" ]; then
-      if [ "$(id -u)" = 0 ]; then apt-get update -qq; else sudo apt-get update -qq; fi >&2
-      site=$(mirror)
-    fi
-    [ -n "$site" ] || { echo "deb: apt knows no Debian archive here; set PVELET_GUEST_MIRROR" >&2; exit 1; }
-    # Its name has changed with Debian 13.
-    keyring=$(ls /usr/share/keyrings/debian-archive-keyring.{pgp,gpg} 2>/dev/null | head -n1 || true)
+    site=$(debian_site)
     echo "deb: building a root of Debian 12 (once; a minute)" >&2
     work=$(mktemp -d "$cache/building.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     chmod 755 "$work"
-    apt-config dump Acquire | { grep -E '^Acquire::(https?|Check-Valid-Until|Check-Date|Retries)(::| )' || true; } >"$work/apt.conf"
-    mmdebstrap --quiet --variant=minbase --format=tar --include="$packages" --keyring="$keyring" \
+    debian_apt_options >"$work/apt.conf"
+    mmdebstrap --quiet --variant=minbase --format=tar --include="$packages" --keyring="$(debian_keyring)" \
       --aptopt="$work/apt.conf" --aptopt='Apt::Install-Recommends "false"' \
       --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
       --customize-hook='rm -rf "$1"/etc/dpkg/dpkg.cfg.d/* "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*' \

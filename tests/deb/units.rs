@@ -30,6 +30,99 @@ fn systemd_finds_nothing_wrong_with_them() {
 }
 
 #[test]
+fn what_others_rely_on_stands_in_them() {
+    let dir = units();
+    let read = |unit: &str| fs::read_to_string(dir.path().join(unit)).unwrap();
+    let table: [(&str, &[&str]); 4] = [
+        (
+            "pvelet-agent.service",
+            &[
+                // It says when it serves, and that it lives; whoever hangs is ended and started again.
+                "Type=notify",
+                "WatchdogSec=60",
+                "Restart=always",
+                "RestartSec=2",
+                "StartLimitIntervalSec=0",
+                "TimeoutStartSec=60",
+                "TimeoutStopSec=90",
+                "ExecReload=/bin/kill -HUP $MAINPID",
+                // PVE's tasks and the steps of a network change outlive it.
+                "KillMode=mixed",
+                "OOMPolicy=continue",
+                // No connection is refused while it is restarted.
+                "FileDescriptorStoreMax=1",
+                // The journal of operations, and what a restart may find there.
+                "StateDirectory=pvelet",
+                "StateDirectoryMode=0700",
+                "RuntimeDirectory=pvelet",
+                "RuntimeDirectoryMode=0700",
+                "RuntimeDirectoryPreserve=yes",
+                "UMask=0077",
+                // A fresh package waits for its certificates.
+                "ConditionPathExists=/etc/pvelet/tls/agent.crt",
+                "ConditionPathExists=/etc/pvelet/tls/agent.key",
+                "WantedBy=multi-user.target",
+            ],
+        ),
+        (
+            "pvelet-network-boot.service",
+            &[
+                "Type=oneshot",
+                "RemainAfterExit=yes",
+                "DefaultDependencies=no",
+                "RequiresMountsFor=/etc/network /var/lib/pvelet",
+                "UMask=0077",
+            ],
+        ),
+        (
+            "pvelet-network-deadline.service",
+            &["Type=oneshot", "StartLimitIntervalSec=0", "StateDirectory=pvelet", "RuntimeDirectoryPreserve=yes", "OOMScoreAdjust=-900"],
+        ),
+        ("pvelet-network-deadline.timer", &["OnActiveSec=5s", "OnUnitInactiveSec=5s", "AccuracySec=1s"]),
+    ];
+    for (unit, wanted) in table {
+        let text = read(unit);
+        let missing: Vec<_> = wanted.iter().filter(|line| !text.lines().any(|l| l == **line)).collect();
+        assert!(missing.is_empty(), "{unit}: {missing:?}");
+    }
+    // Words of a line, in any order.
+    let words = [
+        ("pvelet-agent.service", "After=", "network-online.target pve-cluster.service pvedaemon.service pvelet-network-boot.service"),
+        ("pvelet-network-boot.service", "Before=", "network-pre.target networking.service pvenetcommit.service"),
+        ("pvelet-network-boot.service", "WantedBy=", "network-pre.target networking.service"),
+    ];
+    for (unit, key, wanted) in words {
+        let text = read(unit);
+        let found: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix(key)).flat_map(str::split_whitespace).collect();
+        assert!(wanted.split_whitespace().all(|word| found.contains(&word)), "{unit}: {key}{found:?}");
+    }
+}
+
+#[test]
+fn each_line_that_shuts_something_out_has_its_reason() {
+    const SHUT_OUT: [&str; 8] =
+        ["NoNewPrivileges", "Protect", "Private", "Restrict", "SystemCall", "CapabilityBoundingSet", "LockPersonality", "Memory"];
+    let dir = units();
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let (mut since, mut reason) = (0, false);
+        for line in text.lines() {
+            match line {
+                "" => reason = false,
+                comment if comment.starts_with('#') => (since, reason) = (0, true),
+                line => {
+                    since += 1;
+                    let shuts = SHUT_OUT.iter().any(|key| line.starts_with(key));
+                    // A few that belong together may share one.
+                    assert!(!shuts || (reason && since <= 3), "{}: {line} has no reason of its own", path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn what_they_may_do_is_bounded() {
     let dir = units();
     // In tenths, as systemd counts exposure; a little above what they have. The last one restores the network before anything else is up.

@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 umask 022
 PATH=$PATH:/usr/sbin:/sbin
+. ../debian.sh
 
 suite=trixie
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/pvelet/guests
@@ -27,20 +28,7 @@ if [ -f "$image/base.qcow2" ]; then
   exit 0
 fi
 
-# Debian's own archive as this machine's apt knows it: a mirror, a proxy or the default.
-mirror() {
-  apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 'Component: main' | sed -n 1p
-}
-site=${PVELET_GUEST_MIRROR:-$(mirror)}
-if [ -z "$site" ]; then
-  if [ "$(id -u)" = 0 ]; then apt-get update -qq; else sudo apt-get update -qq; fi >&2
-  site=$(mirror)
-fi
-[ -n "$site" ] || { echo "build-image: apt knows no Debian archive here; set PVELET_GUEST_MIRROR" >&2; exit 1; }
-
-# Its name has changed with Debian 13.
-keyring=$(ls /usr/share/keyrings/debian-archive-keyring.{pgp,gpg} 2>/dev/null | head -n1 || true)
-
+site=$(debian_site)
 echo "build-image: building the guest image from $suite (once; minutes)" >&2
 work=$(mktemp -d "$cache/building.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -50,12 +38,11 @@ ssh-keygen -q -t ed25519 -N '' -C pvelet-guest -f "$work/image/key"
 ssh-keygen -q -t ed25519 -N '' -C pvelet-guest -f "$work/host_key"
 echo "pvelet-guest $(cut -d' ' -f1,2 "$work/host_key.pub")" >"$work/image/known_hosts"
 
-# How this machine reaches its mirror (proxies, certificates, clocks) goes for the guest's packages as well; not into the image.
-apt-config dump Acquire | { grep -E '^Acquire::(https?|Check-Valid-Until|Check-Date|Retries)(::| )' || true; } >"$work/apt.conf"
+debian_apt_options >"$work/apt.conf"
 
 mmdebstrap --quiet --variant=minbase --format=tar \
   --include="$(echo $packages | tr ' ' ,)" \
-  --keyring="$keyring" \
+  --keyring="$(debian_keyring)" \
   --aptopt="$work/apt.conf" --aptopt='Apt::Install-Recommends "false"' \
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
   --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \

@@ -203,6 +203,15 @@ impl Agent {
         self.process.as_mut().expect("it runs")
     }
 
+    /// Waits until its log has a line as wanted, and returns it.
+    ///
+    /// # Panics
+    /// After `limit`, with the log.
+    pub fn wait_line(&self, limit: Duration, wanted: impl Fn(&str) -> bool) -> String {
+        let found = |log: &str| log.lines().find(|line| wanted(line)).map(str::to_owned);
+        crate::pve::wait_file(self.dir.join("agent.log"), limit, found).unwrap_or_else(|e| panic!("{e}"))
+    }
+
     /// Everything it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default()

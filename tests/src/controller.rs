@@ -7,8 +7,15 @@ use std::{
 
 use nix::sys::signal::Signal;
 use pvelet_proto::identity::Role;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{Agent, Pki, Process, agent::SOON, program};
+
+/// With this it tells where it serves its metrics.
+const SERVING: &str = "serving metrics";
 
 /// A controller with its folder of manifests.
 pub struct Controller {
@@ -123,9 +130,24 @@ impl Controller {
         self.process.take().expect("it runs").wait_exit(SOON).expect("it ends")
     }
 
-    /// Lets it run until it ends by itself (a crash point), and kills it after this time.
-    pub fn run_for(&mut self, limit: std::time::Duration) {
-        let _ = self.process.take().expect("it runs").wait_exit(limit);
+    /// As [`Self::wait_exit`], however long it takes; whoever stops waiting has lost nothing.
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        let status = self.process.as_mut().expect("it runs").ended().await.expect("it ends");
+        self.process = None;
+        status
+    }
+
+    /// What it answers at a path where it serves metrics: the status, and the text. For one started once, `with("--metrics-address", ...)`.
+    pub async fn http(&self, path: &str) -> (u16, String) {
+        let address = |log: &str| Some(log.lines().find(|l| l.contains(SERVING))?.split("address=").nth(1)?.trim().to_owned());
+        let address = crate::pve::wait_file(self.dir.join("controller.log"), SOON, address).expect("it serves metrics");
+        let mut stream = TcpStream::connect(&address).await.expect("its metrics");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("its metrics");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("its metrics");
+        let status = text.split_whitespace().nth(1).and_then(|s| s.parse().ok()).expect("a status");
+        (status, text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
     }
 
     /// Waits until its log holds a text.

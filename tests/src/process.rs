@@ -17,6 +17,7 @@ use nix::{
     },
     unistd::{Pid, SysconfVar, sysconf},
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Where cargo put a program of this workspace: beside the running executable, or one folder up for test executables.
 pub fn program(name: &str) -> PathBuf {
@@ -138,6 +139,17 @@ impl Process {
             let _ = self.child.wait();
             return Err(io::Error::other(format!("still running after {limit:?}:\n{tail}")));
         }
+        self.child.wait()
+    }
+
+    /// Waits for its end, however long that takes, and lets others work meanwhile.
+    ///
+    /// # Errors
+    /// The system does not tell.
+    pub async fn ended(&mut self) -> io::Result<ExitStatus> {
+        #[allow(deprecated, reason = "its successor is unsafe; a descriptor that is owned stays open for as long as it is polled")]
+        let pidfd = AsyncFd::with_interest(rustix_pidfd(self.child.id())?, Interest::READABLE)?;
+        let _ready = pidfd.readable().await?;
         self.child.wait()
     }
 

@@ -1,6 +1,7 @@
 //! Plays systemd on a bus of its own for an agent that is a process: where systemd is not PID 1, a unit can be restarted all the same.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -105,29 +106,32 @@ impl Unit {
 
     /// Tells that properties are to be read again.
     async fn changed(&self) {
-        let nothing: (&str, std::collections::BTreeMap<&str, Variant<'_>>, Vec<&str>) =
-            ("org.freedesktop.systemd1.Unit", std::collections::BTreeMap::new(), vec![]);
+        let nothing: (&str, BTreeMap<&str, Variant<'_>>, Vec<&str>) = ("org.freedesktop.systemd1.Unit", BTreeMap::new(), vec![]);
         let interface = "org.freedesktop.DBus.Properties";
         let _ = self.connection.emit_signal(None::<&str>, self.object(), interface, "PropertiesChanged", &nothing).await;
     }
 
-    async fn property(&self, path: &str, name: &str) -> Option<Variant<'static>> {
+    async fn properties(&self, path: &str, interface: &str) -> Option<BTreeMap<&'static str, Variant<'static>>> {
         let state = if path == self.object() {
             self.units.state(&self.name).await.unwrap_or_default()
         } else {
             UnitState { load: "not-found".into(), active: "inactive".into(), sub: "dead".into(), ..UnitState::default() }
         };
         let since = state.since.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-        Some(match name {
-            "LoadState" => state.load.into(),
-            "ActiveState" => state.active.into(),
-            "SubState" => state.sub.into(),
-            "UnitFileState" => state.enabled.into(),
-            "StateChangeTimestamp" => u64::try_from(since.as_micros()).unwrap_or(0).into(),
-            "Result" => state.result.into(),
-            "ExecMainStatus" => state.status.into(),
-            "NRestarts" => state.restarts.into(),
-            "MainPID" => state.pid.into(),
+        Some(match interface {
+            "org.freedesktop.systemd1.Unit" => BTreeMap::from([
+                ("LoadState", Variant::from(state.load)),
+                ("ActiveState", state.active.into()),
+                ("SubState", state.sub.into()),
+                ("UnitFileState", state.enabled.into()),
+                ("StateChangeTimestamp", u64::try_from(since.as_micros()).unwrap_or(0).into()),
+            ]),
+            "org.freedesktop.systemd1.Service" => BTreeMap::from([
+                ("Result", Variant::from(state.result)),
+                ("ExecMainStatus", state.status.into()),
+                ("NRestarts", state.restarts.into()),
+                ("MainPID", state.pid.into()),
+            ]),
             _ => return None,
         })
     }
@@ -138,11 +142,11 @@ impl Unit {
         let c = &self.connection;
         // Whoever asked may be gone.
         let _ = match method.as_str() {
-            "Get" => {
-                let (_, name): (String, String) = call.body().deserialize().unwrap();
-                match self.property(&path, &name).await {
-                    Some(value) => c.reply(&header, &value).await,
-                    None => c.reply_error(&header, "org.freedesktop.DBus.Error.UnknownProperty", &"no such property").await,
+            "GetAll" => {
+                let interface: String = call.body().deserialize().unwrap();
+                match self.properties(&path, &interface).await {
+                    Some(values) => c.reply(&header, &values).await,
+                    None => c.reply_error(&header, "org.freedesktop.DBus.Error.UnknownInterface", &"no such interface").await,
                 }
             }
             "RestartUnit" | "StopUnit" => {

@@ -77,12 +77,15 @@ async fn an_agent_takes_up_what_the_version_before_had_begun() {
     let mut site = site(true).await;
     let mut controller = site.controller("lab", "a").await;
     controller.start();
+    // Until it is seen, no clone can end.
+    let lock = site.hold_storage();
     for name in ["web-1", "web-2"] {
         site.machine(name, json!({"host": "pve1", "cloneMode": "full"})).await;
     }
     site.wait("web-1", |m| m["status"]["operation"]["action"] == "Clone").await;
+    site.stack.agent("pve1").kill();
+    site.release(lock);
     let agent = site.stack.agent("pve1");
-    agent.kill();
     agent.program = pvelet_tests::program("pvelet-agent");
     agent.start();
     for name in ["web-1", "web-2"] {

@@ -14,7 +14,7 @@ use crate::{
         room::{Room, room},
     },
     operation::{Condition, Operations},
-    tls::Credentials,
+    tls::{AuthorityInfo, Credentials, lasting},
 };
 
 const CERTIFICATE: Check = Check {
@@ -74,8 +74,8 @@ impl Source for Own {
         let room = room(&self.place, &condition.path).await;
         let rejected = self.credentials.rejected().map(|e| e.to_string());
         let current = self.credentials.current();
-        let ca = current.authorities.iter().min_by_key(|ca| ca.not_after).map(|ca| (ca.subject.as_str(), ca.not_after));
-        vec![certificate(current.not_after, ca, rejected.as_deref(), self.clock.now(), self.warning), journal(&condition, room)]
+        let cas = &current.authorities;
+        vec![certificate(current.not_after, cas, rejected.as_deref(), self.clock.now(), self.warning), journal(&condition, room)]
     }
 }
 
@@ -84,19 +84,18 @@ fn date(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).map_or_else(|_| "at an unknown time".to_owned(), |t| t.strftime("%Y-%m-%d %H:%M UTC").to_string())
 }
 
-/// `ca`: the name and the end of that client CA which ends first.
-fn certificate(
-    not_after: SystemTime,
-    ca: Option<(&str, SystemTime)>,
-    rejected: Option<&str>,
-    now: SystemTime,
-    warning: Duration,
-) -> Finding {
+/// `cas`: those whose clients are heard.
+fn certificate(not_after: SystemTime, cas: &[AuthorityInfo], rejected: Option<&str>, now: SystemTime, warning: Duration) -> Finding {
     let id = CERTIFICATE.id;
     let renew = "renew it (`pveletctl pki renew`); once it has ended: `pvelet-agent signing-request`, `pveletctl pki sign`, `pvelet-agent install-certificate`";
     let end = date(not_after);
     if now >= not_after {
         return Finding::failed(id, format!("the agent's certificate ended {end}"), renew);
+    }
+    if let Some(last) = cas.iter().max_by_key(|ca| ca.not_after).filter(|ca| ca.not_after <= now) {
+        let seen = format!("no client is heard: the CA '{}' ended {}, and there is no other", last.subject, date(last.not_after));
+        let remedy = "bring one that is valid, on this host: `pvelet-agent install-certificate --ca ca.crt --crl ca.crl` with the host's certificate of it";
+        return Finding::failed(id, seen, remedy);
     }
     if let Some(why) = rejected {
         let seen = format!("the files of [tls] are not in use: {why}; the last good certificate ends {end}");
@@ -109,11 +108,19 @@ fn certificate(
     if not_after < now + warning {
         return Finding::degraded(id, format!("the agent's certificate ends {end}"), renew);
     }
-    if let Some((name, ends)) = ca.filter(|(_, ends)| *ends < now + warning) {
-        let (seen, remedy) = (
-            format!("the CA '{name}' ends {}; no client of it is heard afterwards", date(ends)),
-            "put a new CA beside it (`pveletctl pki rollover start`)",
-        );
+    if let Some(ca) = lasting(cas).min_by_key(|ca| ca.not_after).filter(|ca| ca.not_after < now + warning) {
+        let (name, ends) = (&ca.subject, date(ca.not_after));
+        let seen = match ca.not_after <= now {
+            true => format!("the CA '{name}' ended {ends}; no client of it is heard"),
+            false => format!("the CA '{name}' ends {ends}; no client of it is heard afterwards"),
+        };
+        // While one is being replaced there is no third.
+        let remedy = match cas.iter().any(|other| other.not_after > ca.not_after) {
+            true => {
+                "renew what it issued, take it out of the CA's folder (`pveletctl pki rollover finish`), and bring that here (`pveletctl pki push`)"
+            }
+            false => "put a new CA beside it (`pveletctl pki rollover start`)",
+        };
         return Finding::degraded(id, seen, remedy);
     }
     Finding::ok(id, format!("the agent's certificate ends {end}"))
@@ -155,6 +162,10 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(86400);
 
+    fn ca(subject: &str, signer: &str, not_after: SystemTime) -> AuthorityInfo {
+        AuthorityInfo { subject: subject.into(), sha256: format!("{signer} {not_after:?}"), signer: signer.into(), not_after, list: None }
+    }
+
     #[test]
     fn a_certificate_is_told_before_its_end_and_failed_from_then_on() {
         let end = SystemTime::UNIX_EPOCH + 20_000 * DAY;
@@ -167,7 +178,7 @@ mod tests {
             (Duration::ZERO, bad, State::Failed, "ended 2024-10-04"),
         ];
         for (left, rejected, state, seen) in table {
-            let found = certificate(end, Some(("CN=ca", end + 365 * DAY)), rejected, end - left, 14 * DAY);
+            let found = certificate(end, &[ca("CN=ca", "a", end + 365 * DAY)], rejected, end - left, 14 * DAY);
             assert_eq!(found.state, state, "{}", found.seen);
             assert!(found.seen.contains(seen), "{}", found.seen);
             assert_eq!(found.remedy.is_empty(), state == State::Ok);
@@ -175,12 +186,30 @@ mod tests {
     }
 
     #[test]
-    fn a_client_ca_that_ends_soon_is_told_by_name() {
+    fn a_client_ca_that_ends_soon_is_told_by_name_with_what_helps_then() {
         let end = SystemTime::UNIX_EPOCH + 20_000 * DAY;
-        for (left, state) in [(30 * DAY, State::Ok), (13 * DAY, State::Degraded), (Duration::ZERO, State::Degraded)] {
-            let found = certificate(end + 365 * DAY, Some(("CN=old", end)), None, end - left, 14 * DAY);
+        let (old, new) = (ca("CN=old", "a", end), ca("CN=new", "b", end + 365 * DAY));
+        let renewed = ca("CN=old", "a", end + 365 * DAY);
+        let (alone, beside, twice) = (vec![old.clone()], vec![new.clone(), old.clone()], vec![old.clone(), renewed]);
+        let both_soon = vec![old, ca("CN=new", "b", end + DAY)];
+        let (ends, ended) = ("CA 'CN=old' ends 2024-10-04 00:00 UTC", "CA 'CN=old' ended 2024-10-04 00:00 UTC");
+        let table = [
+            (&alone, 30 * DAY, State::Ok, "certificate ends", ""),
+            (&alone, 13 * DAY, State::Degraded, ends, "rollover start"),
+            (&alone, Duration::ZERO, State::Failed, ended, "install-certificate --ca"),
+            // It is being replaced.
+            (&beside, 30 * DAY, State::Ok, "certificate ends", ""),
+            (&beside, 13 * DAY, State::Degraded, ends, "rollover finish"),
+            (&beside, Duration::ZERO, State::Degraded, ended, "rollover finish"),
+            (&both_soon, 13 * DAY, State::Degraded, ends, "rollover finish"),
+            // Its renewed certificate counts for whoever it has issued.
+            (&twice, 13 * DAY, State::Ok, "certificate ends", ""),
+            (&twice, Duration::ZERO, State::Ok, "certificate ends", ""),
+        ];
+        for (cas, left, state, seen, remedy) in table {
+            let found = certificate(end + 400 * DAY, cas, None, end - left, 14 * DAY);
             assert_eq!(found.state, state, "{}", found.seen);
-            assert_eq!(found.seen.contains("CA 'CN=old' ends 2024-10-04 00:00 UTC"), state != State::Ok, "{}", found.seen);
+            assert!(found.seen.contains(seen) && found.remedy.contains(remedy), "{}: {}", found.seen, found.remedy);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Units of systemd, over D-Bus: asked without starting a process, and told of changes.
 
 mod bus;
+mod shared;
 mod systemd;
 #[cfg(test)]
 mod tests;
@@ -46,7 +47,8 @@ impl UnitState {
 /// Units of systemd. Every call has a deadline of its own. Errors of all: `Look`.
 #[tonic::async_trait]
 pub trait Units: Send + Sync + 'static {
-    /// How a unit stands; one that does not exist has load "not-found".
+    /// How a unit stands; one that does not exist has load "not-found". Several that ask at about the same time may share one answer, no older
+    /// than a second, and none from before a change that was told or made.
     async fn state(&self, unit: &str) -> Result<UnitState, Error>;
 
     /// Restarts a unit (starts it, when it is stopped; clears its start limit before) and waits until the job has ended, no longer than

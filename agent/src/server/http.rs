@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use pvelet_proto::v1;
 use tokio::{net::TcpListener, sync::Semaphore, task::AbortHandle};
 
+use super::address::unbound;
 use crate::{error::Error, metrics::Snapshot, rpc::Shared, tls::Credentials};
 
 /// A scraper or two, and somebody with curl.
@@ -24,7 +25,7 @@ const CONNECTION_AGE: Duration = Duration::from_secs(300);
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 pub(super) async fn serve(address: SocketAddr, shared: Shared, credentials: Arc<Credentials>) -> Result<(SocketAddr, AbortHandle), Error> {
-    let failed = |e| Error::Start(format!("metrics.listen = \"{address}\" cannot be bound ({e})"));
+    let failed = |e| unbound("metrics.listen", address, &e);
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     let places = Arc::new(Semaphore::new(CONNECTIONS));

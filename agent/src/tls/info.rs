@@ -63,6 +63,9 @@ pub struct AuthorityInfo {
     pub subject: String,
     /// SHA-256 of its certificate's DER, hexadecimal.
     pub sha256: String,
+    /// SHA-256 of its name and public key, hexadecimal. A certificate that was renewed with its key has the same: what one of them issued and
+    /// revoked is the other's too.
+    pub signer: String,
     /// When it ends.
     pub not_after: SystemTime,
     /// Its newest revocation list.
@@ -81,8 +84,15 @@ pub struct ListInfo {
 impl AuthorityInfo {
     pub(super) fn new(der: &CertificateDer<'_>, cert: &X509Certificate<'_>) -> Self {
         let not_after = system_time(cert.validity().not_after.timestamp());
-        Self { subject: cert.subject().to_string(), sha256: sha256(der), not_after, list: None }
+        let signer = sha256(&[cert.subject().as_raw(), cert.public_key().raw].concat());
+        Self { subject: cert.subject().to_string(), sha256: sha256(der), signer, not_after, list: None }
     }
+}
+
+/// CAs without those certificates that another one of the same name and key outlasts: when these end nobody is lost.
+pub(crate) fn lasting(all: &[AuthorityInfo]) -> impl Iterator<Item = &AuthorityInfo> {
+    let outlasted = |ca: &AuthorityInfo| all.iter().any(|other| other.signer == ca.signer && other.not_after > ca.not_after);
+    all.iter().filter(move |ca| !outlasted(ca))
 }
 
 impl ListInfo {

@@ -286,11 +286,12 @@ fn key_id(cert: &X509Certificate<'_>) -> Option<Vec<u8>> {
     })
 }
 
-/// What is revoked stays so: the lists of CAs that stay are not older than those in place.
+/// What is revoked stays so: the lists of CAs that stay are not older than those in place. One that was renewed with its key stays.
 fn lists_go_on(files: &config::Tls, present: &Present, material: &Material, now: SystemTime) -> Result<(), Error> {
     let (Some(file), Some(before)) = (&files.crl, known(files, present, now)) else { return Ok(()) };
     for ca in &material.authorities {
-        let Some(was) = before.iter().find(|b| b.sha256 == ca.sha256).and_then(|b| b.list) else { continue };
+        let lists = before.iter().filter(|b| b.signer == ca.signer).filter_map(|b| b.list);
+        let Some(was) = lists.max_by_key(|list| list.number) else { continue };
         let older = |why: String| Err(Error::CrlOlder { file: file.display().to_string(), why });
         match ca.list {
             None => {

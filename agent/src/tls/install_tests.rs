@@ -200,6 +200,37 @@ fn what_is_revoked_is_never_trusted_again_by_an_older_list() {
 }
 
 #[test]
+fn a_ca_that_was_renewed_with_its_key_keeps_its_lists() {
+    let world = world();
+    let renewed = world.ca.renewed();
+    assert_ne!(renewed.pem, world.ca.pem);
+    let bad = world.ca.issue(&client("role/admin/bad"));
+    let seventh = world.ca.numbered_crl(7, &[&bad]);
+    let bring = |cas: &[&Ca], list: &str| {
+        let client_ca = Some(cas.iter().map(|ca| ca.pem.as_str()).collect());
+        world.install(&New { client_ca, crl: Some(list.to_owned()), ..New::default() })
+    };
+    assert!(bring(&[&world.ca], &seventh).unwrap().changed);
+    for cas in [&[&renewed][..], &[&renewed, &world.ca], &[&world.ca, &renewed]] {
+        let error = bring(cas, &world.ca.numbered_crl(6, &[])).unwrap_err();
+        assert_eq!(error.reason(), reason::CRL_OLDER, "{error}");
+        assert!(error.to_string().contains("number 6, and the present one 7"), "{error}");
+        assert!(bring(cas, &seventh).unwrap().changed);
+        let now = world.credentials.current();
+        // The one list is that of both certificates, and nobody is told that one of them had none.
+        assert_eq!(now.authorities.len(), cas.len());
+        assert!(now.authorities.iter().all(|ca| ca.list == Some(ListInfo { number: 7, revoked: 1 })), "{:?}", now.authorities);
+        assert!(!now.warnings.iter().any(|w| w.contains("no list")), "{:?}", now.warnings);
+        let error = world.credentials.install(&New { crl: Some(seventh.clone()), ..New::default() }, &peer(&bad)).unwrap_err();
+        assert_eq!(error.reason(), reason::CALLER_LOCKED_OUT, "{error}");
+    }
+    // Another key of the same name is another CA.
+    let other = Ca::new();
+    let with = New { client_ca: Some(other.pem.clone()), crl: Some(other.crl(&[])), ..New::default() };
+    assert!(world.credentials.install(&with, &peer(&other.issue(&client("role/admin/x")))).unwrap().changed);
+}
+
+#[test]
 fn nobody_locks_himself_out() {
     let world = world();
     let new_ca = Ca::new();

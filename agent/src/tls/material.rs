@@ -20,7 +20,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 use super::{
     Names,
     files::{Present, Sources},
-    info::{AuthorityInfo, CertificateInfo, ListInfo, crl_number, date},
+    info::{AuthorityInfo, CertificateInfo, ListInfo, crl_number, date, lasting},
     leaf::{Leaf, Purpose, system_time},
     verifier::ClientVerifier,
 };
@@ -138,15 +138,18 @@ pub(super) fn told(
         let parsed = parse(ca).map_err(|e| bad(&files.client_ca, e))?;
         let mut info = AuthorityInfo::new(ca, &parsed);
         info.list = list.as_ref().and_then(|list| ListInfo::read(list));
-        let (file, end) = (files.client_ca.display(), date(info.not_after));
-        if info.not_after <= now {
-            warnings.push(format!("{file}: the CA '{}' ended {end}; no client of it is heard", info.subject));
-        } else if info.not_after < now + EXPIRY_WARNING {
-            warnings.push(format!("{file}: the CA '{}' ends {end}; no client of it is heard afterwards", info.subject));
-        }
         Ok(info)
     };
-    authorities.iter().zip(lists).map(one).collect()
+    let all = authorities.iter().zip(lists).map(one).collect::<Result<Vec<_>, _>>()?;
+    for ca in lasting(&all) {
+        let (file, end) = (files.client_ca.display(), date(ca.not_after));
+        if ca.not_after <= now {
+            warnings.push(format!("{file}: the CA '{}' ended {end}; no client of it is heard", ca.subject));
+        } else if ca.not_after < now + EXPIRY_WARNING {
+            warnings.push(format!("{file}: the CA '{}' ends {end}; no client of it is heard afterwards", ca.subject));
+        }
+    }
+    Ok(all)
 }
 
 /// Whether a private key belongs to the first certificate of a chain, both in PEM.
@@ -214,7 +217,8 @@ fn host_leaf(der: &CertificateDer<'_>, files: &config::Tls, node: &str) -> Resul
 }
 
 /// The newest list of each CA, each proven to be signed by it: webpki would refuse every client because of one bad signature, and of several
-/// lists of one CA it looks into the first alone.
+/// lists of one CA it looks into the first alone. One key may have several certificates, such as those of a CA that was renewed: a list is of
+/// all of them.
 pub(super) fn revocation_lists(
     pem: &[u8],
     file: &Path,
@@ -239,13 +243,17 @@ pub(super) fn revocation_lists(
                     algorithm.verify_signature(key, crl.tbs_cert_list.as_ref(), &crl.signature_value.data).is_ok()
                 })
         };
-        let Some(i) = authorities.iter().position(signed_by) else {
-            return Err(bad(file, format!("holds a list of '{}', which none of the client CAs signed", crl.issuer())));
-        };
         let number = crl_number(&crl);
-        if newest[i].as_ref().is_none_or(|(known, ..)| *known <= number) {
-            let late = crl.next_update().is_some_and(|t| system_time(t.timestamp()) < now);
-            newest[i] = Some((number, late, list.clone()));
+        let late = crl.next_update().is_some_and(|t| system_time(t.timestamp()) < now);
+        let mut known = false;
+        for (_, newest) in authorities.iter().zip(&mut newest).filter(|(ca, _)| signed_by(ca)) {
+            known = true;
+            if newest.as_ref().is_none_or(|(before, ..)| *before <= number) {
+                *newest = Some((number, late, list.clone()));
+            }
+        }
+        if !known {
+            return Err(bad(file, format!("holds a list of '{}', which none of the client CAs signed", crl.issuer())));
         }
     }
     for (ca, list) in authorities.iter().zip(&newest) {

@@ -17,6 +17,7 @@ mod verifier;
 mod watch;
 
 pub use connection::{Connection, Connections, Peer};
+pub(crate) use info::lasting;
 pub use info::{AuthorityInfo, CertificateInfo, ListInfo};
 pub use install::{Installed, New, Place, install_local};
 pub use listener::{Doors, Options, incoming};

@@ -10,6 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use super::{
     Connections, Material, Peer,
     files::{self, Sources},
+    info::lasting,
     install::{self, Installed, New},
     request::{self, Names, SigningRequest},
 };
@@ -148,7 +149,7 @@ impl Credentials {
 
 fn report(material: &Material, metrics: &Metrics) {
     metrics.certificate_expires(material.not_after);
-    metrics.client_ca_expires(material.authorities.iter().map(|ca| ca.not_after).min());
+    metrics.client_ca_expires(lasting(&material.authorities).map(|ca| ca.not_after).min());
     for warning in &material.warnings {
         tracing::warn!("{warning}");
     }

@@ -102,6 +102,13 @@ impl Ca {
         Self::made(named(name), KeyPair::from_pem(key_pem).unwrap(), None)
     }
 
+    /// This one with another certificate of its name and key.
+    pub(crate) fn renewed(&self) -> Self {
+        let mut params = authority();
+        params.not_after = at(400 * 86400).into();
+        Self::made(params, KeyPair::from_pem(&self.issuer.key().serialize_pem()).unwrap(), None)
+    }
+
     /// One that this one has signed.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
         Self::made(named(name), KeyPair::generate().unwrap(), Some(self))

@@ -44,6 +44,7 @@ host:
   returned: always
 """
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -53,6 +54,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 # More than any of these files has on a real host.
 LIMIT = 1 << 20
+# The agent takes no more for a revocation list.
+LARGEST_LIST = 4 << 20
 
 
 class Host:
@@ -72,6 +75,22 @@ class Host:
                 return file.read(LIMIT)
         except OSError:
             return None
+
+    def mode(self, absolute: str) -> str | None:
+        """The permissions of a file, as the module template takes them; None where there is none."""
+        try:
+            return f"{os.stat(self.path(absolute)).st_mode & 0o7777:04o}"
+        except OSError:
+            return None
+
+    def digest(self, absolute: str) -> str | None:
+        """SHA-256 of a file's bytes, hexadecimal; None where there is none, or none that can be one of ours."""
+        try:
+            with open(self.path(absolute), "rb") as file:
+                content = file.read(LARGEST_LIST + 1)
+        except OSError:
+            return None
+        return hashlib.sha256(content).hexdigest() if len(content) <= LARGEST_LIST else None
 
     def names(self, absolute: str) -> list[str]:
         """What a folder holds, sorted."""
@@ -218,10 +237,12 @@ def look(root: str, port: int) -> dict:
         "package": package("pvelet-agent"),
         "service": service,
         "config": host.text("/etc/pvelet/agent.toml"),
+        "config_mode": host.mode("/etc/pvelet/agent.toml"),
         "certificate": host.text(f"{tls}/agent.crt"),
         "key": os.path.exists(host.path(f"{tls}/agent.key")),
         "ca": os.path.exists(host.path(f"{tls}/ca.crt")),
         "crl": os.path.exists(host.path(f"{tls}/ca.crl")),
+        "digests": {"ca": host.digest(f"{tls}/ca.crt"), "crl": host.digest(f"{tls}/ca.crl")},
     }
 
 

@@ -14,8 +14,9 @@ pub(super) fn of(kind: &str) -> Vec<Value> {
                 "message": "it is the VM's name where spec.name is not given: use labels of up to 63 characters joined by '.', or set spec.name",
             }),
             json!({
-                "rule": "!has(self.spec.disks) || self.spec.disks.all(d, self.metadata.name.size() + d.name.size() <= 244)",
-                "message": "machine/<metadata.name>/<disk> stands in the owner record of each disk, which holds 253 characters: use shorter names",
+                "rule": "!has(self.spec.disks) || self.spec.disks.all(d, self.metadata.name.size() + d.name.size() <= 180)",
+                "message": "machine/<namespace>/<metadata.name>/<disk> stands in the owner record of each disk, which holds 253 characters: use names of \
+                            up to 180 characters together",
             }),
             json!({
                 "rule": "!has(self.spec.tenant) || !has(oldSelf.status) || !has(oldSelf.status.tenant) || self.spec.tenant == oldSelf.status.tenant \

@@ -246,7 +246,7 @@ pub fn claim(metadata: &Metadata, disk: &str) -> String {
 }
 
 impl MachineSpec {
-    /// The disks with their volumes' ids.
+    /// The disks with their volumes' ids; those of made ones follow from this uid ([`super::PveMachine::disks`]).
     pub fn disks_of(&self, machine_uid: &str) -> Vec<(VolumeId, &DiskSpec)> {
         let mut seen = BTreeSet::new();
         // The check refuses two disks of one volume; should one slip through, the first counts.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::CustomResource;
+use pvelet_proto::volume::VolumeId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,11 @@ impl PveMachine {
     /// Whose it is: once something was sent, a change of `spec.tenant` does not count, because request ids belong to a tenant.
     pub fn tenant(&self) -> &str {
         self.status.tenant.as_deref().unwrap_or_else(|| self.spec.tenant())
+    }
+
+    /// The disks of the spec with their volumes' ids.
+    pub fn disks(&self) -> Vec<(VolumeId, &DiskSpec)> {
+        self.spec.disks_of(self.status.disks_uid.as_deref().unwrap_or(&self.metadata.uid))
     }
 }
 

@@ -77,6 +77,9 @@ pub struct MachineStatus {
     /// The guest's fixed addresses as ordered by `cloudInit`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
+    /// The uid that the ids of made disks follow from, where it is not the object's own: that of the object for which an adopted VM was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks_uid: Option<String>,
     /// The disks of `spec.disks`, and those that left it and still need something done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskStatus>,

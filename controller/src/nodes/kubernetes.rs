@@ -48,7 +48,7 @@ struct State {
     nodes: BTreeMap<String, Known>,
     server: Option<Minor>,
     /// Why nothing is known; nothing: `nodes` holds all.
-    trouble: Option<String>,
+    trouble: Option<Sight>,
 }
 
 /// A Node as it was seen last.
@@ -94,11 +94,11 @@ impl Shared {
         }
     }
 
-    fn trouble(&self, text: String) {
+    fn trouble(&self, why: Sight) {
         let new = {
             let mut state = self.state();
-            let new = state.trouble.as_ref() != Some(&text);
-            state.trouble = Some(text);
+            let new = state.trouble.as_ref() != Some(&why);
+            state.trouble = Some(why);
             new
         };
         if new {
@@ -111,7 +111,7 @@ impl KubernetesNodes {
     /// Of the cluster of this client. Connects to nothing yet. Must be called inside a tokio runtime.
     pub fn new(client: Client) -> Self {
         let (changed, changes) = mpsc::unbounded_channel();
-        let state = State { nodes: BTreeMap::new(), server: None, trouble: Some("it has not answered yet".to_owned()) };
+        let state = State { nodes: BTreeMap::new(), server: None, trouble: Some(Sight::Unknown("it has not answered yet".to_owned())) };
         Self {
             // Kept as it comes: what this version of the bindings does not know must not get lost when taints are written back.
             api: Api::all_with(client.clone(), &ApiResource::erase::<Node>(&())),
@@ -149,13 +149,14 @@ async fn watch(api: Api<DynamicObject>, client: Client, shared: Arc<Shared>) {
     loop {
         match watch_once(&api, &client, &shared).await {
             // It was of use. Most often a watch that is too old: nothing is wrong before the next list fails.
-            (true, text) => {
-                debug!("Nodes are listed again: {text}");
+            (true, error) => {
+                debug!("Nodes are listed again: {}", why(error.as_ref()));
                 pause = AGAIN.0;
             }
-            (false, text) => {
+            (false, error) => {
+                let text = why(error.as_ref());
                 warn!("Nodes cannot be watched: {text}");
-                shared.trouble(text);
+                shared.trouble(if error.is_some_and(|e| is_forbidden(&e)) { Sight::Forbidden(text) } else { Sight::Unknown(text) });
             }
         }
         tokio::time::sleep(pause.mul_f64(rand::random_range(0.75..1.25))).await;
@@ -163,8 +164,21 @@ async fn watch(api: Api<DynamicObject>, client: Client, shared: Arc<Shared>) {
     }
 }
 
+/// Whether the API server refused it.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    let of = |e: &kube::Error| matches!(e, kube::Error::Api(status) if status.code == 403);
+    match error {
+        watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => of(e),
+        _ => false,
+    }
+}
+
+fn why(error: Option<&watcher::Error>) -> String {
+    error.map_or_else(|| "the watch has ended".to_owned(), |e| chain(e))
+}
+
 /// One list and its watch, to the first error: whether all was listed before, and the error.
-async fn watch_once(api: &Api<DynamicObject>, client: &Client, shared: &Shared) -> (bool, String) {
+async fn watch_once(api: &Api<DynamicObject>, client: &Client, shared: &Shared) -> (bool, Option<watcher::Error>) {
     let mut events = pin!(watcher(api.clone(), watcher::Config::default()));
     let (mut listed, mut ready) = (BTreeMap::new(), false);
     while let Some(event) = events.next().await {
@@ -192,10 +206,10 @@ async fn watch_once(api: &Api<DynamicObject>, client: &Client, shared: &Shared) 
                 shared.state().nodes.remove(&node.name_any());
                 shared.tell(Some(node.name_any()));
             }
-            Err(e) => return (ready, chain(&e)),
+            Err(e) => return (ready, Some(e)),
         }
     }
-    (ready, "the watch has ended".to_owned())
+    (ready, None)
 }
 
 /// What is looked at of a Node.
@@ -241,7 +255,7 @@ impl Nodes for KubernetesNodes {
         });
         let state = self.shared.state();
         match (&state.trouble, state.nodes.get(name)) {
-            (Some(trouble), _) => Sight::Unknown(trouble.clone()),
+            (Some(trouble), _) => trouble.clone(),
             (None, Some(known)) => Sight::Seen(known.view.clone()),
             (None, None) => Sight::Absent,
         }

@@ -76,6 +76,8 @@ pub struct NodeView {
 pub enum Sight {
     /// Nothing yet, or nothing any more: why.
     Unknown(String),
+    /// The API server does not let us look.
+    Forbidden(String),
     /// There is no such Node.
     Absent,
     /// It is so.
@@ -89,7 +91,9 @@ pub enum NodesError {
     #[error("there is no Node {0} (any more)")]
     Absent(String),
     /// The API server does not allow it.
-    #[error("the API server does not allow it: {0}; bind the role of docs/examples/kubernetes-rbac.yaml to the controller's identity")]
+    #[error(
+        "the API server does not allow it: {0}; set rbac.nodes=true in the chart's values, or bind the role of docs/examples/kubernetes-rbac.yaml to the controller's identity"
+    )]
     Forbidden(String),
     /// Others changed the Node again and again meanwhile.
     #[error("Node {0} was changed by others each time")]

@@ -59,6 +59,12 @@ impl Crl {
         Ok(true)
     }
 
+    /// Signs it anew with the next number, for a CA whose certificate was renewed with its key: the list ends with the CA.
+    pub fn renew(&mut self, ca: &Ca) -> Result<(), PkiError> {
+        *self = Self::sign(ca, self.number + 1, self.revoked.clone())?;
+        Ok(())
+    }
+
     /// Whether it says that this certificate is revoked.
     pub fn revokes(&self, cert: &CertInfo) -> bool {
         self.issuer_key_id == cert.issuer_key_id && self.revoked.iter().any(|r| r.serial == cert.serial)

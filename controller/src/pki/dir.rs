@@ -60,7 +60,7 @@ impl PkiDir {
 
     /// Makes the folder of a CA that another program made (cert-manager, step-ca, OpenSSL): its certificate and key, and an empty CRL. Of
     /// several certificates the one of the key is taken: an intermediate CA is trusted by itself. Where the folder has a certificate of the same
-    /// key already it is a renewed one, and what was revoked stays so. Another CA is kept and refused, unless `force`.
+    /// name and key already it is a renewed one, and what was revoked stays so. Another CA is kept and refused, unless `force`.
     pub fn take_over(dir: &Path, trust_domain: &str, cert_pem: &str, key_pem: &str, force: bool) -> Result<(Self, Ca), PkiError> {
         let ca = Ca::from_pem_for(cert_pem, key_pem, Some(trust_domain))?;
         let what = "the CA's certificate";
@@ -87,7 +87,12 @@ impl PkiDir {
         files::make_private_dir(dir)?;
         let this = Self { dir: dir.to_owned() };
         let _lock = this.lock()?;
-        let same = |there: Ca| there.key_id() == ca.key_id() && there.issuer().key().public_key_raw() == ca.issuer().key().public_key_raw();
+        let same = |there: Ca| {
+            there.key_id() == ca.key_id()
+                && there.issuer().key().public_key_raw() == ca.issuer().key().public_key_raw()
+                // Of another name nothing would be trusted that it has issued.
+                && names_issuer(list.pem(), there.cert_pem()).unwrap_or(false)
+        };
         let renewed = this.ca().is_ok_and(same);
         for name in [CA_KEY, CA_CERT] {
             let path = dir.join(name);
@@ -97,10 +102,7 @@ impl PkiDir {
         }
         files::write_public(&dir.join(TRUST_DOMAIN), format!("{trust_domain}\n").as_bytes(), true)?;
         if renewed {
-            let bundle = ca.cert_pem().to_owned() + &this.foreign(&this.rollover()?)?.0;
-            files::write_public(&dir.join(CA_CERT), bundle.as_bytes(), true)?;
-            let state = this.rollover()?;
-            this.write_bundles(&state)?;
+            this.renew_ca(&ca)?;
             return Ok((this, ca));
         }
         files::write_private(&dir.join(CA_KEY), ca.key_pem().as_bytes(), force)?;

@@ -138,10 +138,7 @@ impl PkiDir {
                     );
                     return Err(not_now(&why));
                 }
-                let retired = self.path(RETIRED);
-                files::make_dir(&retired)?;
-                let name = hex::encode(CertInfo::from_pem(old.cert_pem())?.key_id.unwrap_or_default());
-                files::write_public(&retired.join(format!("{name}.crt")), old.cert_pem().as_bytes(), true)?;
+                self.retire(old)?;
                 self.remove(FINISHED)?;
                 crash_point!(sync "pki.finish.retired");
                 // From here on the old one is none of ours.
@@ -183,7 +180,34 @@ impl PkiDir {
         Ok(certs)
     }
 
-    /// Certificates of the CAs that were taken out, PEM each.
+    /// Takes a renewed certificate of the CA that signs: the former one may be taken out of hosts, and what was revoked stays so.
+    pub(super) fn renew_ca(&self, ca: &Ca) -> Result<(), PkiError> {
+        let before = self.rollover()?;
+        self.write_bundles(&before)?;
+        if CertInfo::from_pem(before.signing.cert_pem())?.sha256 == CertInfo::from_pem(ca.cert_pem())?.sha256 {
+            return Ok(());
+        }
+        self.retire(&before.signing)?;
+        let mut list = self.list_of(&before.signing)?;
+        list.renew(ca)?;
+        let others = before.other.iter().map(|other| self.list_of(other)).collect::<Result<Vec<_>, _>>()?;
+        self.write_lists(&before, &[vec![list], others].concat())?;
+        crash_point!(sync "pki.renewed.list");
+        let others: String = before.other.iter().map(Ca::cert_pem).collect();
+        let bundle = ca.cert_pem().to_owned() + &others + &self.foreign(&before)?.0;
+        files::write_public(&self.path(CA_CERT), bundle.as_bytes(), true)
+    }
+
+    /// Keeps a certificate of a CA that is none of this folder any more: by it hosts are known that still have it. Its name is one of the
+    /// certificate, since several may have the same key.
+    fn retire(&self, ca: &Ca) -> Result<(), PkiError> {
+        let retired = self.path(RETIRED);
+        files::make_dir(&retired)?;
+        let name = CertInfo::from_pem(ca.cert_pem())?.sha256;
+        files::write_public(&retired.join(format!("{name}.crt")), ca.cert_pem().as_bytes(), true)
+    }
+
+    /// Certificates of the CAs that were taken out, and those of present ones that were renewed, PEM each.
     pub fn retired(&self) -> Result<Vec<String>, PkiError> {
         let entries = match fs::read_dir(self.path(RETIRED)) {
             Ok(entries) => entries,

@@ -283,7 +283,8 @@ impl<S: Store> Controller<S> {
     fn lose(&self, machines: Vec<ObjectKey>) {
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        for id in machines.into_iter().map(machine_ref).filter(|id| !self.queue.is_due(id)) {
+        // A host that comes and goes takes no second turn for each.
+        for id in machines.into_iter().map(machine_ref).filter(|id| !self.queue.is_due_by(id, Turns::end(now))) {
             self.queue.add_at(id, lost.turn(now), Line::Back);
         }
     }

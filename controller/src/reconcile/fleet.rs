@@ -262,9 +262,22 @@ impl Fleet {
         Some((Arc::clone(&state.view), state.running(), state.health.clone()))
     }
 
+    /// A VM of this name on a host is a machine's now.
+    pub(super) fn taken(&self, host: &str, name: &str) {
+        let (host, name) = (host.to_owned(), name.to_owned());
+        let _ = self.wake.send(Wake::Vm { host, machine_uid: String::new(), uuid: String::new(), name, room: Room::Same });
+    }
+
     /// Lets a host be looked at again.
     pub(super) fn remind(&self, host: &ObjectKey) {
         let _ = self.wake.send(Wake::Health(host.to_string()));
+    }
+
+    /// Other hosts that are listened to as the same node of the same PVE cluster.
+    pub(super) fn rivals(&self, host: &PveHost) -> Vec<String> {
+        let name = host.key().to_string();
+        let all = self.of_cluster(&host.spec.cluster).into_iter().filter(|s| s.place.node == host.spec.node && s.name != name);
+        all.map(|s| s.name.clone()).collect()
     }
 
     /// All hosts.
@@ -321,9 +334,16 @@ impl Fleet {
         (hosts, found)
     }
 
-    /// A VM of this name that this controller made for a machine of this tenant that does not `exists` any more. What other tenants have is
-    /// nobody's business here.
-    pub(super) fn orphan(&self, vm_name: &str, tenant: &str, exists: impl Fn(&str) -> bool) -> Option<Sighting> {
+    /// A VM of this name that this controller made for a machine of this tenant, and that is no machine's by now: the one with the UUID that is
+    /// `wanted`, else any. What other tenants have is nobody's business here.
+    pub(super) fn orphan(
+        &self,
+        vm_name: &str,
+        tenant: &str,
+        wanted: Option<&str>,
+        is_somebodys: impl Fn(&VmView) -> bool,
+    ) -> Option<Sighting> {
+        let mut any = None;
         for session in self.common.marks.of_name(vm_name).into_iter().filter_map(|name| self.named(&name)) {
             let (view, marked) = {
                 let state = session.state();
@@ -336,12 +356,14 @@ impl Fleet {
                 (Arc::clone(&state.view), marked)
             };
             // Asked without the lock: whoever is asked has one of his own.
-            let orphan = marked.into_iter().find(|vm| machine_uid(vm).is_some_and(|uid| !exists(uid)));
-            if let Some(vm) = orphan.filter(|_| view.link == Link::Up) {
-                return Some(sighting(&view, vm));
+            for vm in marked.into_iter().filter(|vm| view.link == Link::Up && !is_somebodys(vm)) {
+                if wanted == Some(vm.uuid.as_str()) {
+                    return Some(sighting(&view, vm));
+                }
+                any.get_or_insert_with(|| sighting(&view, vm));
             }
         }
-        None
+        any
     }
 
     /// What has been told of an attempt.

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Fleet,
@@ -20,6 +20,8 @@ use crate::{
     store::{Store, StoreError},
 };
 
+/// When a host that another one stands in the way of is looked at again.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 /// PVE's major version that the agents are tested on.
 const TESTED_PVE: &str = "9";
 
@@ -56,6 +58,16 @@ impl<S: Store> Hosts<S> {
             super::refuse(&*self.store, host, super::INVALID, problem).await?;
             return Ok(Next::Sleep);
         }
+        let name = key.to_string();
+        let (first, later): (Vec<String>, Vec<String>) = self.fleet.rivals(&host).into_iter().partition(|other| *other < name);
+        if let Some(first) = first.first() {
+            // One of the two counts, always the same one; the other one's wishes (cordon, maintenance) would count now and then.
+            self.fleet.remove(&name);
+            let text = format!("PveHost {first} is node {} of PVE cluster {} too; remove one of them", host.spec.node, host.spec.cluster);
+            super::refuse(&*self.store, host, "DuplicateHost", text).await?;
+            return Ok(Next::At(Timestamp::now() + LOOK_AGAIN));
+        }
+        later.iter().for_each(|other| self.fleet.remind(&ObjectKey::named(other)));
         self.fleet.apply(&host);
         let Some((view, used, sight)) = self.fleet.host(&key.to_string()) else { return Ok(Next::Sleep) };
         let now = Timestamp::now();

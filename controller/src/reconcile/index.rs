@@ -116,6 +116,11 @@ impl Index {
         self.state().by_uid.contains_key(uid)
     }
 
+    /// Whether a machine has this VM.
+    pub(super) fn has_uuid(&self, uuid: &str) -> bool {
+        self.state().by_uuid.contains_key(uuid)
+    }
+
     /// What is placed on a node.
     pub(super) fn placed(&self, place: &Place) -> Arc<Placed> {
         self.state().placed.get(place).cloned().unwrap_or_default()

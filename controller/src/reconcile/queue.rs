@@ -35,6 +35,11 @@ pub(super) struct Turns {
 }
 
 impl Turns {
+    /// When the last of those that go now will have had its turn.
+    pub(super) fn end(now: Instant) -> Instant {
+        now + GRACE + LONGEST
+    }
+
     /// The next turn.
     pub(super) fn turn(&mut self, now: Instant) -> Instant {
         let first = now + GRACE;
@@ -141,10 +146,10 @@ impl Queue {
         self.changed(Line::Front).notify_one();
     }
 
-    /// Whether it is due at some time anyway.
-    pub(super) fn is_due(&self, id: &ObjectRef) -> bool {
+    /// Whether it is due by then anyway.
+    pub(super) fn is_due_by(&self, id: &ObjectRef, at: Instant) -> bool {
         let state = self.state();
-        state.due.contains_key(id) || state.queued.contains_key(id)
+        state.due.get(id).is_some_and(|(due, _)| *due <= at) || state.queued.contains_key(id)
     }
 
     /// The next that is due in a line. Must be followed by [`Queue::done`]. One waits for each line; the one in front looks at the clock for both.
@@ -305,6 +310,16 @@ mod tests {
         // Those that are too many are among the others, not all at the end.
         let half = now + GRACE + LONGEST / 2;
         assert!(all[fit..].iter().filter(|at| **at < half).count() > fit / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_is_due_much_later_anyway_does_not_wait_for_that() {
+        let (queue, now) = (Queue::default(), Instant::now());
+        queue.add_at(id("a"), Turns::end(now) + PACE, Line::Front);
+        assert!(!queue.is_due_by(&id("a"), Turns::end(now)));
+        queue.add_at(id("a"), now + GRACE, Line::Back);
+        assert!(queue.is_due_by(&id("a"), Turns::end(now)));
+        assert_eq!(queue.state().due[&id("a")].0, now + GRACE);
     }
 
     #[tokio::test(start_paused = true)]

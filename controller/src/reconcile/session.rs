@@ -486,7 +486,7 @@ fn broken(error: &AgentError) -> Broken {
     let reason = match &error.cause {
         Cause::Connect(TlsError::Server { fault, .. }) => match fault {
             ServerFault::WrongHost { .. } | ServerFault::NoHost { .. } | ServerFault::WrongDomain { .. } => "IdentityMismatch",
-            ServerFault::Expired { .. } | ServerFault::NotYetValid { .. } => "CertificateExpired",
+            ServerFault::Expired { .. } | ServerFault::CaExpired { .. } | ServerFault::NotYetValid { .. } => "CertificateExpired",
             ServerFault::Revoked { .. } => "CertificateRevoked",
             ServerFault::UnknownCa | ServerFault::NotServer | ServerFault::Other(_) => "CertificateNotTrusted",
         },

@@ -1,9 +1,11 @@
 //! The whole controller against agents over mTLS: manifests in a folder, and what the agents are asked.
 #![allow(clippy::unwrap_used)]
 
+mod adoption;
 mod agent;
 mod cluster;
 mod disks;
+mod duplicates;
 mod health;
 mod network;
 mod room;

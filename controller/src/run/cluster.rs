@@ -35,8 +35,12 @@ pub(super) async fn run(common: Common, client: kube::Client, lease: LeaseSettin
     common.ready.store(true, Ordering::Relaxed);
     let leader = Leader::new(client.clone(), LeaseOptions { namespace, name: lease.name, identity, duration: lease.duration });
     while let Some(term) = leader.lead(&common.stop).await {
-        // What was watched while another one led may be out of date by more than the watch knows.
-        let fresh = term.over.run_until_cancelled(common.stop.run_until_cancelled(refresh(&store))).await;
+        // What was watched while another one led may be out of date by more than the watch knows, and the definitions another version's.
+        let fresh = async {
+            await_definitions(&client).await;
+            refresh(&store).await;
+        };
+        let fresh = term.over.run_until_cancelled(common.stop.run_until_cancelled(fresh)).await;
         let result = if let Some(Some(())) = fresh {
             let nodes: Arc<dyn Nodes> = Arc::new(KubernetesNodes::new(client.clone()));
             let controller = common.controller(Arc::clone(&store), term.epoch.clone(), Some(nodes));
@@ -61,8 +65,12 @@ fn instance() -> String {
 
 /// Reads all objects anew, for as long as it takes.
 async fn refresh(store: &KubernetesStore) {
-    while let Err(e) = store.refresh().await {
-        warn!("{e}");
+    let mut told = String::new();
+    while let Err(problem) = store.refresh().await.map_err(|e| e.to_string()) {
+        if problem != told {
+            warn!("{problem}");
+            told = problem;
+        }
         tokio::time::sleep(READ_AGAIN).await;
     }
 }

@@ -16,7 +16,10 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
 
-use super::{TlsError, trust::Trust};
+use super::{
+    TlsError,
+    trust::{Refusal, Trust},
+};
 use crate::pki::{CRL, CertInfo};
 
 /// Where a client's credentials lie; PEM files.
@@ -88,7 +91,7 @@ pub struct Loaded {
 impl Loaded {
     /// Whether what a host has shown, its own certificate first, is revoked by now.
     pub(crate) fn revokes(&self, chain: &[CertificateDer<'_>]) -> bool {
-        let revoked = |e| matches!(e, webpki::Error::CertRevoked);
+        let revoked = |e| e == Refusal::Chain(webpki::Error::CertRevoked);
         chain.split_first().is_some_and(|(own, rest)| self.trust.verify(own, rest, UnixTime::now()).is_err_and(revoked))
     }
 

@@ -11,7 +11,7 @@ use webpki::{
 };
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
-use super::TlsError;
+use super::{TlsError, verify::time};
 
 /// A CA with its own lists, newest first: webpki asks the first list that is one of the issuer's name, and a new CA mostly has the name of
 /// the one it replaces. So each CA is asked by itself.
@@ -19,6 +19,23 @@ use super::TlsError;
 struct Authority {
     anchor: TrustAnchor<'static>,
     lists: Vec<CertRevocationList<'static>>,
+    subject: String,
+    /// When it ends, in seconds since 1970: webpki takes a trust anchor for one for ever.
+    end: i64,
+}
+
+/// Why a server's certificate does not count.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// webpki's words.
+    Chain(webpki::Error),
+    /// The CA that issued it has ended.
+    Ended {
+        /// The CA.
+        ca: String,
+        /// When, in seconds since 1970.
+        at: i64,
+    },
 }
 
 /// Whose certificates of hosts count, but for those that are revoked.
@@ -55,24 +72,31 @@ impl Trust {
             Some(crl) => revocation_lists(crl, (&cas, ca_file), algorithms, now, warnings)?,
             None => cas.iter().map(|_| Vec::new()).collect(),
         };
-        let no_ca = |e| fail(ca_file, format!("it holds what is no CA certificate: {e}"));
+        let no_ca = |e: String| fail(ca_file, format!("it holds what is no CA certificate: {e}"));
         let authority = |(ca, lists): (&CertificateDer<'static>, _)| {
-            anchor_from_trusted_cert(ca).map(|anchor| Authority { anchor: anchor.to_owned(), lists }).map_err(no_ca)
+            let anchor = anchor_from_trusted_cert(ca).map_err(|e| no_ca(e.to_string()))?.to_owned();
+            let (_, cert) = X509Certificate::from_der(ca).map_err(|e| no_ca(e.to_string()))?;
+            Ok(Authority { anchor, lists, subject: cert.subject().to_string(), end: cert.validity().not_after.timestamp() })
         };
-        let authorities = cas.iter().zip(lists).map(authority).collect::<Result<_, _>>()?;
+        let authorities: Vec<Authority> = cas.iter().zip(lists).map(authority).collect::<Result<_, TlsError>>()?;
+        for ended in authorities.iter().filter(|ca| ca.end <= now.as_second()) {
+            warnings.push(format!("{}: the CA '{}' ended {}; no host of it is taken", ca_file.display(), ended.subject, time(ended.end)));
+        }
         Ok(Self { authorities, algorithms, lists: crl.is_some() })
     }
 
-    /// Whether one of the CAs issued this server's certificate, and none revoked it or what stands between. A CA without a list has revoked
-    /// nothing; a list past its next update still counts, or one forgotten renewal would shut every host out.
+    /// Whether one of the CAs issued this server's certificate and has not ended, and none revoked it or what stands between. A CA without a
+    /// list has revoked nothing; a list past its next update still counts, or one forgotten renewal would shut every host out. What an ended CA
+    /// has revoked stays so.
     pub(super) fn verify(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<(), webpki::Error> {
-        let cert = EndEntityCert::try_from(end_entity)?;
-        let mut verdict = Err(webpki::Error::UnknownIssuer);
+    ) -> Result<(), Refusal> {
+        let cert = EndEntityCert::try_from(end_entity).map_err(Refusal::Chain)?;
+        let ended = |ca: &Authority| u64::try_from(ca.end).is_ok_and(|end| end <= now.as_secs()) || ca.end < 0;
+        let mut verdict = Err(Refusal::Chain(webpki::Error::UnknownIssuer));
         for authority in &self.authorities {
             let lists: Vec<&CertRevocationList<'_>> = authority.lists.iter().collect();
             let revocation =
@@ -80,11 +104,16 @@ impl Trust {
             let anchors = std::slice::from_ref(&authority.anchor);
             let chain = cert.verify_for_usage(self.algorithms.all, anchors, intermediates, now, KeyUsage::server_auth(), revocation, None);
             match chain {
+                Ok(_) if ended(authority) => {
+                    if verdict.is_err() {
+                        verdict = Err(Refusal::Ended { ca: authority.subject.clone(), at: authority.end });
+                    }
+                }
                 Ok(_) => verdict = Ok(()),
                 // Whatever another CA says of it.
-                Err(webpki::Error::CertRevoked) => return Err(webpki::Error::CertRevoked),
+                Err(webpki::Error::CertRevoked) => return Err(Refusal::Chain(webpki::Error::CertRevoked)),
                 Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {}
-                Err(e) if verdict.is_err() => verdict = Err(e),
+                Err(e) if verdict.is_err() => verdict = Err(Refusal::Chain(e)),
                 Err(_) => {}
             }
         }

@@ -12,7 +12,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use thiserror::Error;
 
-use super::trust::Trust;
+use super::trust::{Refusal, Trust};
 use crate::pki::CertInfo;
 
 /// The host that a client means.
@@ -73,6 +73,16 @@ pub enum ServerFault {
         /// When.
         not_after: String,
     },
+    /// Its CA has ended.
+    #[error(
+        "the certificate is of the CA '{ca}', which ended at {not_after}; give the host a certificate of a CA that is valid, and compare the clocks"
+    )]
+    CaExpired {
+        /// The CA.
+        ca: String,
+        /// When.
+        not_after: String,
+    },
     /// It is for later.
     #[error("the certificate is not valid before {not_before}; compare the clocks")]
     NotYetValid {
@@ -118,15 +128,18 @@ impl HostVerifier {
         let other = |e: &dyn fmt::Display| ServerFault::Other(e.to_string());
         let info = CertInfo::from_der(end_entity).map_err(|e| other(&e))?;
         // The chain comes first: what an unknown CA wrote into a certificate is not worth an error of its own.
-        self.trust.verify(end_entity, intermediates, now).map_err(|e| match e {
-            webpki::Error::CertExpired { .. } | webpki::Error::InvalidCertValidity => {
-                ServerFault::Expired { not_after: time(info.not_after) }
-            }
-            webpki::Error::CertNotValidYet { .. } => ServerFault::NotYetValid { not_before: time(info.not_before) },
-            webpki::Error::UnknownIssuer => ServerFault::UnknownCa,
-            webpki::Error::CertRevoked => ServerFault::Revoked { serial: info.serial.clone() },
-            webpki::Error::RequiredEkuNotFoundContext(_) => ServerFault::NotServer,
-            e => other(&e),
+        self.trust.verify(end_entity, intermediates, now).map_err(|refusal| match refusal {
+            Refusal::Ended { ca, at } => ServerFault::CaExpired { ca, not_after: time(at) },
+            Refusal::Chain(e) => match e {
+                webpki::Error::CertExpired { .. } | webpki::Error::InvalidCertValidity => {
+                    ServerFault::Expired { not_after: time(info.not_after) }
+                }
+                webpki::Error::CertNotValidYet { .. } => ServerFault::NotYetValid { not_before: time(info.not_before) },
+                webpki::Error::UnknownIssuer => ServerFault::UnknownCa,
+                webpki::Error::CertRevoked => ServerFault::Revoked { serial: info.serial.clone() },
+                webpki::Error::RequiredEkuNotFoundContext(_) => ServerFault::NotServer,
+                e => other(&e),
+            },
         })?;
         // webpki lets a certificate without any extended key usage pass.
         if !info.server_auth {
@@ -154,7 +167,8 @@ impl HostVerifier {
     }
 }
 
-fn time(seconds: i64) -> String {
+/// For people.
+pub(super) fn time(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| format!("second {seconds}"), |t| t.to_string())
 }
 

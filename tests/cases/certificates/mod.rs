@@ -4,6 +4,7 @@ mod crash;
 mod faults;
 mod host;
 mod renewal;
+mod renewed;
 mod revoked_host;
 mod rollover;
 

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use pvelet_tests::kubernetes::{ApiServer, ControllerManager, Kube, PATIENCE, programs};
+use pvelet_tests::kubernetes::{ApiServer, ControllerManager, Kube, PATIENCE, programs, soon};
 use serde_json::{Value, json};
 
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -81,8 +81,7 @@ async fn a_service_account_may_do_what_its_role_says_and_nothing_else() {
     });
     server.admin.create(&format!("{rbac}/rolebindings"), &binding).await.unwrap();
     // The server learns of a role by a watch of its own: a moment later.
-    let allowed = async { while reader.get(CONFIG_MAPS).await.is_err() {} };
-    tokio::time::timeout(PATIENCE, allowed).await.unwrap();
+    soon("the role counts", async || reader.get(CONFIG_MAPS).await.is_ok()).await;
     assert_eq!(reader.create(CONFIG_MAPS, &config_map("new", "1")).await.unwrap_err().code, 403);
 }
 

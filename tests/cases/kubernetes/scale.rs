@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use pvelet_tests::{
+    counts,
     fleet::{
         FleetOptions, Host, TEMPLATE,
         site::{FleetSite, Writes, written},
@@ -35,7 +36,12 @@ async fn a_thousand_machines_on_a_hundred_hosts_are_made_once_each_and_then_noth
 
     let made = written(&before, &site.writes().await);
     let (passes, writes) = (site.passes("PveMachine").await, made.get("pvemachines").copied().unwrap_or(0));
-    println!("scale: {made:?} written, {passes} passes over machines");
+    let listed: Vec<String> = made.iter().map(|(resource, writes)| format!("{resource} {writes}")).collect();
+    let made = listed.join(", ");
+    counts::tell(&format!(
+        "scale: {HOSTS} agents, {MACHINES} machines, {} VMs; written: {made}; {passes} passes over machines",
+        names.len()
+    ));
     assert!(writes <= 8 * MACHINES as u64, "{writes} writes for {MACHINES} machines");
     assert!(passes <= 25.0 * MACHINES as f64, "{passes} passes over {MACHINES} machines");
 
@@ -52,6 +58,7 @@ async fn a_thousand_machines_on_a_hundred_hosts_are_made_once_each_and_then_noth
     site.passed((MACHINES as f64, HOSTS as f64), LIMIT).await;
     site.settled(MACHINES, LIMIT).await;
     assert_eq!(written(&settled, &site.writes().await), Writes::new(), "looked at by another controller");
+    counts::tell(&format!("scale: 0 writes while all machines were looked at {LOOKS} times, and by another controller"));
 
     // What was stopped by hand runs again.
     for host in &site.fleet.hosts[..10] {
@@ -60,7 +67,7 @@ async fn a_thousand_machines_on_a_hundred_hosts_are_made_once_each_and_then_noth
         host.until_running(vmid, LIMIT).await;
     }
     let resident = resident_peak_mib(site.controller.pid());
-    println!("scale: {resident:.0} MiB resident at most");
+    counts::tell(&format!("scale: the controller had {resident:.0} MiB resident at most"));
     assert!(resident <= 150.0, "{resident} MiB");
     assert!(site.controller.stop().success());
 }

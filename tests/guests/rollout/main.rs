@@ -1,8 +1,9 @@
 //! The rollout on real hosts: three Debian 13 guests, the Debian packages, and `ansible-playbook` over ssh, as an administrator runs it.
 //!
 //! It prints a line for each step and ends with `rollout: 3 hosts, second run changed=0, 0 failed calls during rotation`. By itself it goes the
-//! main way (install, manage, a VM on each host, a second run, rotation under load, removal). `PVELET_ROLLOUT=full` adds upgrades, a host that
-//! loses its power, reboots, what the play mends, and everything that is refused. Words on the command line choose parts by name, which then are
+//! main way (install, manage, a VM on each host, a second run, rotation under load, removal). `PVELET_ROLLOUT=full` adds dry runs, upgrades, a
+//! host that loses its power, reboots, what the play mends, and everything that is refused. `PVELET_ROLLOUT_TIMES=1` tells after each play how
+//! long its slowest tasks took. Words on the command line choose parts by name, which then are
 //! run alone, after an install that is not looked at.
 #![allow(
     missing_docs,
@@ -21,6 +22,7 @@ mod mended;
 mod play;
 mod refused;
 mod report;
+mod restart;
 mod upgrade;
 mod way;
 
@@ -39,12 +41,13 @@ struct Part {
     run: fn(&Control, &[Host], &Report),
 }
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     Part { name: "refused", main: false, run: refused::run },
     Part { name: "credentials", main: false, run: refused::credentials },
     Part { name: "firewall", main: false, run: way::firewall },
     Part { name: "mended", main: false, run: mended::run },
     Part { name: "certificates", main: false, run: mended::certificates },
+    Part { name: "restart", main: false, run: restart::run },
     Part { name: "upgrade", main: false, run: upgrade::while_cloning },
     Part { name: "power", main: false, run: upgrade::one_host_off },
     Part { name: "reboot", main: false, run: upgrade::reboot },
@@ -54,7 +57,7 @@ const PARTS: [Part; 10] = [
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let full = std::env::var("PVELET_ROLLOUT").is_ok_and(|v| v == "full");
+    let full = control::full();
     let chosen = |part: &&Part| if words.is_empty() { full || part.main } else { words.iter().any(|w| part.name.contains(w.as_str())) };
     let report = Report::default();
     let hosts = Host::boot_all();

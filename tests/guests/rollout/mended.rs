@@ -20,9 +20,10 @@ pub fn run(control: &Control, hosts: &[Host], report: &Report) {
     // A configuration that nobody has told the agent of.
     hosts[1].sh("touch --date='+5 seconds' /etc/pvelet/agent.toml");
     // One that it has refused.
+    let since = hosts[2].sh("date +@%s").trim().to_owned();
     hosts[2].sh("printf '\\n[limits]\\nreads = 0\\nmutations = 0\\n' >>/etc/pvelet/agent.toml; systemctl reload pvelet-agent");
     for key in ["limits.reads", "limits.mutations"] {
-        hosts[2].wait_until(&format!("journalctl --unit=pvelet-agent --lines=30 --no-pager | grep -q {key}"));
+        hosts[2].wait_until(&format!("journalctl --unit=pvelet-agent --since={since} --no-pager | grep -q {key}"));
     }
     assert_eq!(pid(&hosts[2]), pids[2], "the former configuration should go on");
     assert_eq!(control.facts(&hosts[2])["mode"], json!("manage"), "{}", hosts[2].log());

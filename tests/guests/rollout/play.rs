@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
+    io::{BufRead, BufReader},
     path::PathBuf,
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
+    time::Instant,
 };
 
 use serde_json::Value;
@@ -89,7 +91,30 @@ impl<'a> Play<'a> {
 
     /// Runs it.
     pub fn run(&self) -> Done {
-        Done::of(&self.command().output().unwrap())
+        if env::var_os("PVELET_ROLLOUT_TIMES").is_some() { self.timed() } else { Done::of(&self.command().output().unwrap()) }
+    }
+
+    /// Runs it, and tells how long its slowest tasks took: from one heading to the next.
+    fn timed(&self) -> Done {
+        let mut child = self.command().stdout(Stdio::piped()).spawn().unwrap();
+        let begun = Instant::now();
+        let (mut text, mut tasks) = (String::new(), vec![(begun, "start".to_owned())]);
+        for line in BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok) {
+            if ["PLAY", "TASK", "RUNNING HANDLER"].iter().any(|head| line.starts_with(head)) {
+                tasks.push((Instant::now(), line.trim_end_matches(['*', ' ']).to_owned()));
+            }
+            text.push_str(&line);
+            text.push('\n');
+        }
+        let good = child.wait().unwrap().success();
+        let ends = tasks.iter().skip(1).map(|(at, _)| *at).chain([Instant::now()]);
+        let mut took: Vec<_> = tasks.iter().zip(ends).map(|((from, name), to)| (to - *from, name)).collect();
+        println!("        {} {}: {} s, {} tasks", self.name, if good { "ended" } else { "failed" }, begun.elapsed().as_secs(), took.len());
+        took.sort_by(|a, b| b.0.cmp(&a.0));
+        for (took, name) in took.iter().take(15) {
+            println!("        {:>6.1} s  {name}", took.as_secs_f32());
+        }
+        Done::new(good, text)
     }
 
     /// Runs it; it must succeed.

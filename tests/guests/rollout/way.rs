@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::{
-    control::Control,
+    control::{Control, full},
     host::{Host, TEMPLATE},
     load::Load,
     play::Play,
@@ -22,10 +22,12 @@ pub fn each<T: Send>(hosts: &[Host], work: impl Fn(&Host) -> T + Sync) -> Vec<T>
 pub fn install(control: &Control, hosts: &[Host], report: &Report) {
     report.head("install");
     let before = each(hosts, Host::snapshot);
-    let told = Play::new(control, hosts, "install", "observe").argument("--check").argument("--diff").must();
-    assert!(told.rows.values().all(|row| row.changed > 0 && row.failed == 0), "nothing would be installed?\n{}", told.text);
-    assert_eq!(each(hosts, Host::traces), ["", "", ""], "a dry run has left something");
-    report.step("a dry run tells what would be done, and does nothing");
+    if full() {
+        let told = Play::new(control, hosts, "install", "observe").argument("--check").argument("--diff").must();
+        assert!(told.rows.values().all(|row| row.changed > 0 && row.failed == 0), "nothing would be installed?\n{}", told.text);
+        assert_eq!(each(hosts, Host::traces), ["", "", ""], "a dry run has left something");
+        report.step("a dry run tells what would be done, and does nothing");
+    }
 
     let done = Play::new(control, hosts, "install", "observe").must();
     assert_eq!(done.rows.len(), hosts.len());
@@ -74,13 +76,13 @@ pub fn manage(control: &Control, hosts: &[Host], report: &Report) {
 }
 
 fn a_vm_on_each(control: &Control, hosts: &[Host]) {
-    for host in hosts {
+    each(hosts, |host| {
         control.asked(host, &["clone", "--template", &TEMPLATE.to_string(), "--name", "web-1", "--start", "--timeout", "10m"]);
         let first = u64::from(host.n) * 1000 + 99_000;
         let vms = control.asked(host, &["vms"]);
         let vm = vms["vms"].as_array().unwrap().iter().find(|vm| vm["name"] == "web-1").cloned().unwrap();
         assert!((first..first + 1000).contains(&vm["vmid"].as_u64().unwrap()), "{vm}");
-    }
+    });
 }
 
 /// The agent's process.
@@ -141,8 +143,10 @@ pub fn remove(control: &Control, hosts: &[Host], report: &Report) {
     assert_eq!(each(hosts, Host::snapshot), before, "the removal has changed something of PVE's");
     report.step("uninstall: VM configs, disks, processes and networks are byte by byte as before; configuration and journal are kept");
 
-    let again = Play::new(control, hosts, "uninstall", "manage").must();
-    assert_eq!(again.changed(), 0, "{}", again.text);
+    if full() {
+        let again = Play::new(control, hosts, "uninstall", "manage").must();
+        assert_eq!(again.changed(), 0, "{}", again.text);
+    }
     Play::new(control, hosts, "uninstall", "manage").set("pvelet_agent_purge", true).must();
     assert_eq!(each(hosts, Host::traces), ["", "", ""], "a purge has left something");
     assert_eq!(each(hosts, Host::snapshot), before, "the purge has changed something of PVE's");

@@ -9,7 +9,11 @@ mod pki;
 mod port;
 pub mod site;
 
-use std::{path::PathBuf, sync::OnceLock, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 pub use api_server::{ApiServer, ApiServerOptions, User};
 pub use client::{Events, Kube, KubeError};
@@ -47,4 +51,15 @@ pub fn programs() -> &'static Programs {
         let version = name.rsplit_once('-').expect("the folder is named <version>-<hash>").0.to_owned();
         Programs { folder, version }
     })
+}
+
+/// Asks again until it is so: for what no watch tells, such as what an API server has learned by a watch of its own.
+///
+/// # Panics
+/// When it is not so after [`PATIENCE`].
+pub async fn soon(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !so().await {
+        assert!(Instant::now() < end, "not so after {PATIENCE:?}: {what}");
+    }
 }

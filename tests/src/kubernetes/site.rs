@@ -5,10 +5,11 @@ use std::{path::PathBuf, time::Duration};
 use pve_sim::control::{Client, Request, Seed};
 use serde_json::{Value, json};
 
-use super::{ApiServer, ApiServerOptions, Kube};
+use super::{ApiServer, ApiServerOptions, Kube, soon};
 use crate::{
     Controller, Stack,
     helm::{self, Helm},
+    relay::Relay,
     stack::StackOptions,
 };
 
@@ -85,6 +86,15 @@ impl Site {
         Controller::in_cluster(self.stack.dir.path(), &self.stack.pki, installation, instance, &kubeconfig, helm::NAMESPACE)
     }
 
+    /// As [`Self::controller`], but one that reaches the API server by a relay.
+    pub async fn controller_by(&self, relay: &Relay, installation: &str, instance: &str) -> Controller {
+        let kubeconfig = kubeconfig(&self.server).await;
+        let text = std::fs::read_to_string(&kubeconfig).unwrap();
+        let by = kubeconfig.with_extension("relayed");
+        std::fs::write(&by, text.replace(&self.server.url(), &format!("https://{}", relay.address()))).unwrap();
+        Controller::in_cluster(self.stack.dir.path(), &self.stack.pki, installation, instance, &by, helm::NAMESPACE)
+    }
+
     /// Holds the lock of the first host's storage `local`: clones wait for it. Answers with its number, for [`Self::release`].
     pub fn hold_storage(&self) -> u64 {
         let request = Request::HoldLock { node: "pve1".into(), vmid: None, storage: Some("local".into()) };
@@ -110,27 +120,42 @@ impl Site {
 
 /// Installs the definitions, and waits until they are served.
 pub async fn define(admin: &Kube) {
-    for crd in pvelet_controller::crd::all() {
-        let name = crd["metadata"]["name"].as_str().expect("a name").to_owned();
-        admin.apply(&format!("{DEFINITIONS}/{name}"), "tests", true, &crd).await.unwrap();
+    let all = pvelet_controller::crd::all();
+    for crd in &all {
+        let name = crd["metadata"]["name"].as_str().expect("a name");
+        admin.apply(&format!("{DEFINITIONS}/{name}"), "tests", true, crd).await.unwrap();
         let established = |crd: &Value| {
             let all = crd["status"]["conditions"].as_array().into_iter().flatten();
             all.into_iter().any(|c| c["type"] == "Established" && c["status"] == "True")
         };
-        admin.wait(DEFINITIONS, &name, LIMIT, established).await;
+        admin.wait(DEFINITIONS, name, LIMIT, established).await;
+    }
+    // Established is said a moment before it is served.
+    for crd in &all {
+        let (group, plural) = (&crd["spec"]["group"], &crd["spec"]["names"]["plural"]);
+        let version = &crd["spec"]["versions"][0]["name"];
+        let path = [group, version, plural].map(|part| part.as_str().expect("a word")).join("/");
+        soon(&path, async || admin.get(&format!("/apis/{path}")).await.is_ok()).await;
     }
 }
 
 /// Installs what the chart allows the controller, and its ServiceAccount.
 pub async fn allow(admin: &Kube) {
-    let values = json!({"fullnameOverride": "pvelet-controller"});
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": helm::NAMESPACE}});
     admin.create("/api/v1/namespaces", &namespace).await.unwrap();
+    allow_more(admin, &json!({})).await;
+}
+
+/// What the chart allows the controller with more values.
+pub async fn allow_more(admin: &Kube, values: &Value) {
+    let mut values = values.clone();
+    values["fullnameOverride"] = json!("pvelet-controller");
     let wanted = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
     let objects = Helm::alone().render(&values).unwrap_or_else(|e| panic!("{e}"));
     for object in objects.iter().filter(|o| wanted.contains(&o["kind"].as_str().unwrap_or_default())) {
         let collection = helm::collection(admin, object).await.unwrap();
-        admin.create(&collection, object).await.unwrap();
+        let name = object["metadata"]["name"].as_str().expect("a name");
+        admin.apply(&format!("{collection}/{name}"), "tests", true, object).await.unwrap();
     }
 }
 

@@ -18,7 +18,7 @@ use zbus::{
     message::{Message, Type},
 };
 
-use super::systemd::unit_of;
+use super::{shared::Standings, systemd::unit_of};
 use crate::error::{Error, Trouble};
 
 pub(super) const SYSTEMD: &str = "org.freedesktop.systemd1";
@@ -103,6 +103,8 @@ pub(super) struct Bus {
     wanted: Notify,
     /// Units whose changes the bus was asked for, and on which attempt's connection.
     watched: Mutex<HashMap<String, u64>>,
+    /// How units stand, as several sources have asked at about the same time.
+    pub(super) standings: Standings,
     pub(super) changes: broadcast::Sender<String>,
     pub(super) jobs: broadcast::Sender<Ended>,
 }
@@ -115,6 +117,7 @@ impl Bus {
             link: watch::channel(Link { attempt: 0, connection: Err(none) }).0,
             wanted: Notify::new(),
             watched: Mutex::default(),
+            standings: Standings::default(),
             changes: broadcast::channel(BACKLOG).0,
             jobs: broadcast::channel(BACKLOG).0,
         }
@@ -122,6 +125,8 @@ impl Bus {
 
     /// Tells that a unit has changed; an empty name: any may have. Nobody listening is no error.
     fn tell(&self, unit: &str) {
+        // Before it is told: whoever hears of it asks at once.
+        self.standings.forget(unit);
         let _ = self.changes.send(unit.to_owned());
     }
 
@@ -199,9 +204,9 @@ impl Bus {
             (i, "JobRemoved") if i == MANAGER.2 => {
                 let body = message.body();
                 if let Ok((_, job, unit, result)) = body.deserialize::<(u32, OwnedObjectPath, String, String)>() {
+                    self.tell(&unit);
                     // Nobody waiting for a job is no error.
                     let _ = self.jobs.send((job, result));
-                    self.tell(&unit);
                 }
             }
             // It has read its units again: any may be another one now.

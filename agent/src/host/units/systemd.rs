@@ -1,17 +1,18 @@
 //! [`Units`] of the host's own systemd.
 
 use std::{
+    collections::HashMap,
     fmt::Write as _,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use futures_util::try_join;
 use tokio::{sync::broadcast, time::Instant};
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 
 use super::{
     UnitState, Units,
-    bus::{Keeper, MANAGER, PROPERTIES, SYSTEMD, call, look},
+    bus::{Bus, Keeper, MANAGER, PROPERTIES, SYSTEMD, call, look},
 };
 use crate::error::{Error, Trouble};
 
@@ -116,6 +117,18 @@ impl SystemdUnits {
     where
         B: serde::Serialize + zbus::wire::DynamicType,
     {
+        let bus = &self.keeper.bus;
+        bus.standings.forget(unit);
+        let result = self.follow(method, unit, body, patience).await;
+        // Whoever looks next sees what the job has come to, also where its end was not told.
+        bus.standings.forget(unit);
+        result
+    }
+
+    async fn follow<B>(&self, method: &'static str, unit: &str, body: &B, patience: Duration) -> Result<String, Error>
+    where
+        B: serde::Serialize + zbus::wire::DynamicType,
+    {
         let end = Instant::now() + patience;
         let bus = &self.keeper.bus;
         let connection = bus.watching(unit).await?;
@@ -157,43 +170,61 @@ impl SystemdUnits {
     }
 }
 
-/// One property of a unit.
-async fn property<T>(connection: &Connection, path: &str, (interface, name): (&str, &str)) -> Result<T, Error>
-where
-    T: for<'a> TryFrom<Variant<'a>, Error: Into<zbus::Error>>,
-{
-    let reply = call(connection, name, (SYSTEMD, path, PROPERTIES), "Get", &(interface, name)).await?;
-    let body = reply.body();
-    let value = body.deserialize::<OwnedVariant>().and_then(|value| Variant::from(value).downcast());
-    value.map_err(|e| look(Trouble::Garbled, format!("{name} of {path}: {e}")))
+/// The properties of an interface of a unit. One question: systemd loads a unit that nothing needs for each, and drops it again.
+struct Properties<'a> {
+    of: &'a str,
+    values: HashMap<String, OwnedVariant>,
+}
+
+impl<'a> Properties<'a> {
+    async fn read(connection: &Connection, path: &'a str, interface: &str) -> Result<Self, Error> {
+        let reply = call(connection, path, (SYSTEMD, path, PROPERTIES), "GetAll", &interface).await?;
+        let values = reply.body().deserialize().map_err(|e| look(Trouble::Garbled, format!("{path}: {e}")))?;
+        Ok(Self { of: path, values })
+    }
+
+    fn take<T>(&mut self, name: &str) -> Result<T, Error>
+    where
+        T: for<'v> TryFrom<Variant<'v>, Error: Into<zbus::Error>>,
+    {
+        let value = self.values.remove(name).ok_or_else(|| look(Trouble::Unsupported, format!("{} has no property {name}", self.of)))?;
+        Variant::from(value).downcast().map_err(|e| look(Trouble::Garbled, format!("{name} of {}: {e}", self.of)))
+    }
+}
+
+/// Asks systemd how a unit stands.
+async fn read(bus: &Bus, unit: &str) -> Result<UnitState, Error> {
+    let connection = bus.watching(unit).await?;
+    let path = unit_path(unit);
+    let mut of_unit = Properties::read(&connection, &path, UNIT).await?;
+    let since = of_unit.take::<u64>("StateChangeTimestamp")?;
+    let state = UnitState {
+        load: of_unit.take("LoadState")?,
+        active: of_unit.take("ActiveState")?,
+        sub: of_unit.take("SubState")?,
+        enabled: of_unit.take("UnitFileState")?,
+        since: (since > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_micros(since)),
+        ..UnitState::default()
+    };
+    if !unit.ends_with(".service") || !state.exists() {
+        return Ok(state);
+    }
+    let mut of_service = Properties::read(&connection, &path, SERVICE).await?;
+    Ok(UnitState {
+        result: of_service.take("Result")?,
+        status: of_service.take("ExecMainStatus")?,
+        restarts: of_service.take("NRestarts")?,
+        pid: of_service.take("MainPID")?,
+        ..state
+    })
 }
 
 #[tonic::async_trait]
 impl Units for SystemdUnits {
     async fn state(&self, unit: &str) -> Result<UnitState, Error> {
-        let connection = self.keeper.bus.watching(unit).await?;
-        let path = unit_path(unit);
-        let (c, p) = (&connection, path.as_str());
-        // All at once: one way there and back.
-        let (load, active, sub, enabled, since) = try_join!(
-            property::<String>(c, p, (UNIT, "LoadState")),
-            property::<String>(c, p, (UNIT, "ActiveState")),
-            property::<String>(c, p, (UNIT, "SubState")),
-            property::<String>(c, p, (UNIT, "UnitFileState")),
-            property::<u64>(c, p, (UNIT, "StateChangeTimestamp")),
-        )?;
-        let since = (since > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_micros(since));
-        let state = UnitState { load, active, sub, enabled, since, ..UnitState::default() };
-        if !unit.ends_with(".service") || !state.exists() {
-            return Ok(state);
-        }
-        let (result, status, restarts, pid) = try_join!(
-            property::<String>(c, p, (SERVICE, "Result")),
-            property::<i32>(c, p, (SERVICE, "ExecMainStatus")),
-            property::<u32>(c, p, (SERVICE, "NRestarts")),
-            property::<u32>(c, p, (SERVICE, "MainPID")),
-        )?;
-        Ok(UnitState { result, status, restarts, pid, ..state })
+        let bus = Arc::clone(&self.keeper.bus);
+        let name = unit.to_owned();
+        self.keeper.bus.standings.shared(unit, async move { read(&bus, &name).await }).await
     }
 
     async fn restart(&self, unit: &str, patience: Duration) -> Result<(), Error> {

@@ -151,20 +151,27 @@ impl Systemd {
         self.connection.emit_signal(None::<&str>, MANAGER.1, MANAGER.2, member, body).await.unwrap();
     }
 
-    fn property(&self, path: &str, name: &str) -> Option<Variant<'static>> {
+    fn properties(&self, path: &str, interface: &str) -> Option<BTreeMap<&'static str, Variant<'static>>> {
         let played = self.played.lock().unwrap();
         let none = UnitState { load: "not-found".into(), active: "inactive".into(), ..UnitState::default() };
         let unit = if path == unit_path(UNIT) { &played.units[UNIT] } else { &none };
-        Some(match name {
-            "LoadState" => Variant::from(unit.load.clone()),
-            "ActiveState" => unit.active.clone().into(),
-            "SubState" => unit.sub.clone().into(),
-            "UnitFileState" => unit.enabled.clone().into(),
-            "StateChangeTimestamp" => 1_700_000_000_000_000_u64.into(),
-            "Result" => unit.result.clone().into(),
-            "ExecMainStatus" => unit.status.into(),
-            "NRestarts" => unit.restarts.into(),
-            "MainPID" => unit.pid.into(),
+        Some(match interface {
+            "org.freedesktop.systemd1.Unit" => BTreeMap::from([
+                ("Id", Variant::from(UNIT)),
+                ("LoadState", unit.load.clone().into()),
+                ("ActiveState", unit.active.clone().into()),
+                ("SubState", unit.sub.clone().into()),
+                ("UnitFileState", unit.enabled.clone().into()),
+                ("StateChangeTimestamp", 1_700_000_000_000_000_u64.into()),
+                ("After", Variant::new(vec!["local-fs.target"])),
+            ]),
+            "org.freedesktop.systemd1.Service" => BTreeMap::from([
+                ("Result", Variant::from(unit.result.clone())),
+                ("ExecMainStatus", unit.status.into()),
+                ("NRestarts", unit.restarts.into()),
+                ("MainPID", unit.pid.into()),
+                ("ExecStart", Variant::new(vec![("/bin/true", &["/bin/true"][..], false, 0_u64)])),
+            ]),
             _ => return None,
         })
     }
@@ -182,11 +189,11 @@ impl Systemd {
         }
         let c = &self.connection;
         match method.as_str() {
-            "Get" => {
-                let (_, name): (String, String) = call.body().deserialize().unwrap();
-                match self.property(&path, &name) {
-                    Some(value) => c.reply(&header, &value).await.unwrap(),
-                    None => c.reply_error(&header, "org.freedesktop.DBus.Error.UnknownProperty", &"no such property").await.unwrap(),
+            "GetAll" => {
+                let interface: String = call.body().deserialize().unwrap();
+                match self.properties(&path, &interface) {
+                    Some(values) => c.reply(&header, &values).await.unwrap(),
+                    None => c.reply_error(&header, "org.freedesktop.DBus.Error.UnknownInterface", &"no such interface").await.unwrap(),
                 }
             }
             "RestartUnit" | "StartUnit" | "StopUnit" | "StartTransientUnit" => {
@@ -252,6 +259,30 @@ async fn a_unit_is_read_and_its_changes_are_told() {
     systemd.signal("Reloading", &true).await;
     systemd.signal("Reloading", &false).await;
     told(&mut changes, "").await;
+}
+
+#[tokio::test]
+async fn sources_that_ask_at_once_are_one_question_and_a_job_makes_it_anew() {
+    let daemon = Daemon::start();
+    let systemd = Systemd::on(&daemon).await;
+    let units = SystemdUnits::at(daemon.address());
+    let mut changes = units.changes();
+    units.state(UNIT).await.unwrap();
+    told(&mut changes, "").await;
+    let asked = || systemd.called("GetAll");
+    let before = asked();
+    // A unit that does not exist has nothing of a service.
+    let all = futures_util::future::join_all((0..10).map(|_| units.state("kubelet.service"))).await;
+    assert!(all.iter().all(|state| state.as_ref().is_ok_and(|s| s.load == "not-found")));
+    assert_eq!((asked() - before, systemd.called("Get")), (1, 0));
+    // After a job nobody gets what was true before it, told or not.
+    units.state(UNIT).await.unwrap();
+    systemd.change(|p| p.units.get_mut(UNIT).unwrap().active = "failed".into());
+    units.restart(UNIT, PATIENCE).await.unwrap();
+    let before = asked();
+    let all = futures_util::future::join_all((0..10).map(|_| units.state(UNIT))).await;
+    assert!(all.iter().all(|state| state.as_ref().is_ok_and(|s| s.active == "failed")));
+    assert_eq!(asked() - before, 2, "one for the unit, one for the service");
 }
 
 #[tokio::test]
@@ -354,7 +385,10 @@ async fn a_systemd_that_does_not_answer_is_unknown_and_never_well() {
     let daemon = Daemon::start();
     let systemd = Systemd::on(&daemon).await;
     let units = SystemdUnits::at(daemon.address());
+    let mut changes = units.changes();
     units.state(UNIT).await.unwrap();
+    systemd.set("active", "running").await;
+    told(&mut changes, UNIT).await;
     systemd.change(|p| p.mute = true);
     assert_eq!(trouble(units.state(UNIT).await), Trouble::Silent);
     systemd.change(|p| p.mute = false);

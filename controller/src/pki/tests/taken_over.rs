@@ -100,12 +100,46 @@ fn of_a_chain_the_certificate_of_the_key_is_taken_and_a_renewed_one_keeps_what_w
 
     let (renewed, _) = made(temp.path(), &["version"], "/CN=intermediate", SIGNS);
     assert_ne!(renewed, cert);
-    PkiDir::take_over(&dir, DOMAIN, &renewed, &key, false).unwrap();
-    assert_eq!((pki.bundle().unwrap(), pki.crl().unwrap().list().len()), (renewed, 1));
+    let number = pki.crl().unwrap().number();
+    for _ in 0..2 {
+        PkiDir::take_over(&dir, DOMAIN, &renewed, &key, false).unwrap();
+        let list = pki.crl().unwrap();
+        // The list ends with the CA, and so is a newer one; once.
+        assert_eq!((pki.bundle().unwrap(), list.list().len(), list.number()), (renewed.clone(), 1, number + 1));
+        // Hosts that have the former certificate are known by it.
+        assert_eq!(pki.retired().unwrap(), [cert.as_str()]);
+    }
+    let (again, _) = made(temp.path(), &["version"], "/CN=intermediate", SIGNS);
+    PkiDir::take_over(&dir, DOMAIN, &again, &key, false).unwrap();
+    let mut retired = pki.retired().unwrap();
+    retired.sort_by_key(|pem| *pem != cert);
+    assert_eq!((pki.bundle().unwrap(), retired), (again.clone(), vec![cert, renewed]));
+    // Under another name nothing is trusted that it has issued.
+    let (named, _) = made(temp.path(), &["version"], "/CN=other", SIGNS);
+    let error = PkiDir::take_over(&dir, DOMAIN, &named, &key, false).map(drop).unwrap_err().to_string();
+    assert!(error.contains("exists already"), "{error}");
+    assert_eq!(pki.bundle().unwrap(), again);
 
     let (other, other_key) = made(temp.path(), P256, "/CN=intermediate", SIGNS);
     let error = PkiDir::take_over(&dir, DOMAIN, &other, &other_key, false).map(drop).unwrap_err().to_string();
     assert!(error.contains("exists already") && error.contains("--force"), "{error}");
+}
+
+#[test]
+fn a_ca_that_is_renewed_while_it_is_replaced_leaves_the_other_and_those_of_others() {
+    let temp = tempfile::tempdir().unwrap();
+    let (foreign, _) = made(temp.path(), P256, "/CN=foreign", SIGNS);
+    let (cert, key) = made(temp.path(), P256, "/CN=other", SIGNS);
+    let dir = temp.path().join("pki");
+    let (pki, _) = PkiDir::take_over(&dir, DOMAIN, &cert, &key, false).unwrap();
+    fs::write(dir.join(CA_CERT), pki.bundle().unwrap() + &foreign).unwrap();
+    pki.start_rollover(Lifetime::days(100)).unwrap();
+    let next = pki.rollover().unwrap().other.unwrap().cert_pem().to_owned();
+    let (renewed, _) = made(temp.path(), &["version"], "/CN=other", SIGNS);
+    PkiDir::take_over(&dir, DOMAIN, &renewed, &key, false).unwrap();
+    assert_eq!(pki.bundle().unwrap(), renewed + &next + &foreign);
+    assert_eq!(pki.crls().unwrap().iter().map(Crl::number).collect::<Vec<_>>(), [2, 1]);
+    assert!(pki.switch_rollover().unwrap());
 }
 
 #[test]

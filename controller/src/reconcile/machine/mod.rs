@@ -20,12 +20,13 @@ use super::{
     operation::{answered, knowledge},
     session::Session,
     tenant::Refusal,
+    view::{VmView, machine_uid},
 };
 use crate::{
     agents::AgentError,
     crash::crash_point,
     epoch::Epoch,
-    kind::{ActionKind, Attempt, MACHINE_FINALIZER, Machine, ObjectKey, ObjectRef, PveMachine, UserDataRef},
+    kind::{ADOPT, ActionKind, Attempt, MACHINE_FINALIZER, Machine, ObjectKey, ObjectRef, PveMachine, UserDataRef},
     store::{Event, Store, StoreError, UserDataError},
 };
 
@@ -107,6 +108,10 @@ impl<S: Store> Machines<S> {
             }
             finalizer |= decision.finalizer;
             let before = std::mem::replace(&mut machine.status, decision.status);
+            if machine.status.created && !before.created {
+                // Its namesakes may have been told to take over the same VM.
+                self.fleet.taken(machine.status.host.as_deref().unwrap_or_default(), machine.vm_name());
+            }
             if decision.action == Action::Again {
                 // Stored together with what is decided next, and in any case before the next call.
                 (learned, stored) = (None, false);
@@ -210,7 +215,8 @@ impl<S: Store> Machines<S> {
         let unplaced = status.host.is_none() && !status.created;
         let candidates = if unplaced { self.fleet.candidates(machine, &self.index) } else { Vec::new() };
         let orphan = if unplaced {
-            self.fleet.orphan(machine.vm_name(), machine.tenant(), |uid| self.index.has_uid(uid) || self.store.is_unreadable(uid))
+            let wanted = machine.metadata.annotations.get(ADOPT).map(String::as_str);
+            self.fleet.orphan(machine.vm_name(), machine.tenant(), wanted, |vm| self.is_somebodys(vm))
         } else {
             None
         };
@@ -227,6 +233,11 @@ impl<S: Store> Machines<S> {
             stop_order: self.fleet.stop_order(status),
             now: Timestamp::now(),
         })
+    }
+
+    /// Whether a machine exists for which a VM was made, or that has taken it over: the mark stays as it was.
+    fn is_somebodys(&self, vm: &VmView) -> bool {
+        self.index.has_uuid(&vm.uuid) || machine_uid(vm).is_none_or(|uid| self.index.has_uid(uid) || self.store.is_unreadable(uid))
     }
 
     fn session(&self, attempt: &Attempt) -> Option<Arc<Session>> {

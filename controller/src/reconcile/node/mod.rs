@@ -182,6 +182,7 @@ impl<S: Store> Keeper<S> {
                 Err((ConditionStatus::False, "NodeNotFound", message))
             }
             Sight::Unknown(why) => Err((ConditionStatus::Unknown, "ApiServerUnreachable", why)),
+            Sight::Forbidden(why) => Err((ConditionStatus::False, "Forbidden", NodesError::Forbidden(why).to_string())),
         })
     }
 
@@ -213,6 +214,7 @@ impl<S: Store> Keeper<S> {
         let node = match nodes.node(name) {
             Sight::Absent => return Ok(Ok(())),
             Sight::Unknown(why) => return waits(ConditionStatus::Unknown, "ApiServerUnreachable", why, false),
+            Sight::Forbidden(why) => return waits(ConditionStatus::False, "Forbidden", NodesError::Forbidden(why).to_string(), false),
             Sight::Seen(node) => node,
         };
         let nothing = Wanted::NOTHING;

@@ -46,11 +46,13 @@ struct State<K: Kind> {
     objects: BTreeMap<ObjectKey, Known<K>>,
     /// The newest version that was told by a list or an event.
     told: u64,
+    /// What went since a list was begun beside the events, and with which version.
+    gone: Option<BTreeMap<ObjectKey, u64>>,
 }
 
 impl<K: Kind> Cache<K> {
     pub(super) fn new(watchers: Watchers) -> Self {
-        Self { state: Mutex::new(State { objects: BTreeMap::new(), told: 0 }), watchers }
+        Self { state: Mutex::new(State { objects: BTreeMap::new(), told: 0, gone: None }), watchers }
     }
 
     fn state(&self) -> MutexGuard<'_, State<K>> {
@@ -82,6 +84,26 @@ impl<K: Kind> Cache<K> {
         if changed {
             self.tell(&key);
         }
+    }
+
+    /// A list is begun beside the events; it ends with [`Self::listed`].
+    pub(super) fn begin_list(&self) {
+        self.state().gone = Some(BTreeMap::new());
+    }
+
+    /// Takes an object of that list over. What went meanwhile does not come back.
+    pub(super) fn put_listed(&self, raw: DynamicObject) {
+        let (key, version) = (object::key(&raw), object::version(&raw));
+        let late = self.state().gone.as_ref().and_then(|gone| gone.get(&key)).is_some_and(|gone| version <= *gone);
+        if !late {
+            self.put(raw);
+        }
+    }
+
+    /// That list of this version is whole.
+    pub(super) fn listed(&self, listed: &BTreeSet<ObjectKey>, version: u64) {
+        self.keep(listed, version);
+        self.state().gone = None;
     }
 
     /// Takes the answer to a write over. It may come later than the event that tells what became of the object since: one that is gone by then
@@ -125,6 +147,9 @@ impl<K: Kind> Cache<K> {
         {
             let mut state = self.state();
             state.told = state.told.max(version);
+            if let Some(gone) = &mut state.gone {
+                gone.insert(key.clone(), version);
+            }
             if state.objects.get(&key).is_none_or(|k| version > 0 && k.version > version) {
                 return;
             }
@@ -227,6 +252,23 @@ mod tests {
             count += 1;
         }
         assert_eq!(count, 3, "each change is told once");
+    }
+
+    #[test]
+    fn a_list_that_takes_its_time_brings_nothing_back() {
+        let cache = Cache::<Host>::new(Watchers::default());
+        cache.put(host(5, "five"));
+        cache.begin_list();
+        cache.remove(&host(9, "five"));
+        cache.put_listed(host(5, "five"));
+        assert_eq!(node(&cache), None);
+        // One that was made anew does.
+        cache.put_listed(host(11, "eleven"));
+        cache.listed(&BTreeSet::from([ObjectKey::named("pve1")]), 11);
+        assert_eq!(node(&cache).as_deref(), Some("eleven"));
+        cache.remove(&host(12, "eleven"));
+        cache.put_listed(host(11, "eleven"));
+        assert_eq!(node(&cache).as_deref(), Some("eleven"), "what a former list knew does not count for the next one");
     }
 
     #[test]

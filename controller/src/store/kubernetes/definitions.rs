@@ -12,6 +12,10 @@ use crate::{
 /// The group of the resources.
 const GROUP: &str = "pvelet.dev";
 
+/// What is wrong where the API server keeps less of a status than it was sent.
+pub(super) const DROPPED: &str = "the API server keeps less than was written, so the resource definitions are older than this controller; \
+    install its own: pvelet-controller crds | kubectl apply --server-side -f -";
+
 /// Looks whether all definitions are there, served, and of this revision or a newer one.
 ///
 /// # Errors

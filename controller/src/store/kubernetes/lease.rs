@@ -95,7 +95,7 @@ impl Leader {
         let mut events = pin!(watch_object(self.api.clone(), &self.options.name));
         // The Lease as it was seen last, and since when it has not changed.
         let mut seen: Option<(Option<Lease>, Instant)> = None;
-        let mut again = Instant::now();
+        let (mut again, mut told) = (Instant::now(), String::new());
         loop {
             let due = match &seen {
                 None => None,
@@ -141,7 +141,12 @@ impl Leader {
                             Ok(lease) => seen = Some((lease, Instant::now())),
                             Err(e) => debug!("the Lease cannot be read: {}", e.text()),
                         },
-                        Try::Failed(text) => warn!("cannot take the Lease {}/{}: {text}", self.options.namespace, self.options.name),
+                        // Once for each time that it is away.
+                        Try::Failed(text) if text == told => debug!("cannot take the Lease: {text}"),
+                        Try::Failed(text) => {
+                            warn!("cannot take the Lease {}/{}: {text}", self.options.namespace, self.options.name);
+                            told = text;
+                        }
                     }
                     again = Instant::now() + self.options.renew_every().mul_f64(rand::random_range(0.75..1.25));
                 }

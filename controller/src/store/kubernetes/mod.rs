@@ -103,6 +103,7 @@ impl KubernetesStore {
     async fn refresh_kind<K: Kind>(&self, cache: &Cache<K>) -> Result<(), StoreError> {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &object::resource::<K>());
         let (mut listed, mut version, mut page) = (BTreeSet::new(), None, ListParams::default().limit(PAGE));
+        cache.begin_list();
         loop {
             let answer = within(api.list(&page)).await;
             let answer = answer.map_err(|e| StoreError::Api { what: format!("list {}", K::PLURAL), message: e.text() })?;
@@ -110,14 +111,14 @@ impl KubernetesStore {
             version.get_or_insert_with(|| answer.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0));
             for raw in answer.items {
                 listed.insert(object::key(&raw));
-                cache.put(raw);
+                cache.put_listed(raw);
             }
             match answer.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page = page.continue_token(&token),
                 None => break,
             }
         }
-        cache.keep(&listed, version.unwrap_or(0));
+        cache.listed(&listed, version.unwrap_or(0));
         Ok(())
     }
 
@@ -310,6 +311,13 @@ impl Store for KubernetesStore {
             whole.data["status"] = object::status(object)?;
             let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
             result = within(api.replace_status(&key.name, &params, &whole)).await;
+            if let Ok(raw) = &result
+                && object::read::<K>(raw.clone()).is_ok_and(|now| now.status != object.status)
+            {
+                // What was to be remembered is lost: nothing may be done that relies on it.
+                let (about, message) = (object::about::<K>(&key), definitions::DROPPED.to_owned());
+                return Err(StoreError::Api { what: format!("keep the status of {about}"), message });
+            }
         }
         self.written(object, "the status", result).await
     }

@@ -131,6 +131,39 @@ async fn a_list_is_of_every_certificate_of_its_key() {
 }
 
 #[tokio::test]
+async fn a_ca_that_has_ended_is_none_whatever_it_once_issued_and_what_it_revoked_stays_so() {
+    // A CA of somebody else's: what it issued outlives it. Prolonged, it has one key and two certificates.
+    let ca = ca("pvelet.example");
+    let (good, stolen) = (host(&ca, "pve1"), host(&ca, "pve1"));
+    let key = KeyPair::from_pem(&ca.key_pem()).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "pvelet CA pvelet.example");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+    (params.not_before, params.not_after) = (at(1_000_000_000).into(), at(1_000_086_400).into());
+    let ended = params.self_signed(&key).unwrap().pem();
+    let files = Files::new(&ca);
+    files.put("ca.crl", &list(&ca, 2, &[&stolen], later()));
+
+    files.put("ca.crt", &ended);
+    let credentials = files.load().unwrap();
+    let warnings = credentials.current().warnings.join("\n");
+    assert!(warnings.contains("'CN=pvelet CA pvelet.example' ended 2001-09-10T01:46:40Z; no host of it is taken"), "{warnings}");
+    let error = reach(&ca, &good, &credentials).await.unwrap_err();
+    assert!(matches!(&error, TlsError::Server { fault: ServerFault::CaExpired { .. }, .. }), "{error:?}");
+    assert!(error.to_string().contains("which ended at 2001-09-10T01:46:40Z; give the host a certificate of a CA that is valid"), "{error}");
+    assert!(reach(&ca, &stolen, &credentials).await.unwrap_err().to_string().contains("is revoked"));
+
+    for bundle in [format!("{ended}{}", ca.cert_pem()), format!("{}{ended}", ca.cert_pem())] {
+        files.put("ca.crt", &bundle);
+        let credentials = files.load().unwrap();
+        reach(&ca, &good, &credentials).await.unwrap();
+        assert!(reach(&ca, &stolen, &credentials).await.unwrap_err().to_string().contains("is revoked"));
+    }
+}
+
+#[tokio::test]
 async fn a_list_past_its_next_update_counts_and_is_warned_of_and_so_is_a_ca_without_one() {
     let (ca, other) = (ca("pvelet.example"), ca("pvelet.example"));
     let stolen = host(&ca, "pve1");

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use pvelet_tests::{
+    counts,
     helm::{Helm, NAMESPACE, RELEASE, chart, collection},
     kubernetes::{ApiServer, Kube, PATIENCE},
     script::folder_of,
@@ -96,7 +97,7 @@ const ALWAYS: &[Right] = &[
     Right("list", "pvelet.dev", "pvemachines", "", ""),
     Right("watch", "pvelet.dev", "pvehosts", "", ""),
     Right("patch", "pvelet.dev", "pvenetworks", "lan", ""),
-    Right("update", "pvelet.dev", "pvemachines", "web-1", "team-a"),
+    Right("patch", "pvelet.dev", "pvemachines", "web-1", "team-a"),
     Right("get", "pvelet.dev", "pvetenants", "team-a", ""),
     Right("patch", "pvelet.dev", "pvemachines/status", "web-1", "team-a"),
     Right("update", "pvelet.dev", "pvehosts/status", "pve1", ""),
@@ -122,6 +123,8 @@ const ASKED: &[Right] = &[
 const NEVER: &[Right] = &[
     Right("create", "pvelet.dev", "pvemachines", "", "team-a"),
     Right("delete", "pvelet.dev", "pvemachines", "web-1", "team-a"),
+    Right("update", "pvelet.dev", "pvemachines", "web-1", "team-a"),
+    Right("patch", "pvelet.dev", "pvetenants", "team-a", ""),
     Right("delete", "pvelet.dev", "pvehosts", "pve1", ""),
     Right("list", API, CRD, "", ""),
     Right("get", API, CRD, "issuers.cert-manager.io", ""),
@@ -182,6 +185,12 @@ async fn a_release_is_installed_upgraded_and_uninstalled_has_the_least_rights_an
     let tenant = server.admin.get("/apis/pvelet.dev/v1alpha1/pvetenants/team-a").await.unwrap();
     assert_eq!(tenant["spec"]["namespaces"], json!(["team-a", "team-a-staging"]));
     has(&server.admin, true).await;
+    counts::tell(&format!(
+        "chart: {} rights always granted, {} where values ask for them, {} never",
+        ALWAYS.len(),
+        ASKED.len(),
+        NEVER.len()
+    ));
     run(&["uninstall", RELEASE], &json!({}));
     let left = server.admin.get(CRDS).await.unwrap()["items"].as_array().map_or(0, Vec::len);
     assert_eq!(left, crd_files().len());

@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 use pvelet_controller::pki::Lifetime;
 use pvelet_proto::identity::Role;
 use pvelet_tests::{
-    kubernetes::site::{HOSTS, LIMIT, MACHINES, Site, TENANTS},
+    kubernetes::{
+        site::{HOSTS, LIMIT, MACHINES, Site, TENANTS},
+        soon,
+    },
     status::{condition, condition_field, condition_reason},
 };
 use serde_json::{Value, json};
@@ -109,17 +112,43 @@ async fn a_controller_whose_certificate_has_expired_is_told_so_and_goes_on_with_
 }
 
 #[tokio::test]
-async fn definitions_that_are_missing_or_older_are_waited_for() {
+async fn definitions_that_are_missing_or_older_are_waited_for_and_nothing_is_written() {
     let site = Site::one().await;
-    let name = "pvemachines.pvelet.dev";
-    let old = json!({"metadata": {"annotations": {"pvelet.dev/crd-revision": "0"}}});
-    site.admin().merge(&format!("{DEFINITIONS}/{name}"), &old).await.unwrap();
-    let mut controller = site.controller("lab", "a").await;
-    controller.start();
     site.machine("web-1", json!({})).await;
-    controller.wait_log("pvemachines.pvelet.dev is of revision 0", LIMIT);
+    let old = json!({"metadata": {"annotations": {"pvelet.dev/crd-revision": "0"}}});
+    site.admin().merge(&format!("{DEFINITIONS}/pvemachines.pvelet.dev"), &old).await.unwrap();
+    site.admin().delete(&format!("{DEFINITIONS}/pvenetworks.pvelet.dev")).await.unwrap();
+    site.admin().wait_gone(DEFINITIONS, "pvenetworks.pvelet.dev", LIMIT).await;
+    let before = written(&site).await;
+    let mut controller = site.controller("lab", "a").await;
+    controller.with("--metrics-address", "127.0.0.1:0");
+    controller.start();
+    for told in ["pvemachines.pvelet.dev is of revision 0", "pvenetworks.pvelet.dev is missing", "pvelet-controller crds | kubectl apply"] {
+        controller.wait_log(told, LIMIT);
+    }
+    assert_eq!(written(&site).await, before);
+    assert_eq!((controller.http("/readyz").await.0, controller.http("/healthz").await.0), (503, 200));
+
+    // One of the two is mended: it is looked at again, and not enough.
+    let network = pvelet_controller::crd::all().into_iter().find(|c| c["metadata"]["name"] == "pvenetworks.pvelet.dev").unwrap();
+    site.admin().create(DEFINITIONS, &network).await.unwrap();
+    controller.wait_log("waiting for resource definitions: pvemachines.pvelet.dev is of revision 0, and 1 is needed. Install", LIMIT);
+    assert_eq!(written(&site).await, before);
+    assert_eq!(controller.http("/readyz").await.0, 503);
+
     site.define().await;
     site.wait("web-1", ready).await;
+    assert_eq!(controller.http("/readyz").await.0, 200);
+}
+
+/// What a controller would write first: its Lease, and the objects that it knows.
+async fn written(site: &Site) -> Vec<Value> {
+    let mut all = Vec::new();
+    for path in ["/apis/coordination.k8s.io/v1/namespaces/pvelet/leases", MACHINES, HOSTS, TENANTS] {
+        all.push(site.admin().get(path).await.unwrap()["items"].take());
+    }
+    assert_eq!(all[0], json!([]), "there is no Lease");
+    all
 }
 
 #[tokio::test]
@@ -135,14 +164,10 @@ async fn an_object_of_another_version_is_told_and_left_alone() {
     controller.start();
     let object = json!({"apiVersion": "pvelet.dev/v1alpha1", "kind": "PveMachine", "metadata": {"name": "later"}, "spec": spec});
     // The new field is served a moment after the definition was written.
-    let mut made = Value::Null;
-    while made["spec"]["ofTomorrow"].is_null() {
-        if !made.is_null() {
-            site.admin().delete(&format!("{MACHINES}/later")).await.unwrap();
-            site.admin().wait_gone(MACHINES, "later", LIMIT).await;
-        }
-        made = site.admin().create(MACHINES, &object).await.unwrap();
-    }
+    let try_out = format!("{MACHINES}?dryRun=All");
+    let served = async || !site.admin().create(&try_out, &object).await.unwrap()["spec"]["ofTomorrow"].is_null();
+    soon("the new field of machines is served", served).await;
+    site.admin().create(MACHINES, &object).await.unwrap();
     let told = site.wait("later", |m| condition_reason(m, "Ready") == "NotUnderstood").await;
     assert!(condition_field(&told, "Ready", "message").contains("ofTomorrow"), "{told:#}");
     assert!(site.vms().await.is_empty());
@@ -152,11 +177,9 @@ async fn an_object_of_another_version_is_told_and_left_alone() {
     let mut crd = site.admin().get(&path).await.unwrap();
     crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["ofTomorrow"] = json!({"type": "string"});
     site.admin().replace(&path, &crd).await.unwrap();
-    let mut changed = Value::Null;
-    while changed["spec"]["ofTomorrow"].is_null() {
-        let later = json!({"spec": {"ofTomorrow": "yes"}});
-        changed = site.admin().merge(&format!("{TENANTS}/default"), &later).await.unwrap();
-    }
+    let later = json!({"spec": {"ofTomorrow": "yes"}});
+    let changed = async || !site.admin().merge(&format!("{TENANTS}/default"), &later).await.unwrap()["spec"]["ofTomorrow"].is_null();
+    soon("the new field of tenants is served", changed).await;
     site.admin().wait(TENANTS, "default", LIMIT, |t| condition_reason(t, "Ready") == "NotUnderstood").await;
     site.machine("web-1", json!({})).await;
     site.wait("web-1", ready).await;

@@ -1,5 +1,6 @@
 //! What people see with kubectl.
 
+use pvelet_tests::kubernetes::soon;
 use serde_json::json;
 
 use super::{collection, kubectl, printed, server};
@@ -42,7 +43,7 @@ async fn columns_tell_at_a_glance_and_wide_ones_tell_more() {
         server.admin.merge(&format!("{}/x-1/status", collection(kind)), &json!({"status": status})).await.unwrap();
     }
     // Short names are known a moment after the objects.
-    while !kubectl(&server, &["get", "pvt"], "").status.success() {}
+    soon("short names are known", async || kubectl(&server, &["get", "pvt"], "").status.success()).await;
     let table = |args: &[&str]| -> Vec<Vec<String>> {
         let lines = printed(&server, args, "");
         lines.lines().map(|l| l.split("  ").map(str::trim).filter(|w| !w.is_empty()).map(str::to_owned).collect()).collect()
@@ -75,7 +76,7 @@ async fn columns_tell_at_a_glance_and_wide_ones_tell_more() {
 async fn fields_are_explained_with_what_their_values_mean() {
     let server = server().await;
     // The description is served a moment after the objects.
-    while !kubectl(&server, &["explain", "pvt.spec.namespaces"], "").status.success() {}
+    soon("fields are explained", async || kubectl(&server, &["explain", "pvt.spec.namespaces"], "").status.success()).await;
     for (field, wanted) in [
         ("pvm.spec.runPolicy", "`Halted`: Shut down; stopped when the guest does not obey within 180 s."),
         ("pvm.spec.disks.size", "it can only grow"),

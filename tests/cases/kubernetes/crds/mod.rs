@@ -12,7 +12,7 @@ use std::{
 
 use pvelet_controller::crd;
 use pvelet_tests::{
-    kubernetes::{ApiServer, PATIENCE, programs},
+    kubernetes::{ApiServer, PATIENCE, programs, soon},
     program,
 };
 use serde_json::Value;
@@ -73,8 +73,7 @@ async fn server() -> ApiServer {
     }
     // Established is said a moment before it is served.
     for kind in ["PveHost", "PveMachine", "PveNetwork", "PveTenant"] {
-        let served = async { while server.admin.get(&collection(kind)).await.is_err() {} };
-        tokio::time::timeout(PATIENCE, served).await.unwrap();
+        soon(kind, async || server.admin.get(&collection(kind)).await.is_ok()).await;
     }
     server
 }

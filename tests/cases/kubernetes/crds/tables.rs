@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use pvelet_controller::kind::parse;
+use pvelet_tests::counts;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -66,6 +67,9 @@ async fn what_the_controller_would_refuse_is_refused_with_field_and_remedy() {
     }
     assert!(wrong.is_empty(), "{wrong}");
     assert!(refused > 150 && untold < 10, "{refused} refused, {untold} not told");
+    counts::tell(&format!(
+        "definitions: {refused} mistakes refused by the API server with field and remedy; {untold} it cannot tell, the controller does"
+    ));
 }
 
 #[tokio::test]
@@ -77,6 +81,7 @@ async fn what_is_sound_is_taken_and_what_is_stored_can_be_read() {
     });
     let documents = examples.iter().flat_map(|text| serde_norway::Deserializer::from_str(text));
     let examples = documents.map(|d| Value::deserialize(d).unwrap());
+    let mut taken = 0;
     for object in rows(SOUND).iter().map(Row::object).chain(examples) {
         let kind = object["kind"].as_str().unwrap().to_owned();
         let stored = server.admin.create(&format!("{}?{DRY_RUN}", collection(&kind)), &object).await;
@@ -86,5 +91,7 @@ async fn what_is_sound_is_taken_and_what_is_stored_can_be_read() {
         assert!(problems.is_empty(), "{}: {problems:?}", stored["spec"]);
         // The API server fills in the same as the controller where a field is left out.
         assert_eq!(read[0].spec, parse(&object.to_string()).0[0].spec, "{}", stored["spec"]);
+        taken += 1;
     }
+    counts::tell(&format!("definitions: {taken} sound objects taken"));
 }

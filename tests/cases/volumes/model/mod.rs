@@ -3,7 +3,6 @@
 //! `PVELET_MODEL_SEED=<n>` runs that one sequence; `PVELET_MODEL_SEQUENCES=<n>` says how many are run else.
 
 mod check;
-mod rng;
 mod run;
 mod steps;
 mod world;
@@ -21,12 +20,12 @@ use std::{
 use pve_sim::control::{Request, Seed};
 use pvelet_tests::{
     Stack, StackOptions,
+    rng::Rng,
     volumes::{MIB, fill, new_id, path_of},
 };
 
 use self::{
     check::{Baseline, Seen},
-    rng::Rng,
     run::{Meanwhile, Run, Sums},
     steps::Step,
     world::{VMS, Vm, World},

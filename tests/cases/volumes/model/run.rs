@@ -14,13 +14,13 @@ use pvelet_tests::{
     agent::SOON,
     calls::{Refusal, succeeded},
     client::operation_reason,
+    rng::Rng,
     volumes::{Done, MIB, fill, volume_ref},
 };
 use tonic::{Code, Status};
 
 use super::{
     check::{Baseline, Seen},
-    rng::Rng,
     steps::Step,
     world::{VMS, Volume, World},
 };

@@ -1,9 +1,8 @@
 //! Steps, drawn by lot: most are such as succeed, some must be refused, some ask for what is so already.
 
-use super::{
-    rng::Rng,
-    world::{STORAGES, VMS, World},
-};
+use pvelet_tests::rng::Rng;
+
+use super::world::{STORAGES, VMS, World};
 
 /// At most so many volumes at once, so that steps meet.
 const VOLUMES: usize = 5;

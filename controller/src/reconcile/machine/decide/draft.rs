@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{Action, Decision, Inputs, after, attempt, disks};
 use crate::{
     kind::{ActionKind, Condition, ConditionStatus, Failure, MachineStatus, Phase, RunPolicy, set_condition},
-    reconcile::{HostView, RunState, Sighting, VmView},
+    reconcile::{HostView, RunState, Sighting, VmView, view::machine_uid},
 };
 
 pub(super) struct Draft<'a> {
@@ -61,9 +61,14 @@ impl<'a> Draft<'a> {
         self.not_ready(reason, message);
     }
 
-    /// A VM with this machine's mark exists: it is the machine's.
+    /// A VM with this machine's mark exists, or one that it is to take over: it is the machine's.
     pub(super) fn adopt(&mut self, sighting: &Sighting) {
         let vm = &sighting.vm;
+        let made_for = machine_uid(vm).filter(|uid| *uid != self.inputs.machine.metadata.uid);
+        // Its disks were made with it. A machine that has made its own keeps those.
+        if !self.status.disks.iter().any(|d| d.made && (d.requested || d.created)) && self.status.disks_uid.is_none() {
+            self.status.disks_uid = made_for.map(str::to_owned);
+        }
         let host = self.inputs.hosts.iter().find(|h| h.cluster == sighting.cluster && h.node == vm.node);
         self.finalizer = true;
         self.status.created = true;
@@ -128,6 +133,7 @@ impl<'a> Draft<'a> {
             observed_generation: old.observed_generation,
             conditions: old.conditions,
             disks: old.disks,
+            disks_uid: old.disks_uid,
             ..MachineStatus::default()
         };
         disks::forget_vm(&mut self.status.disks);

@@ -89,7 +89,7 @@ struct Pass<'p> {
 /// The VM is there and configured: sees to its disks, one step at a time.
 pub(super) fn decide<'p>(inputs: &'p Inputs<'p>, draft: &mut Draft<'_>, vm: &'p VmView, host: &'p HostView) -> Result<Rest, Action> {
     sync(inputs.machine, &mut draft.status);
-    let wanted = inputs.machine.spec.disks_of(&inputs.machine.metadata.uid);
+    let wanted = inputs.machine.disks();
     let mut pass = Pass { inputs, vm, host, findings: Findings::default() };
     // What leaves goes first, so that its slot and its place on the storage are free.
     let leaving: Vec<String> = draft.status.disks.iter().map(|d| d.volume_id.clone()).collect();
@@ -118,7 +118,8 @@ fn tell(draft: &mut Draft<'_>, findings: &Findings) {
 
 /// Takes the spec's disks over into the status. An entry whose disk has left the spec keeps what it was told last.
 fn sync(machine: &PveMachine, status: &mut MachineStatus) {
-    for (id, spec) in machine.spec.disks_of(&machine.metadata.uid) {
+    let uid = status.disks_uid.clone();
+    for (id, spec) in machine.spec.disks_of(uid.as_deref().unwrap_or(&machine.metadata.uid)) {
         let volume = id.to_string();
         if status.disk(&volume).is_none() {
             status.disks.push(DiskStatus {
@@ -241,7 +242,7 @@ fn prepares(action: ActionKind) -> bool {
 
 /// Numbers an attempt, writes down what it may bring about, and sends it.
 fn begin(inputs: &Inputs<'_>, draft: &mut Draft<'_>, action: ActionKind, host: &HostView, volume: &str) -> Action {
-    let spec = inputs.machine.spec.disks_of(&inputs.machine.metadata.uid).into_iter().find(|(id, _)| id.to_string() == volume);
+    let spec = inputs.machine.disks().into_iter().find(|(id, _)| id.to_string() == volume);
     if let Some(entry) = entry(&mut draft.status, volume) {
         match (action, spec) {
             (ActionKind::CreateDisk, Some((_, spec))) => {

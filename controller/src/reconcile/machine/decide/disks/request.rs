@@ -11,7 +11,7 @@ use crate::{
 /// The call of an attempt; nothing when there is nothing left to order.
 pub(in super::super) fn request(inputs: &Inputs<'_>, draft: &Draft<'_>, attempt: &Attempt, meta: v1::RequestMeta) -> Option<Request> {
     let (id, meta) = (attempt.volume.clone()?, Some(meta));
-    let spec = inputs.machine.spec.disks_of(&inputs.machine.metadata.uid).into_iter().find(|(v, _)| v.to_string() == id).map(|(_, s)| s);
+    let spec = inputs.machine.disks().into_iter().find(|(v, _)| v.to_string() == id).map(|(_, s)| s);
     // Found by its id alone: with the storage it was on, a volume that was moved would be taken for gone, and its VM be removed over it. Only
     // an existing one is looked for where the spec says, when it is attached.
     let hint = spec.filter(|s| attempt.action == ActionKind::AttachDisk && !s.is_made()).and_then(|s| s.storage.clone());
@@ -19,7 +19,7 @@ pub(in super::super) fn request(inputs: &Inputs<'_>, draft: &Draft<'_>, attempt:
     let volume = Some(v1::VolumeRef { id, storage });
     let vm = || draft.status.vmid.zip(draft.status.uuid.clone()).map(|(vmid, uuid)| v1::VmRef { vmid, uuid });
     Some(match attempt.action {
-        ActionKind::CreateDisk => Request::CreateVolume(create(inputs, draft, spec?, meta)),
+        ActionKind::CreateDisk => Request::CreateVolume(create(inputs, draft, attempt.volume.clone()?, spec?, meta)),
         ActionKind::AttachDisk => {
             Request::AttachVolume(v1::AttachVolumeRequest { meta, volume, vm: Some(vm()?), options: Some(spec?.options()) })
         }
@@ -34,7 +34,7 @@ pub(in super::super) fn request(inputs: &Inputs<'_>, draft: &Draft<'_>, attempt:
     })
 }
 
-fn create(inputs: &Inputs<'_>, draft: &Draft<'_>, spec: &DiskSpec, meta: Option<v1::RequestMeta>) -> v1::CreateVolumeRequest {
+fn create(inputs: &Inputs<'_>, draft: &Draft<'_>, id: String, spec: &DiskSpec, meta: Option<v1::RequestMeta>) -> v1::CreateVolumeRequest {
     let machine = inputs.machine;
     let format = |format: Option<DiskFormat>| format.map_or_else(String::new, |f| f.as_str().to_owned());
     let by_id = |id: &String| v1::VolumeRef { id: id.clone(), storage: String::new() };
@@ -52,7 +52,7 @@ fn create(inputs: &Inputs<'_>, draft: &Draft<'_>, spec: &DiskSpec, meta: Option<
     };
     v1::CreateVolumeRequest {
         meta,
-        id: spec.volume_id(&machine.metadata.uid).to_string(),
+        id,
         storage: spec.storage.clone().unwrap_or_default(),
         size_bytes: spec.size.map_or(0, |s| s.0),
         format: format(spec.format),
