@@ -30,7 +30,7 @@ const SAME: Duration = Duration::from_secs(600);
 /// How often those that do not any more are forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
 /// How many are remembered.
-const REMEMBERED: usize = 4096;
+const REMEMBERED: usize = 1024;
 /// The longest name of an object.
 const NAME: usize = 253;
 /// How much text the API takes, in bytes.
