@@ -65,6 +65,8 @@ class Gate(unittest.TestCase):
             ]:
                 self.assertIn(text, done.failure(name), done.text)
                 self.assertNotIn(f"{name} is through", done.text)
+            # These are all errors that are told: nothing raw beside them.
+            self.assertEqual(done.text.count("[ERROR]: Task failed"), 5, done.text)
             # A look that never ends stops no upgrade, and is told.
             for name in ("well", "hung"):
                 self.assertEqual(done.failure(name), "")
