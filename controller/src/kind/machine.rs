@@ -159,7 +159,7 @@ pub struct MachineSpec {
     pub nics: Option<Vec<NicSpec>>,
     /// First-boot configuration of the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cloud_init: Option<CloudInitSpec>,
+    pub cloud_init: Option<Box<CloudInitSpec>>,
     /// All tags; absent to keep the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<schema::Tag>>", length(max = 64), extend("x-kubernetes-list-type" = "set"))]

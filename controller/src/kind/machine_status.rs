@@ -45,7 +45,7 @@ pub struct MachineStatus {
     pub attempt: u64,
     /// What is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub operation: Option<Attempt>,
+    pub operation: Option<Box<Attempt>>,
     /// The last thing that worked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_success: Option<Success>,

@@ -280,7 +280,7 @@ fn begin(inputs: &Inputs<'_>, draft: &mut Draft<'_>, action: ActionKind, host: &
     };
     draft.finalizer = true;
     draft.status.attempt = number;
-    draft.status.operation = Some(attempt.clone());
+    draft.status.operation = Some(Box::new(attempt.clone()));
     draft.status.phase = match action {
         ActionKind::Clone => Phase::Creating,
         ActionKind::Configure => Phase::Configuring,

@@ -58,7 +58,7 @@ pub(super) fn full_config(machine: &PveMachine) -> v1::VmConfig {
         sockets: spec.sockets,
         memory_mib: spec.memory.map(|m| m.mib()),
         nics: spec.nics.as_deref().map(|nics| v1::NicList { nics: wanted_nics(nics) }),
-        cloud_init: spec.cloud_init.as_ref().map(wanted_cloud_init),
+        cloud_init: spec.cloud_init.as_deref().map(wanted_cloud_init),
         tags: spec.tags.as_ref().map(|tags| v1::TagList { tags: tags.clone() }),
         start_on_boot: spec.start_on_boot,
         description: None,
@@ -162,7 +162,7 @@ fn same_cloud_init(wanted: &v1::CloudInit, seen: &v1::CloudInitStatus) -> bool {
 
 /// Identifies the cloud-init settings of a spec, whose keys cannot be read back from the VM. Where its user data is from is none of them.
 pub(super) fn cloud_init_hash(spec: &MachineSpec) -> Option<String> {
-    let settings = CloudInitSpec { user_data: None, ..spec.cloud_init.clone()? };
+    let settings = CloudInitSpec { user_data: None, ..(**spec.cloud_init.as_ref()?).clone() };
     let text = serde_json::to_string(&settings).ok()?;
     Some(hex::encode(Sha256::digest(text)))
 }

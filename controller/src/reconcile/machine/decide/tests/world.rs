@@ -48,7 +48,7 @@ impl World {
         status.node = Some("pve1".into());
         status.tenant = Some("default".into());
         status.attempt = 7;
-        status.operation = Some(Attempt {
+        status.operation = Some(Box::new(Attempt {
             action,
             volume: None,
             attempt: 7,
@@ -58,7 +58,7 @@ impl World {
             request_id: format!("{}:{}:7", testing::UID, action.as_str()),
             generation: 1,
             name: None,
-        });
+        }));
         world.machine.metadata.finalizers = vec![MACHINE_FINALIZER.into()];
         world.known = known;
         world

@@ -7,7 +7,7 @@ fn attempting(action: ActionKind, known: Knowledge, disk: DiskSpec) -> World {
     let attempt = World::attempting(action, known);
     let mut world = settled(World::running(), disk.clone());
     world.machine.status.attempt = 7;
-    let operation = attempt.machine.status.operation.map(|o| crate::kind::Attempt { volume: Some(id(&disk).to_string()), ..o });
+    let operation = attempt.machine.status.operation.map(|o| Box::new(crate::kind::Attempt { volume: Some(id(&disk).to_string()), ..*o }));
     world.machine.status.operation = operation;
     world.known = attempt.known;
     world
