@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use pvelet_controller::pki::Lifetime;
+use pvelet_controller::{crd::REVISION, pki::Lifetime};
 use pvelet_proto::identity::Role;
 use pvelet_tests::{
     kubernetes::{
@@ -132,7 +132,8 @@ async fn definitions_that_are_missing_or_older_are_waited_for_and_nothing_is_wri
     // One of the two is mended: it is looked at again, and not enough.
     let network = pvelet_controller::crd::all().into_iter().find(|c| c["metadata"]["name"] == "pvenetworks.pvelet.dev").unwrap();
     site.admin().create(DEFINITIONS, &network).await.unwrap();
-    controller.wait_log("waiting for resource definitions: pvemachines.pvelet.dev is of revision 0, and 1 is needed. Install", LIMIT);
+    let still = format!("waiting for resource definitions: pvemachines.pvelet.dev is of revision 0, and {REVISION} is needed. Install");
+    controller.wait_log(&still, LIMIT);
     assert_eq!(written(&site).await, before);
     assert_eq!(controller.http("/readyz").await.0, 503);
 

@@ -24,9 +24,7 @@ use tokio::time::timeout;
 
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/pvelet/leases/pvelet-controller";
 /// Machines that are changed before each round, so that there is work in all of them.
-const CHANGED: usize = 3;
-/// The most writes of machines after which a round ends, if it ends so.
-const MOST_WRITES: u64 = 8;
+const CHANGED: usize = 4;
 /// What a controller that has done everything may take to come to its crash point still.
 const AFTER_ALL: Duration = Duration::from_secs(2);
 const SIGKILL: Option<i32> = Some(9);
@@ -41,15 +39,20 @@ enum Death {
 }
 
 impl Death {
-    /// Drawn by lot. Points that only a new machine has are left out where there is none.
-    fn draw(rng: &mut Rng, new: bool) -> Self {
+    /// Drawn by lot, for so many machines that have nothing behind them and something to be done: each is written twice at least, and comes to each
+    /// of the points. `new`: one of them has no VM yet.
+    fn draw(rng: &mut Rng, fresh: u64, new: bool) -> Self {
+        if fresh == 0 {
+            // What was begun before is taken up, and that is written.
+            return Self::After(1);
+        }
         if rng.chance(40) {
-            return Self::After(rng.between(1, MOST_WRITES));
+            return Self::After(rng.between(1, 2 * fresh));
         }
         let all = ["machine.attempt.stored", "machine.call.answered", "machine.status.stored", "machine.finalizer.stored"];
         match rng.pick(&all[..if new { 4 } else { 3 }]) {
             point @ "machine.finalizer.stored" => Self::At(point, 1),
-            point => Self::At(point, rng.between(1, CHANGED as u64)),
+            point => Self::At(point, rng.between(1, fresh)),
         }
     }
 }
@@ -165,18 +168,22 @@ async fn a_controller_that_is_killed_again_and_again_makes_each_vm_once() {
     let mut tally = Tally::default();
     let mut names: Vec<String> = Vec::new();
     for round_number in 0..rounds {
-        let mut new = false;
+        let mut rest: Vec<String> = Work::see(&site).await.done.into_iter().filter_map(|(name, done)| done.then_some(name)).collect();
+        let mut fresh = 0;
         while (names.len() as u64) < ((round_number + 1) * machines).div_ceil(rounds) {
             let name = format!("web-{:02}", names.len());
             site.machine(&name, json!({"memory": "128Mi"})).await;
             names.push(name);
-            new = true;
+            fresh += 1;
         }
-        for _ in 0..CHANGED {
-            let path = format!("{MACHINES}/{}", rng.pick(&names));
-            site.admin().merge(&path, &json!({"spec": {"tags": [format!("r{}", rng.below(1 << 32))]}})).await.unwrap();
+        let new = fresh > 0;
+        while fresh < CHANGED && !rest.is_empty() {
+            let name = rest.swap_remove(usize::try_from(rng.below(rest.len() as u64)).unwrap());
+            let tags = [format!("r{}", rng.below(1 << 32))];
+            site.admin().merge(&format!("{MACHINES}/{name}"), &json!({"spec": {"tags": tags}})).await.unwrap();
+            fresh += 1;
         }
-        let death = Death::draw(&mut rng, new);
+        let death = Death::draw(&mut rng, fresh as u64, new);
         println!("round {round_number}: {death:?}");
         round(&site, &mut controller, death, &mut tally).await;
         // One that is killed does not give the Lease back, and the next would wait for its end.
