@@ -319,9 +319,9 @@ impl<S: Store> Controller<S> {
             Wake::Host(name) => {
                 let concerned = self.index.concerned(self.fleet.cluster(&name).as_deref());
                 if self.fleet.is_down(&name) {
-                    self.lose(concerned)
+                    self.lose(concerned);
                 } else {
-                    self.add_all(concerned, Line::Back)
+                    self.add_all(concerned, Line::Back);
                 }
                 if self.index.holds() {
                     self.let_go();

@@ -116,7 +116,7 @@ impl<'a> Play<'a> {
         let ends = tasks.iter().skip(1).map(|(at, _)| *at).chain([Instant::now()]);
         let mut took: Vec<_> = tasks.iter().zip(ends).map(|((from, name), to)| (to - *from, name)).collect();
         println!("        {} {}: {} s, {} tasks", self.name, if good { "ended" } else { "failed" }, begun.elapsed().as_secs(), took.len());
-        took.sort_by(|a, b| b.0.cmp(&a.0));
+        took.sort_by_key(|t| std::cmp::Reverse(t.0));
         for (took, name) in took.iter().take(15) {
             println!("        {:>6.1} s  {name}", took.as_secs_f32());
         }
