@@ -16,6 +16,7 @@ need=(
   "fusermount3:fuse3"
   "dbus-daemon:dbus-daemon"
   "openssl:openssl"
+  "ip:iproute2"
   "/lib/systemd/systemd-journal-remote:systemd-journal-remote"
 )
 if [ "${1:-}" = deb ]; then
@@ -77,7 +78,7 @@ if [ "${1:-}" = containerd ]; then tests/containerd/fetch.sh >/dev/null; fi
 
 if [ "${1:-}" = kubernetes ]; then
   # Debian's golang-go takes the version that go.mod asks for by itself, as a module, where it is new enough to do that (Debian 13: yes, 12: no).
-  candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^  Candidate: \(.*\)/\1/p' | grep -v none || true; }
+  candidate() { LC_ALL=C apt-cache policy "$1" 2>/dev/null | sed -n 's/^  Candidate: \(.*\)/\1/p' | grep -v none || true; }
   if [ -z "$(candidate etcd-server)" ]; then as_root apt-get update -qq; fi
   if ! PATH=$PATH:/usr/local/go/bin command -v go >/dev/null 2>&1 && ! ls /usr/lib/go-*/bin/go >/dev/null 2>&1; then
     if dpkg --compare-versions "$(candidate golang-go)" ge 2:1.21; then

@@ -36,13 +36,15 @@ HOST = {
     "bridges": ["vmbr0"],
     "free": {"/var": 4 << 30},
     "listeners": [],
+    "unbindable": {},
+    "python_apt": True,
     "service": {"stored": 0},
 }
 SETTINGS = {
     "node": "pve1",
     "cluster": "lab",
     "trust_domain": "t.example",
-    "port": 7443,
+    "listens": {"pvelet_agent_listen": "[::]:7443", "pvelet_agent_metrics_listen": "127.0.0.1:9100"},
     "storages": ["local"],
     "bridges": ["vmbr0"],
     "allow_debian_12": False,
@@ -64,6 +66,11 @@ def changed(path: str, value) -> dict:
     return host
 
 
+def listener(name: str, port: int, address: str = "::") -> dict:
+    """Who listens somewhere."""
+    return {"pid": 7, "name": name, "port": port, "address": address}
+
+
 class Preflight(unittest.TestCase):
     def test_a_good_host_has_no_problem(self):
         self.assertEqual(agent.preflight_problems(HOST, SETTINGS), [])
@@ -81,8 +88,15 @@ class Preflight(unittest.TestCase):
             (changed("pve.storage_cfg", "dir: local\n\tdisable\n"), "pvelet_agent_storages"),
             (changed("pve.storage_cfg", "dir: local\n\tnodes pve2,pve3\n\ndir: fast\n\tpath /f\n"), "fast"),
             (changed("bridges", ["vmbr1"]), "vmbr1"),
-            (changed("listeners", [{"pid": 7, "name": "nginx"}]), "nginx (pid 7)"),
-            (changed("listeners", [{"pid": 1, "name": "systemd"}]), "systemd"),
+            (changed("python_apt", False), "apt install python3-apt"),
+            (changed("listeners", [listener("nginx", 7443)]), "port 7443 is in use by nginx (pid 7); end that, or set pvelet_agent_port"),
+            (changed("listeners", [listener("systemd", 7443)]), "systemd"),
+            (changed("listeners", [listener("node_exporter", 9100)]), "port 9100 is in use by node_exporter (pid 7)"),
+            (changed("listeners", [listener("node_exporter", 9100, "127.0.0.1")]), "pvelet_agent_metrics_listen"),
+            (changed("listeners", [listener("systemd", 9100)]) | {"service": {"stored": 1}}, "systemd"),
+            (changed("unbindable", {"[::]:7443": "EAFNOSUPPORT"}), "set pvelet_agent_listen: 0.0.0.0"),
+            (changed("unbindable", {"127.0.0.1:9100": "EADDRNOTAVAIL"}), "no interface of the host has the address 127.0.0.1"),
+            (changed("unbindable", {"127.0.0.1:9100": "EACCES"}), "EACCES"),
             (changed("free", {"/var": 100 << 20}), "100 MiB"),
             (changed("time", NOW - 86_400), "behind"),
             (changed("time", NOW + 86_400), "ahead of"),
@@ -100,15 +114,58 @@ class Preflight(unittest.TestCase):
     def test_what_is_unusual_but_well_is_no_problem(self):
         twelve = changed("os", {"id": "debian", "version": "12", "name": "Debian GNU/Linux 12"})
         self.assertEqual(agent.preflight_problems(twelve, SETTINGS | {"allow_debian_12": True}), [])
-        own = changed("listeners", [{"pid": 9, "name": "pvelet-agent"}])
+        own = changed("listeners", [listener("pvelet-agent", 7443), listener("pvelet-agent", 9100, "127.0.0.1")])
         self.assertEqual(agent.preflight_problems(own, SETTINGS), [])
-        kept = changed("listeners", [{"pid": 1, "name": "systemd"}]) | {"service": {"stored": 1}}
+        kept = changed("listeners", [listener("systemd", 7443)]) | {"service": {"stored": 1}}
         self.assertEqual(agent.preflight_problems(kept, SETTINGS), [])
+        elsewhere = changed("listeners", [listener("node_exporter", 9100, "192.0.2.1"), listener("nginx", 80)])
+        self.assertEqual(agent.preflight_problems(elsewhere, SETTINGS), [])
         alone = changed("pve.cluster", None)
         self.assertEqual(agent.preflight_problems(alone, SETTINGS | {"cluster": "pve1"}), [])
         slow = SETTINGS | {"now": NOW + 3_000}
         self.assertEqual(agent.preflight_problems(HOST, slow), [])
         self.assertEqual(agent.preflight_problems(changed("free", {"/var": None}), SETTINGS), [])
+
+    def test_a_listener_is_in_the_way_where_both_would_get_the_same_connections(self):
+        for first, second, expected in [
+            ("0.0.0.0", "10.0.0.1", True),
+            ("::", "10.0.0.1", True),
+            ("::", "::", True),
+            ("2001:db8::1", "::", True),
+            ("10.0.0.1", "10.0.0.1", True),
+            ("localhost", "10.0.0.1", True),
+            ("10.0.0.1", "127.0.0.1", False),
+            ("2001:db8::1", "10.0.0.1", False),
+            ("0.0.0.0", "::1", False),
+        ]:
+            self.assertEqual(agent.in_the_way(first, second), expected, (first, second))
+            self.assertEqual(agent.in_the_way(second, first), expected, (second, first))
+
+    def test_the_ports_are_those_of_the_whole_configuration(self):
+        self.assertEqual(agent.listens({"listen": "[::]:1", "metrics": {"listen": None}}), {"pvelet_agent_listen": "[::]:1"})
+        both = {"pvelet_agent_listen": "[::]:1", "pvelet_agent_metrics_listen": "10.0.0.1:2"}
+        self.assertEqual(agent.listens({"listen": "[::]:1", "metrics": {"listen": "10.0.0.1:2"}}), both)
+        self.assertEqual(agent.listens({"listen": "[::]:1"}), {"pvelet_agent_listen": "[::]:1"})
+
+    def test_an_address_has_brackets_where_its_port_would_not_be_told_from_it(self):
+        for host, expected in [
+            ("192.0.2.1", "192.0.2.1:7443"),
+            ("pve1.lab", "pve1.lab:7443"),
+            ("2001:db8::11", "[2001:db8::11]:7443"),
+            ("[2001:db8::11]", "[2001:db8::11]:7443"),
+        ]:
+            self.assertEqual(agent.endpoint(host, 7443), expected)
+
+    def test_a_package_s_name_tells_its_version(self):
+        for good in ["/a/b/pvelet-agent_0.2.0-1_amd64.deb", "pvelet-agent_1.0~rc1+git2_amd64.deb"]:
+            self.assertEqual(agent.package_problems(good), [], good)
+        for bad in ["pvelet-agent.deb", "pvelet-agent_amd64.deb", "/a_1/pvelet-agent.deb", "pvelet-agent_1_amd64.rpm", "pvelet-agent__amd64.deb"]:
+            self.assertIn(bad, agent.package_problems(bad)[0])
+
+    def test_texts_are_a_list_or_one_text_with_commas(self):
+        for given, expected in [(["a", "b"], ["a", "b"]), ("a, b", ["a", "b"]), ("a", ["a"]), ("", []), ([], []), (None, [])]:
+            self.assertEqual(agent.texts(given), expected)
+        self.assertEqual(agent.preflight_problems(HOST, SETTINGS | {"storages": "local", "bridges": "vmbr0"}), [])
 
     def test_storages_follow_pve_s_file(self):
         text = "dir: local\n\tpath /var/lib/vz\n\nlvmthin: fast\n\tnodes a\n\tthinpool data\n\nnfs: off\n\tdisable\n\nrbd: all\n"
@@ -163,6 +220,14 @@ class Certificates(unittest.TestCase):
         self.assertFalse(agent.issued_and_valid(shown, [rows[0], rows[1] | {"status": "revoked"}]))
         self.assertFalse(agent.issued_and_valid(shown, [rows[0]]))
         self.assertFalse(agent.issued_and_valid([], rows))
+
+    def test_a_certificate_that_the_ca_has_revoked_is_known(self):
+        shown = [self.LEAF | {"serial": "aa"}, self.CA | {"serial": "01"}]
+        rows = [self.CA | {"serial": "01"}, self.LEAF | {"serial": "aa", "status": "revoked"}, self.LEAF | {"serial": "bb"}]
+        self.assertTrue(agent.revoked(shown, rows))
+        self.assertFalse(agent.revoked([self.LEAF | {"serial": "bb"}], rows))
+        self.assertFalse(agent.revoked([self.LEAF | {"serial": "cc"}], rows))
+        self.assertFalse(agent.revoked(shown, []))
 
     def test_an_expired_or_foreign_ca_is_refused(self):
         self.assertEqual(agent.ca_problems([self.CA], "t.example", "ca.crt"), [])
@@ -251,15 +316,44 @@ class Gate(unittest.TestCase):
             self.assertEqual(len(problems), 1, problems)
             self.assertIn(text, problems[0])
 
+    CHECK = {"id": "host.clock", "state": "failed", "seen": "off by 3 s", "remedy": "chronyc makestep", "observe_time": "now"}
+
+    def doctor(self, *checks: dict, **other) -> dict:
+        """An answer to `pveletctl doctor`."""
+        hosts = [{"checks": list(checks)}] if checks else []
+        return {"rc": 2, "stdout": json.dumps({"hosts": hosts, "errors": other.get("errors", [])})}
+
     def test_what_has_failed_stops_unless_it_may_fail(self):
-        check = {"id": "host.clock", "state": "failed", "seen": "off by 3 s", "remedy": "chronyc makestep"}
-        well = check | {"id": "agent.certificate", "state": "degraded"}
-        doctor = {"hosts": [{"checks": [check, well]}], "errors": []}
-        self.assertEqual(len(agent.gate_problems(doctor, [])), 1)
-        self.assertEqual(agent.gate_problems(doctor, ["host.clock"]), [])
-        self.assertEqual(len(agent.gate_problems({"hosts": [], "errors": [{"host": "pve1", "message": "gone"}]}, ["host.clock"])), 1)
+        well = self.CHECK | {"id": "agent.certificate", "state": "degraded"}
+        doctor = self.doctor(self.CHECK, well)
+        self.assertEqual(agent.gate_problems(doctor, []), ["host.clock: off by 3 s; chronyc makestep"])
+        for allowed in (["host.clock"], "host.clock", "other, host.clock"):
+            self.assertEqual(agent.gate_problems(doctor, allowed), [])
+        # A part of a name is no name.
+        self.assertEqual(len(agent.gate_problems(doctor, "host.clock.more")), 1)
+
+    def test_an_agent_that_does_not_tell_how_its_host_is_stops(self):
+        for result, text in [
+            (self.doctor(errors=[{"host": "pve1", "message": "gone"}]), "pve1: gone"),
+            ({"rc": 64, "stdout": "", "stderr": "no such file"}, "no such file"),
+            ({"rc": 2, "msg": "no such program"}, "no such program"),
+            ({"rc": 0, "stdout": "half {"}, "half {"),
+            ({"rc": 0, "stdout": "[]"}, "does not tell"),
+        ]:
+            problems = agent.gate_problems(result, ["host.clock"])
+            self.assertEqual(len(problems), 1, problems)
+            self.assertIn(text, problems[0])
+            self.assertFalse(agent.all_seen(result))
+
+    def test_a_check_without_an_end_is_told_and_stops_nothing(self):
+        hung = {"id": "host.nfs", "state": "unknown", "seen": "did not end within 10 s"}
+        doctor = self.doctor(self.CHECK | {"state": "ok"}, hung)
         self.assertFalse(agent.all_seen(doctor))
-        self.assertTrue(agent.all_seen({"hosts": [{"checks": [check | {"observe_time": "now"}]}]}))
+        self.assertEqual(agent.unseen(doctor), ["host.nfs: did not end within 10 s"])
+        self.assertEqual(agent.gate_problems(doctor, []), [])
+        self.assertTrue(agent.all_seen(self.doctor(self.CHECK)))
+        # All is well: nothing is waited for, whatever was left out.
+        self.assertTrue(agent.all_seen(doctor | {"rc": 0}))
 
 
 class Firewall(unittest.TestCase):
@@ -319,12 +413,48 @@ class Facts(unittest.TestCase):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen()
-            found = facts.Host("/").listeners(listener.getsockname()[1])
-            self.assertEqual([who["pid"] for who in found], [os.getpid()])
+            port = listener.getsockname()[1]
+            found = facts.Host("/").listeners({port})
+            self.assertEqual([(who["pid"], who["address"], who["port"]) for who in found], [(os.getpid(), "127.0.0.1", port)])
+            self.assertEqual(facts.Host("/").listeners(set()), [])
+
+    def test_the_kernel_s_addresses_are_read(self):
+        for text, address in [
+            ("0100007F", "127.0.0.1"),
+            ("00000000", "0.0.0.0"),
+            ("00000000000000000000000000000000", "::"),
+            ("B80D0120000000000000000011000000", "2001:db8::11"),
+            ("0000000000000000FFFF00000100007F", "127.0.0.1"),
+        ]:
+            self.assertEqual(facts.kernel_address(text), address)
+
+    def test_an_address_that_the_host_lacks_is_known_without_its_port(self):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            self.assertIsNone(facts.unbindable(f"127.0.0.1:{listener.getsockname()[1]}"))
+        self.assertEqual(facts.unbindable("192.0.2.99:7443"), "EADDRNOTAVAIL")
+        for free in ["0.0.0.0:7443", "no address:1", "", ":7443"]:
+            self.assertIsNone(facts.unbindable(free), free)
+        self.assertEqual([facts.port_of(text) for text in ("[::]:7443", "[::]", "a:b", "")], [7443, 0, 0, 0])
+
+    def test_an_agent_that_ends_again_and_again_does_not_run(self):
+        for words, active, failing in [
+            ({"ActiveState": "active", "SubState": "running", "NRestarts": "3"}, True, False),
+            ({"ActiveState": "reloading", "SubState": "reload"}, True, False),
+            ({"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}, True, False),
+            ({"ActiveState": "activating", "SubState": "auto-restart", "NRestarts": "0"}, False, True),
+            ({"ActiveState": "activating", "SubState": "start", "NRestarts": "7"}, False, True),
+            ({"ActiveState": "failed", "SubState": "failed", "NRestarts": "7"}, False, False),
+            ({"ActiveState": "inactive", "SubState": "dead"}, False, False),
+            ({}, False, False),
+        ]:
+            found = facts.standing(words)
+            self.assertEqual((found["active"], found["failing"]), (active, failing), words)
 
     def test_an_empty_host_is_read_without_an_error(self):
         with tempfile.TemporaryDirectory() as root:
-            host = facts.look(root, 7443)
+            host = facts.look(root, ["[::]:7443"])
             self.assertEqual((host["pve"]["nodes"], host["bridges"], host["listeners"], host["certificate"]), ([], [], [], None))
             self.assertTrue(agent.preflight_problems({**host, "asked": host["time"]}, SETTINGS))
 

@@ -1,6 +1,10 @@
 //! Repairs of a real containerd.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use pvelet_agent::{
     config::{self, RepairPolicy},
@@ -114,6 +118,17 @@ impl Rig {
         known.into_iter().find(|k| k.check.id == check).unwrap().finding.state
     }
 
+    /// As [`Self::state`], again while nothing is known: a second for an answer is short where the machine has much else to do.
+    async fn known(&self, check: &str) -> State {
+        let end = Instant::now() + LONG;
+        loop {
+            let state = self.state(check).await;
+            if state != State::Unknown || Instant::now() > end {
+                return state;
+            }
+        }
+    }
+
     fn request(check: &str, dry_run: bool) -> v1::RepairRequest {
         let meta = Some(v1::RequestMeta { tenant: "a".into(), request_id: uuid::Uuid::new_v4().to_string(), ..Default::default() });
         v1::RepairRequest { meta, check: check.into(), dry_run }
@@ -149,7 +164,7 @@ async fn the_original_fault_is_mended_and_the_real_probe_passes() {
 pub(crate) async fn mended(rig: &Rig, fault: &mut Fault) {
     let error = rig.containerd.runtime().run_sandbox(LONG).await.unwrap_err();
     assert!(error.to_string().contains("Name must be set"), "{error}");
-    assert_eq!((rig.state(TYPE).await, rig.state(SANDBOX).await), (State::Failed, State::Failed));
+    assert_eq!((rig.known(TYPE).await, rig.known(SANDBOX).await), (State::Failed, State::Failed));
     fault.found();
     let was = rig.containerd.config();
 
@@ -159,7 +174,7 @@ pub(crate) async fn mended(rig: &Rig, fault: &mut Fault) {
 
     let ended = rig.repair(TYPE).await;
     assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
-    assert_eq!((rig.state(TYPE).await, rig.state(SANDBOX).await), (State::Ok, State::Ok));
+    assert_eq!((rig.known(TYPE).await, rig.known(SANDBOX).await), (State::Ok, State::Ok));
     // Losslessly: every line of before is there still.
     let now = rig.containerd.config();
     assert!(was.lines().all(|line| now.contains(line)) && now.contains("# as ever"), "{now}");
@@ -190,7 +205,7 @@ pub(crate) async fn undone(rig: &Rig, fault: &mut Fault) {
         fault.found();
         assert_eq!(operation_reason(&ended), "REPAIR_FAILED", "{ended:?}");
         assert_eq!(rig.containerd.config(), was);
-        assert_eq!(rig.state("containerd.responding").await, State::Ok, "it runs as before");
+        assert_eq!(rig.known("containerd.responding").await, State::Ok, "it runs as before");
         assert_eq!(rig.repairs.status().latched, latched);
     }
     let refused = rig.repairs.repair(&caller(), Rig::request(TYPE, false)).await.unwrap_err();

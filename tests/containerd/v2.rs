@@ -279,7 +279,7 @@ async fn a_healthy_one_gives_no_alarm_and_makes_a_sandbox() {
     let host = Host::over(Containerd::at(place, healthy)).await;
     host.containerd.wait_image(PAUSE, true).await;
     for id in host.ids() {
-        let finding = host.look(id).await;
+        let finding = host.heard(id).await;
         assert!(matches!(finding.state, State::Ok | State::NotApplicable), "{finding:?}");
     }
     let made = host.expect("containerd.sandbox", State::Ok).await;

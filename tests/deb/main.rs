@@ -5,4 +5,5 @@ mod contents;
 mod life;
 mod package;
 mod root;
+mod systemd;
 mod units;

@@ -223,9 +223,19 @@ impl Worker {
         })
     }
 
-    fn repaired(&self, check: &str) {
-        let ended = self.repair(check);
+    /// Has a check mended; returns how often that was asked for.
+    fn repaired(&self, check: &str) -> u32 {
+        let mut ended = self.repair(check);
+        // In an emulated guest it may be well only after the agent has given up to wait for that; then it is asked once more.
+        let why = ended.error.as_ref().map(|e| e.message.clone()).unwrap_or_default();
+        let late = why.contains("the checks did not end") || why.contains("could not be found out");
+        let once_more = operation_reason(&ended) == "REPAIR_FAILED" && late;
+        if once_more {
+            eprintln!("{check}: asked for once more: {why}");
+            ended = self.repair(check);
+        }
         assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}\n{}", self.log());
+        1 + u32::from(once_more)
     }
 
     /// Writes containerd's configuration and starts containerd with it.
@@ -317,10 +327,10 @@ fn configuration(worker: &Worker) {
     let plan = worker.try_repair(TYPE, true).unwrap().plan.unwrap();
     assert!(plan.file == CONFIG && plan.file_diff.contains("io.containerd.runc.v2") && plan.units == ["containerd.service"], "{plan:?}");
     assert_eq!(worker.config(), without_type());
-    worker.repaired(TYPE);
+    let asked = worker.repaired(TYPE);
     worker.well();
     assert!(worker.config().contains("# Kept by hand."), "{}", worker.config());
-    assert_eq!(worker.guest.sh("ls /etc/containerd | wc -l").trim(), "2", "the copy is kept");
+    assert_eq!(worker.guest.sh("ls /etc/containerd | wc -l").trim(), (1 + asked).to_string(), "the copy is kept");
 
     // One that cannot work leaves the file byte by byte as it was; two latch.
     worker.configure(&hopeless());

@@ -1,9 +1,12 @@
 //! What the agent reads of a kernel's network, against what the system's own tools say; and its ports for probes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use pvelet_agent::host::net::{Kernel, KernelLink, VlanTag};
-use pvelet_tests::{Guest, GuestOptions, Segment, program};
+use pvelet_tests::{Guest, GuestOptions, Segment};
 use serde_json::Value;
 
 /// A bond with a VLAN and QinQ on it, a VLAN-aware bridge with ranges, a classic one on a VLAN, a VLAN whose parent is in another namespace.
@@ -43,13 +46,15 @@ ip route add default via 203.0.113.1 dev vmbr70 metric 900
 ip -6 route add default via 2001:db8:70::1 dev vmbr70 metric 2000
 ip route add 192.0.2.0/24 via 203.0.113.9 table 100
 ip route add blackhole 100.64.0.0/10
-timeout 120 sh -c 'until [ $(cat /sys/class/net/vmbr70/carrier) = 1 ]; do :; done'
+for link in eth1 eth2 bond0 bond0.70 svc svc.7 vmbr70; do
+    timeout 120 sh -c 'until [ $(cat /sys/class/net/'$link'/carrier) = 1 ]; do :; done'
+done
 ";
 
 fn host() -> Guest {
     let nics = vec![Segment::new().unwrap(), Segment::new().unwrap()];
     let guest = Guest::boot(GuestOptions { name: "pve1".into(), nics, ..GuestOptions::default() }).unwrap();
-    guest.copy_in(&program("net-kernel"), "/usr/local/bin/net-kernel").unwrap();
+    guest.copy_in_program("net-kernel").unwrap();
     guest.sh(SETUP);
     guest
 }
@@ -64,6 +69,17 @@ fn json(guest: &Guest, command: &str) -> Vec<Value> {
 fn read(guest: &Guest) -> (Kernel, BTreeMap<String, Vec<String>>) {
     let mut all = json(guest, "net-kernel read").remove(0);
     (serde_json::from_value(all["kernel"].take()).unwrap(), serde_json::from_value(all["offloads"].take()).unwrap())
+}
+
+/// What the agent reads, and what the tools say at that time: links that have just come up get addresses and routes a moment later.
+fn beside<T>(guest: &Guest, tools: impl Fn() -> T) -> (Kernel, BTreeMap<String, Vec<String>>, T) {
+    let end = Instant::now() + Duration::from_secs(300);
+    loop {
+        let (before, said, (kernel, offloads)) = (read(guest), tools(), read(guest));
+        if before == (kernel.clone(), offloads.clone()) || Instant::now() > end {
+            return (kernel, offloads, said);
+        }
+    }
 }
 
 fn texts(values: &Value) -> Vec<String> {
@@ -181,10 +197,10 @@ fn offloads_as_ethtool_says(guest: &Guest, link: &str) -> Vec<String> {
 #[test]
 fn the_agent_sees_what_the_systems_tools_see() {
     let guest = host();
-    let (kernel, offloads) = read(&guest);
+    let tools = || (as_the_files_say(&guest), json(&guest, "ip -j -d link show"), vlans_as_bridge_says(&guest), routes_as_ip_says(&guest));
+    let (kernel, offloads, (mut files, links_as_ip_says, bridge_vlans, ip_routes)) = beside(&guest, tools);
 
-    let mut files = as_the_files_say(&guest);
-    let mut links: Vec<KernelLink> = json(&guest, "ip -j -d link show")
+    let mut links: Vec<KernelLink> = links_as_ip_says
         .iter()
         .map(as_ip_says)
         .map(|link| {
@@ -203,7 +219,7 @@ fn the_agent_sees_what_the_systems_tools_see() {
     assert_eq!((moved.vlan.unwrap().id, &moved.parent), (9, &None));
     assert_eq!(kernel.link("enp9s0np0").map(|l| (l.name.as_str(), l.master.as_deref())), Some(("eth1", Some("bond0"))));
 
-    assert_eq!(vlans(&kernel), vlans_as_bridge_says(&guest));
+    assert_eq!(vlans(&kernel), bridge_vlans);
     let ranges = |name: &str| kernel.link(name).unwrap().vlans.iter().map(|r| (r.first, r.last, r.pvid, r.untagged)).collect::<Vec<_>>();
     assert_eq!(ranges("tap100i0"), [(1, 1, false, true), (2, 99, false, false), (200, 200, true, true), (300, 302, false, true)]);
     assert_eq!(ranges("vmbr1"), [(1, 1, true, true), (30, 40, false, false)]);
@@ -221,7 +237,7 @@ fn the_agent_sees_what_the_systems_tools_see() {
             (destination, r.gateway.map(|g| g.to_string()), r.link.clone(), r.metric.into())
         })
         .collect();
-    assert_eq!(routes, routes_as_ip_says(&guest));
+    assert_eq!(routes, ip_routes);
     assert_eq!(kernel.routes.iter().filter(|r| r.metric == 50).count(), 2);
 
     for link in kernel.links.iter().filter(|l| l.kind == "ether" || l.kind == "bond") {

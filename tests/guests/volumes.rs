@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use pvelet_tests::{Guest, GuestOptions, program};
+use pvelet_tests::{Guest, GuestOptions};
 
 /// What the program calls the storages it is given: images in folders come in two formats.
 const KINDS: [&str; 5] = ["dir", "dir.qcow2", "btrfs", "btrfs.qcow2", "lvmthin"];
@@ -21,9 +21,9 @@ fn host() -> Guest {
 #[test]
 fn every_kind_of_storage_keeps_its_promises() {
     let guest = host();
-    guest.copy_in(&program("volume-store"), "/usr/local/bin/volume-store").unwrap();
+    guest.copy_in_program("volume-store").unwrap();
     let storages = "dir:/var/lib/volumes btrfs:/mnt/btrfs lvmthin:pve/data";
-    let out = guest.run_for(&format!("RUST_BACKTRACE=1 volume-store {storages} 2>&1"), Duration::from_secs(1200));
+    let out = guest.run_for(&format!("RUST_BACKTRACE=1 volume-store {storages} 2>&1"), Duration::from_secs(2400));
     assert_eq!(out.status, 0, "{}", out.stdout);
     let mut cases: BTreeMap<&str, usize> = BTreeMap::new();
     for kind in out.stdout.lines().filter_map(|l| l.strip_prefix("ok ")?.split(' ').next()) {

@@ -62,7 +62,7 @@ async fn main() -> ExitCode {
 /// Whether the fault is found with the daemon that has it.
 async fn make(containerd: &Containerd, fault: &Fault) -> bool {
     let started = config::start(containerd, &(fault.text)(containerd.place())).await;
-    let findings = config::source(containerd, fault.driver).look().await;
+    let findings = config::known(&config::source(containerd, fault.driver), |f| f.id == fault.id && f.state != fault.state).await;
     let seen = findings.iter().any(|f| f.id == fault.id && f.state == fault.state && fault.says.iter().all(|s| f.seen.contains(s)));
     started == fault.starts && seen
 }
@@ -77,7 +77,8 @@ async fn repair(containerd: &Containerd, fault: &Fault) -> Repaired {
         return Repaired::No;
     }
     containerd.wait_image(PAUSE, true).await;
-    let gone = config::source(containerd, fault.driver).look().await.iter().all(|f| f.id != fault.id || f.state != fault.state);
+    let findings = config::known(&config::source(containerd, fault.driver), |f| f.id == fault.id).await;
+    let gone = findings.iter().all(|f| f.id != fault.id || f.state != fault.state);
     let probe = Probe::new(Arc::new(containerd.runtime()), config::files(containerd.place())).run().await;
     match probe.state {
         State::Ok if gone => Repaired::Yes,

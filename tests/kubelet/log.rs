@@ -64,7 +64,12 @@ impl Journal for LogJournal {
 fn written(line: &str) -> Option<u64> {
     let mut words = line.split(' ');
     let (day, time) = (words.next()?.get(1..)?, words.next()?);
-    let year = jiff::Timestamp::now().strftime("%Y").to_string();
-    let stamp = jiff::fmt::strtime::parse("%Y%m%d %H:%M:%S%.f %z", format!("{year}{day} {time} +0000")).ok()?.to_timestamp().ok()?;
+    let now = jiff::Timestamp::now();
+    let year: i16 = now.strftime("%Y").to_string().parse().ok()?;
+    // It tells no year: on New Year's Day a line may be one of the last year.
+    let stamp = [year, year - 1].into_iter().find_map(|year| {
+        let stamp = jiff::fmt::strtime::parse("%Y%m%d %H:%M:%S%.f %z", format!("{year}{day} {time} +0000")).ok()?.to_timestamp().ok()?;
+        (stamp < now + Duration::from_secs(3600)).then_some(stamp)
+    })?;
     u64::try_from(stamp.as_microsecond()).ok()
 }

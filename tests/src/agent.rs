@@ -5,7 +5,7 @@ use std::{
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -160,6 +160,17 @@ impl Agent {
 
     /// As [`Self::start`], with environment variables; the failure is returned.
     pub fn start_with(&mut self, envs: &[(&str, &str)]) -> io::Result<()> {
+        let end = Instant::now() + SOON;
+        loop {
+            match self.try_start(envs) {
+                // A tool that a killed one was about to start holds the journal's lock until it is executed.
+                Err(e) if e.to_string().contains("another pvelet-agent uses it") && Instant::now() < end => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn try_start(&mut self, envs: &[(&str, &str)]) -> io::Result<()> {
         fs::write(self.config_path(), self.config_text())?;
         let ready = self.dir.join("ready");
         let _ = fs::remove_file(&ready);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use pve_sim::control::Request;
 use pvelet_tests::{
-    Controller, StackOptions,
+    Controller, StackOptions, counts,
     kubernetes::site::{HOSTS, LIMIT, MACHINES, Site},
     status::condition,
     versions::previous,
@@ -22,6 +22,12 @@ fn verified(machine: &Value) -> bool {
 
 fn old_program(name: &str) -> PathBuf {
     previous().join(name)
+}
+
+/// A line for people.
+fn told(what: &str) -> String {
+    let commit = previous().file_name().unwrap_or_default().to_string_lossy();
+    format!("versions: {} beside this one: {what}", commit.get(..7).unwrap_or(&commit))
 }
 
 /// Two hosts, the agents of which are the old ones or those of today.
@@ -62,6 +68,7 @@ async fn a_controller_drives_agents_of_the_version_before() {
     let site = site(true).await;
     let mut controller = site.controller("lab", "a").await;
     every_day(&site, &mut controller).await;
+    counts::tell(&told("agents of it under this controller: 2 machines made, changed, mended, removed"));
 }
 
 #[tokio::test]
@@ -70,6 +77,7 @@ async fn a_controller_of_the_version_before_drives_agents_of_this_one() {
     let mut controller = site.controller("lab", "a").await;
     controller.program = old_program("pvelet-controller");
     every_day(&site, &mut controller).await;
+    counts::tell(&told("a controller of it over agents of this version: 2 machines made, changed, mended, removed"));
 }
 
 #[tokio::test]
@@ -92,6 +100,7 @@ async fn an_agent_takes_up_what_the_version_before_had_begun() {
         site.wait(name, ready).await;
     }
     assert_eq!(site.vms().await, ["web-1", "web-2"]);
+    counts::tell(&told("an agent that took up what it had begun: 2 machines, 2 VMs"));
 }
 
 #[tokio::test]
@@ -113,4 +122,5 @@ async fn a_controller_takes_over_from_the_version_before_and_changes_nothing() {
         assert_eq!(after["status"][field], before["status"][field], "{field}");
     }
     assert_eq!(site.vms().await, ["web-1", "web-2"]);
+    counts::tell(&told("a controller that took over from it: 1 machine as it was, 1 more made"));
 }

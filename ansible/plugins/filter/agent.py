@@ -15,6 +15,7 @@ SUPPORTED = "13"
 TOLERATED = "12"
 NODE_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
 RANGE = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
+PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*_[0-9][^_/]*_[a-z0-9-]+\.deb")
 MIB = 1 << 20
 
 
@@ -82,6 +83,13 @@ def storages(text: str | None, node: str) -> set[str]:
     return found
 
 
+def texts(value) -> list[str]:
+    """A list of texts. What is given by -e KEY=VALUE is one text, with commas."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [str(part) for part in value or []]
+
+
 def identity(settings: dict) -> str:
     """The SPIFFE id that a host's certificate must have."""
     return f"spiffe://{settings['trust_domain']}/cluster/{settings['cluster']}/host/{settings['node']}"
@@ -107,7 +115,7 @@ def certificate_problems(shown: list[dict], settings: dict) -> list[str]:
 
 def certificate_names(given: list[list[str]], shown: list[dict]) -> list[str]:
     """The names of a new certificate as arguments: DNS names and addresses that are given, or those of the certificate in use."""
-    dns, addresses = given
+    dns, addresses = (texts(names) for names in given)
     if not dns and not addresses:
         for name in next((c.get("names", []) for c in shown if c["usage"] != "CA"), []):
             try:
@@ -121,6 +129,12 @@ def issued_and_valid(shown: list[dict], issued: list[dict]) -> bool:
     """Whether a certificate is one that a CA has issued, and that is neither revoked nor at its end."""
     serials = {c["serial"] for c in issued if c["usage"] != "CA" and c["status"] == "valid"}
     return bool(shown) and shown[0]["serial"] in serials
+
+
+def revoked(shown: list[dict], issued: list[dict]) -> bool:
+    """Whether a certificate is one that a CA has revoked."""
+    serials = {c["serial"] for c in issued if c["status"] == "revoked"}
+    return any(c["serial"] in serials for c in shown if c["usage"] != "CA")
 
 
 def ca_problems(shown: list[dict], trust_domain: str, where: str) -> list[str]:
@@ -157,11 +171,37 @@ def vmid_overlaps(ranges: dict) -> list[str]:
     return problems
 
 
+def endpoint(host, port) -> str:
+    """ADDRESS:PORT, IPv6 in brackets."""
+    host = str(host)
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def package_problems(path: str) -> list[str]:
+    """What is wrong with the name of a package's file. Its version is compared with what a host has before the file is brought there."""
+    name = path.rsplit("/", 1)[-1]
+    if PACKAGE.fullmatch(name):
+        return []
+    return [
+        f"pvelet_agent_package is '{path}', but its version is known by the file's name; "
+        "give it the one that it was built with: pvelet-agent_VERSION_amd64.deb"
+    ]
+
+
 def preflight_problems(host: dict, settings: dict) -> list[str]:
     """Why pvelet-agent cannot be installed on a host as it is. Each with what was seen, and what to do."""
     return [
         problem
-        for look in (system_problems, node_problems, place_problems, port_problems, space_problems, clock_problems)
+        for look in (
+            system_problems,
+            program_problems,
+            node_problems,
+            place_problems,
+            address_problems,
+            port_problems,
+            space_problems,
+            clock_problems,
+        )
         for problem in look(host, settings)
     ]
 
@@ -210,24 +250,87 @@ def place_problems(host: dict, settings: dict) -> list[str]:
     if host["pve"]["storage_cfg"] is not None:
         problems += [
             f"storage '{name}' (pvelet_agent_storages) is not there for this node; PVE has {', '.join(sorted(there)) or 'none'}"
-            for name in settings["storages"]
+            for name in texts(settings["storages"])
             if name not in there
         ]
     problems += [
         f"bridge '{name}' (pvelet_agent_bridges) is not there; the host has {', '.join(host['bridges']) or 'none'}"
-        for name in settings["bridges"]
+        for name in texts(settings["bridges"])
         if name not in host["bridges"]
     ]
     return problems
 
 
+def listens(config: dict) -> dict:
+    """Where an agent with this configuration listens: its addresses by the variable that sets them."""
+    metrics = config.get("metrics")
+    wanted = {
+        "pvelet_agent_listen": config.get("listen"),
+        "pvelet_agent_metrics_listen": metrics.get("listen") if isinstance(metrics, dict) else None,
+    }
+    return {variable: str(address) for variable, address in wanted.items() if address}
+
+
+def split_address(text: str) -> tuple[str, str]:
+    """The host's part and the port of ADDRESS:PORT, without brackets."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), port
+
+
+def in_the_way(wanted: str, there: str) -> bool:
+    """Whether a socket that listens on an address keeps another one, on the same port, from it. What is no address is taken for all of them."""
+    try:
+        first, second = ipaddress.ip_address(wanted), ipaddress.ip_address(there)
+    except ValueError:
+        return True
+    if first.is_unspecified or second.is_unspecified:
+        # `::` takes IPv4 as well, unless it was told not to, which cannot be seen.
+        every = [a for a in (first, second) if a.is_unspecified]
+        return first.version == second.version or any(a.version == 6 for a in every)
+    return first == second
+
+
 def port_problems(host: dict, settings: dict) -> list[str]:
-    """The agent's port. systemd keeps it for an agent that is between two starts."""
-    own = ["pvelet-agent"] + (["systemd"] if host["service"]["stored"] else [])
-    others = [f"{who['name']} (pid {who['pid']})" for who in host["listeners"] if who["name"] not in own]
-    if not others:
+    """The agent's ports. systemd keeps the first for an agent that is between two starts."""
+    problems = []
+    for variable, text in settings["listens"].items():
+        address, port = split_address(text)
+        main = variable == "pvelet_agent_listen"
+        own = ["pvelet-agent"] + (["systemd"] if main and host["service"]["stored"] else [])
+        others = [
+            f"{who['name']} (pid {who['pid']})"
+            for who in host["listeners"]
+            if str(who["port"]) == port and who["name"] not in own and in_the_way(address, who["address"])
+        ]
+        if others:
+            others = ", ".join(dict.fromkeys(others))
+            problems.append(
+                f"port {port} is in use by {others}; end that, or set {'pvelet_agent_port' if main else variable} to another one"
+            )
+    return problems
+
+
+def address_problems(host: dict, settings: dict) -> list[str]:
+    """Addresses that the host does not have."""
+    problems = []
+    for variable, text in settings["listens"].items():
+        address, port = split_address(text)
+        error = host["unbindable"].get(text)
+        if error == "EAFNOSUPPORT":
+            instead = "0.0.0.0" if variable == "pvelet_agent_listen" else f"0.0.0.0:{port}"
+            problems.append(f"the host has no IPv6, but {variable} is '{text}'; set {variable}: {instead}")
+        elif error == "EADDRNOTAVAIL":
+            problems.append(f"no interface of the host has the address {address} ({variable}; on the host: ip address); set {variable} to one that it has")
+        elif error:
+            problems.append(f"{variable} is '{text}': the host refuses to listen there ({error})")
+    return problems
+
+
+def program_problems(host: dict, _settings: dict) -> list[str]:
+    """What Ansible itself needs on the host."""
+    if host["python_apt"]:
         return []
-    return [f"port {settings['port']} is in use by {', '.join(others)}; end that, or set pvelet_agent_port to another one"]
+    return ["Python's module apt is not there, by which Ansible installs packages; on the host: apt install python3-apt"]
 
 
 def space_problems(host: dict, settings: dict) -> list[str]:
@@ -283,20 +386,45 @@ def answer_problems(result: dict, node: str, mode: str) -> list[str]:
     return problems
 
 
-def gate_problems(doctor: dict, allowed: list) -> list[str]:
-    """What stops a rollout in what `pveletctl doctor` has told: failed checks that are not allowed to fail."""
+def doctor_of(result: dict) -> dict:
+    """What `pveletctl doctor` has told; nothing where it could not be asked."""
+    try:
+        told = json.loads(result.get("stdout") or "{}")
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def gate_problems(result: dict, allowed) -> list[str]:
+    """What stops a rollout in the answer to `pveletctl doctor`: that there is none, and failed checks that are not allowed to fail."""
+    doctor, free = doctor_of(result), texts(allowed)
     problems = [f"{error.get('host', '?')}: {error.get('message') or error}" for error in doctor.get("errors", [])]
+    if not problems and not doctor.get("hosts"):
+        said = (result.get("stderr") or result.get("msg") or result.get("stdout") or "").strip()
+        return [f"pveletctl doctor does not tell how the host is: {said}"]
     for host in doctor.get("hosts", []):
         for check in host["checks"]:
-            if check["state"] == "failed" and check["id"] not in allowed:
+            if check["state"] == "failed" and check["id"] not in free:
                 remedy = f"; {check['remedy']}" if check.get("remedy") else ""
                 problems.append(f"{check['id']}: {check['seen']}{remedy}")
     return problems
 
 
-def all_seen(doctor: dict) -> bool:
-    """Whether every check has run since the agent was started."""
-    return all(check.get("observe_time") for host in doctor.get("hosts", []) for check in host["checks"])
+def unseen(result: dict) -> list[str]:
+    """The checks of which the agent cannot tell anything (yet): they have not run since it was started, or were cut off."""
+    hosts = doctor_of(result).get("hosts", [])
+    return [
+        f"{check['id']}: {check.get('seen') or 'has not run yet'}"
+        for host in hosts
+        for check in host["checks"]
+        if not check.get("observe_time")
+    ]
+
+
+def all_seen(result: dict) -> bool:
+    """Whether the agent has answered, and every check has run since it was started."""
+    doctor = doctor_of(result)
+    return bool(doctor.get("hosts")) and not doctor.get("errors") and (result.get("rc") == 0 or not unseen(result))
 
 
 class FilterModule:
@@ -310,11 +438,17 @@ class FilterModule:
             "certificate_problems": certificate_problems,
             "certificate_names": certificate_names,
             "issued_and_valid": issued_and_valid,
+            "revoked": revoked,
             "ca_problems": ca_problems,
+            "endpoint": endpoint,
+            "listens": listens,
+            "package_problems": package_problems,
+            "texts": texts,
             "vmid_overlaps": vmid_overlaps,
             "preflight_problems": preflight_problems,
             "answers": answers,
             "answer_problems": answer_problems,
             "gate_problems": gate_problems,
             "all_seen": all_seen,
+            "unseen": unseen,
         }

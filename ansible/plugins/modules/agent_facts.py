@@ -8,13 +8,14 @@ DOCUMENTATION = r"""
 module: agent_facts
 short_description: Tell what a host is before pvelet-agent is installed or changed on it
 description:
-  - Reads the operating system, PVE's cluster file system, bridges, free space, the owner of the agent's port, the clock, and what there is of pvelet.
+  - Reads the operating system, PVE's cluster file system, bridges, free space, the owners of the agent's ports, the clock, and what there is of pvelet.
   - It changes nothing, and does so in check mode too.
 options:
-  port:
-    description: The port on which the agent is to listen.
-    type: int
-    default: 7443
+  listen:
+    description: The addresses on which the agent is to listen, C(ADDRESS:PORT), IPv6 in brackets. Who has such a port, and whether the host has the address.
+    type: list
+    elements: str
+    default: []
   asked:
     description: When the module was called, by the clock of the machine that the play runs on, in seconds since 1970. It is only handed back.
     type: int
@@ -33,7 +34,7 @@ attributes:
 EXAMPLES = r"""
 - name: Look at the host
   pvelet.pvelet.agent_facts:
-    port: 7443
+    listen: ["[::]:7443"]
   register: host
 """
 
@@ -44,7 +45,10 @@ host:
   returned: always
 """
 
+import errno
 import hashlib
+import importlib.util
+import ipaddress
 import os
 import socket
 import subprocess
@@ -140,22 +144,24 @@ class Host:
             return None
         return at.f_bavail * at.f_frsize
 
-    def listeners(self, port: int) -> list[dict]:
-        """Who listens on a TCP port: pid and name of the process."""
-        inodes = set()
+    def listeners(self, ports: set[int]) -> list[dict]:
+        """Who listens on TCP ports: address, port, and pid and name of the process."""
+        found = []
         for table in ("/proc/net/tcp", "/proc/net/tcp6"):
             for line in (self.text(table) or "").splitlines()[1:]:
                 fields = line.split()
                 # Local address, state (0A: listening), inode.
-                if len(fields) > 9 and fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port:
-                    inodes.add(f"socket:[{fields[9]}]")
-        found = [{"pid": int(pid), "name": (self.text(f"/proc/{pid}/comm") or "?").strip()} for pid in self.holders(inodes)]
-        return found if found or not inodes else [{"pid": 0, "name": "?"}]
+                if len(fields) < 10 or fields[3] != "0A":
+                    continue
+                address, port = fields[1].rsplit(":", 1)
+                if int(port, 16) in ports:
+                    holders = self.holders({f"socket:[{fields[9]}]"}) or ["0"]
+                    place = {"address": kernel_address(address), "port": int(port, 16)}
+                    found += [{**place, "pid": int(pid), "name": (self.text(f"/proc/{pid}/comm") or "?").strip()} for pid in holders]
+        return found
 
     def holders(self, targets: set[str]) -> list[str]:
         """The processes that have one of these open."""
-        if not targets:
-            return []
         return [pid for pid in self.names("/proc") if pid.isdigit() and targets & self.open_files(pid)]
 
     def open_files(self, pid: str) -> set[str]:
@@ -183,6 +189,34 @@ class Host:
             return False
 
 
+def kernel_address(text: str) -> str:
+    """An address as the kernel's tables have it: words of four bytes in hexadecimal digits, each in the processor's order."""
+    words = bytes.fromhex(text)
+    address = ipaddress.ip_address(b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4)))
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def unbindable(listen: str) -> str | None:
+    """Why the host cannot listen on the address of ADDRESS:PORT, as errno's name; None where it can. It is tried on a port that is free."""
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except ValueError:
+        # No address: what the agent itself says about its configuration is better.
+        return None
+    except OSError as error:
+        return errno.errorcode.get(error.errno, str(error))
+    return None
+
+
+def port_of(listen: str) -> int:
+    """The port of ADDRESS:PORT, 0 where there is none."""
+    port = listen.rpartition(":")[2]
+    return int(port) if port.isdigit() else 0
+
+
 def output(arguments: list[str]) -> str:
     """What a program prints; nothing where it fails or is not there."""
     try:
@@ -200,20 +234,33 @@ def package(name: str) -> dict | None:
 
 def unit(name: str) -> dict:
     """A unit of systemd."""
-    wanted = ["ActiveState", "UnitFileState", "MainPID", "NFileDescriptorStore", "StateChangeTimestamp"]
+    wanted = ["ActiveState", "SubState", "NRestarts", "UnitFileState", "MainPID", "NFileDescriptorStore", "StateChangeTimestamp"]
     lines = output(["systemctl", "show", "--timestamp=unix", f"--property={','.join(wanted)}", name]).splitlines()
-    found = dict(line.split("=", 1) for line in lines if "=" in line)
+    return standing(dict(line.split("=", 1) for line in lines if "=" in line))
+
+
+def standing(found: dict) -> dict:
+    """What systemd's words about a unit mean."""
+    state, since = found.get("ActiveState", ""), found.get("StateChangeTimestamp", "@")
+    # One that ends again and again is activating too: it waits for its next start, or is in one.
+    failing = state == "activating" and (found.get("SubState") == "auto-restart" or int(found.get("NRestarts") or 0) > 0)
     return {
-        "active": found.get("ActiveState", "") in ("active", "reloading", "activating"),
+        "active": state in ("active", "reloading", "activating") and not failing,
+        "failing": failing,
         "enabled": found.get("UnitFileState", "") == "enabled",
         "pid": int(found.get("MainPID") or 0),
         "stored": int(found.get("NFileDescriptorStore") or 0),
         # The last start or reload, in seconds since 1970.
-        "since": int(found.get("StateChangeTimestamp", "").lstrip("@") or 0) if found.get("StateChangeTimestamp", "@").startswith("@") else 0,
+        "since": int(since.lstrip("@") or 0) if since.startswith("@") else 0,
     }
 
 
-def look(root: str, port: int) -> dict:
+def python_apt(host: Host) -> bool:
+    """Whether Ansible's module apt finds what it needs: in this Python, or in the one of the system."""
+    return importlib.util.find_spec("apt_pkg") is not None or output([host.path("/usr/bin/python3"), "-c", "import apt_pkg; print(1)"]) != ""
+
+
+def look(root: str, listen: list[str]) -> dict:
     """All of it."""
     host = Host(root)
     service = unit("pvelet-agent.service")
@@ -233,7 +280,9 @@ def look(root: str, port: int) -> dict:
         },
         "bridges": host.bridges(),
         "free": {"/var": host.free_bytes("/var")},
-        "listeners": host.listeners(port),
+        "listeners": host.listeners({port_of(text) for text in listen} - {0}),
+        "unbindable": {text: error for text in listen if (error := unbindable(text))},
+        "python_apt": python_apt(host),
         "package": package("pvelet-agent"),
         "service": service,
         "config": host.text("/etc/pvelet/agent.toml"),
@@ -248,9 +297,13 @@ def look(root: str, port: int) -> dict:
 
 def main() -> None:
     """The module."""
-    options = {"port": {"type": "int", "default": 7443}, "asked": {"type": "int", "default": 0}, "root": {"type": "path", "default": "/"}}
+    options = {
+        "listen": {"type": "list", "elements": "str", "default": []},
+        "asked": {"type": "int", "default": 0},
+        "root": {"type": "path", "default": "/"},
+    }
     module = AnsibleModule(argument_spec=options, supports_check_mode=True)
-    host = look(module.params["root"], module.params["port"])
+    host = look(module.params["root"], module.params["listen"])
     module.exit_json(changed=False, host={**host, "asked": module.params["asked"]})
 
 

@@ -18,6 +18,10 @@ options:
   package:
     description: A .deb file on the host, whose program is asked. Without one it is the installed program.
     type: path
+  program:
+    description: The installed program, which is asked where no package is given.
+    type: path
+    default: /usr/bin/pvelet-agent
 author:
   - pvelet authors
 attributes:
@@ -49,8 +53,6 @@ import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 
-INSTALLED = "/usr/bin/pvelet-agent"
-
 
 def run(arguments: list[str], **more) -> subprocess.CompletedProcess:
     """A program that must not hang."""
@@ -73,13 +75,13 @@ def field(package: str, name: str) -> str:
 
 def main() -> None:
     """The module."""
-    options = {"content": {"type": "str", "required": True}, "package": {"type": "path"}}
+    options = {"content": {"type": "str", "required": True}, "package": {"type": "path"}, "program": {"type": "path", "default": "/usr/bin/pvelet-agent"}}
     module = AnsibleModule(argument_spec=options, supports_check_mode=True)
     package, version = module.params["package"], None
     # Where programs may be run, other than /tmp on many hosts.
     with tempfile.TemporaryDirectory(prefix="pvelet-check.", dir="/var/tmp") as folder:
         try:
-            program = INSTALLED
+            program = module.params["program"]
             if package:
                 name = field(package, "Package")
                 if name != "pvelet-agent":

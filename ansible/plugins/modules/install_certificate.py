@@ -24,6 +24,10 @@ options:
     description: Where CAs and lists lie, for check mode and diff.
     type: path
     default: /etc/pvelet/tls
+  program:
+    description: The program of the agent.
+    type: path
+    default: /usr/bin/pvelet-agent
 author:
   - pvelet authors
 attributes:
@@ -73,6 +77,7 @@ def main() -> None:
         "ca": {"type": "str"},
         "crl": {"type": "str"},
         "folder": {"type": "path", "default": "/etc/pvelet/tls"},
+        "program": {"type": "path", "default": "/usr/bin/pvelet-agent"},
     }
     module = AnsibleModule(argument_spec=options, supports_check_mode=True, required_one_of=[["certificate", "ca", "crl"]])
     names = {"certificate": "agent.crt", "ca": "ca.crt", "crl": "ca.crl"}
@@ -86,7 +91,7 @@ def main() -> None:
     if not differs or module.check_mode:
         module.exit_json(changed=bool(differs), replaced="certificate" in differs, diff=diff)
     with tempfile.TemporaryDirectory(prefix="pvelet-") as folder:
-        arguments = ["/usr/bin/pvelet-agent", "install-certificate"]
+        arguments = [module.params["program"], "install-certificate"]
         for key, text in given.items():
             path = os.path.join(folder, names[key])
             with open(path, "w", encoding="utf-8") as file:

@@ -181,7 +181,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_message_is_an_error() {
-        for (wire, says) in [([1, 0, 0, 0, 0, 0], "compressed"), ([0, 255, 0, 0, 0, 0], "bytes; at most"), ([0, 0, 0, 0, 1, 255], "no message")] {
+        for (wire, says) in
+            [([1, 0, 0, 0, 0, 0], "compressed"), ([0, 255, 0, 0, 0, 0], "bytes; at most"), ([0, 0, 0, 0, 1, 255], "no message")]
+        {
             let error = watch(&wire, 6, None).message().await.unwrap_err();
             assert!(error.message().contains(says), "{error}");
         }

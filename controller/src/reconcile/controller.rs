@@ -318,7 +318,11 @@ impl<S: Store> Controller<S> {
         match wake {
             Wake::Host(name) => {
                 let concerned = self.index.concerned(self.fleet.cluster(&name).as_deref());
-                if self.fleet.is_down(&name) { self.lose(concerned) } else { self.add_all(concerned, Line::Back) }
+                if self.fleet.is_down(&name) {
+                    self.lose(concerned)
+                } else {
+                    self.add_all(concerned, Line::Back)
+                }
                 if self.index.holds() {
                     self.let_go();
                 }

@@ -99,8 +99,8 @@ impl Index {
             return;
         }
         let key = state.machines.get_key_value(key).map_or_else(|| Arc::new(key.clone()), |(key, _)| Arc::clone(key));
-        let takes = |entry: &Box<Entry>| entry.reservation.as_ref().map(|r| r.wish.size(None)).unwrap_or_default();
-        let (old, new) = (state.machines.get(&key).map(takes).unwrap_or_default(), takes(&entry));
+        let takes = |entry: &Entry| entry.reservation.as_ref().map(|r| r.wish.size(None)).unwrap_or_default();
+        let (old, new) = (state.machines.get(&key).map(|e| takes(e)).unwrap_or_default(), takes(&entry));
         state.freed |= new.memory_mib < old.memory_mib || new.cores < old.cores;
         state.forget(&key, entry.place.as_ref());
         state.insert(key, entry);

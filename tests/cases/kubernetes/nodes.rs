@@ -255,7 +255,7 @@ async fn who_may_not_do_it_is_told_what_is_missing() {
     let told = timeout(PATIENCE, async {
         loop {
             match nodes.node("pve1") {
-                Sight::Unknown(why) if why.contains("stranger") => return why,
+                Sight::Forbidden(why) => return why,
                 _ => drop(changes.recv().await.unwrap()),
             }
         }

@@ -21,7 +21,8 @@ async fn dies<F: Future<Output = Done>>(stack: &mut Stack, point: &str, call: im
     let answer = call(stack.operator("pve1")).await;
     let answered = answer.is_ok();
     if let Err(status) = &answer {
-        assert_eq!(status.code(), tonic::Code::Unavailable, "{point}: {status:?}");
+        // In the middle of its answer that is Unknown to the client.
+        assert!(matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Unknown), "{point}: {status:?}");
     }
     if answered {
         // `volume.end_written` comes after the answer may have been given.

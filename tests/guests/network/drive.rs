@@ -1,13 +1,19 @@
 //! A change as a controller drives it: begun on one connection, confirmed on another.
 
-use std::time::Duration;
+use std::{
+    error::Error,
+    time::{Duration, Instant},
+};
 
+use pvelet_controller::tls::TlsError;
 use pvelet_proto::v1;
 use pvelet_tests::{Client, client::operation_reason};
 use tonic::{Code, Status};
 
 use crate::host::{Api, SOON};
 
+/// How long a host may take for a connection, as for an answer to `ping`.
+const REACHED: Duration = Duration::from_secs(120);
 /// The step of an operation that waits for its confirmation.
 const WAITING: &str = "waiting for confirmation";
 
@@ -24,6 +30,8 @@ pub struct Drive {
     pub api: Api,
     pub request_id: String,
     pub confirm_timeout: Duration,
+    /// How long a connection may take; what is refused or lost is not tried again.
+    pub patience: Duration,
 }
 
 pub fn ended(op: &v1::Operation) -> bool {
@@ -37,7 +45,17 @@ pub fn waiting(op: &v1::Operation) -> bool {
 impl Drive {
     /// A request with an id of its own.
     pub fn new(api: &Api) -> Self {
-        Self { api: api.clone(), request_id: uuid::Uuid::new_v4().to_string(), confirm_timeout: Duration::from_secs(120) }
+        Self {
+            api: api.clone(),
+            request_id: uuid::Uuid::new_v4().to_string(),
+            confirm_timeout: Duration::from_secs(120),
+            patience: REACHED,
+        }
+    }
+
+    /// The same that gives up a connection as the client does: who shall be killed meanwhile must not be met after the next start.
+    pub fn at_once(self) -> Self {
+        Self { patience: Duration::ZERO, ..self }
     }
 
     /// The same with another time to confirm.
@@ -52,14 +70,20 @@ impl Drive {
     /// Asks for the change. The operation runs on.
     pub async fn begin(&self, client: &Client, wish: &Wish) -> Result<v1::Operation, Status> {
         let (meta, confirm_timeout) = (self.meta(client), self.confirm_timeout.try_into().ok());
-        let mut calls = client.agent.network();
         let operation = match wish.clone() {
             Wish::Apply(network) => {
                 let request = v1::ApplyNetworkRequest { meta, network: Some(network), confirm_timeout };
-                calls.apply_network(request).await?.into_inner().operation
+                connected(self.patience, || async { client.agent.network().apply_network(request.clone()).await })
+                    .await?
+                    .into_inner()
+                    .operation
             }
             Wish::Remove(name) => {
-                calls.remove_network(v1::RemoveNetworkRequest { meta, name, confirm_timeout }).await?.into_inner().operation
+                let request = v1::RemoveNetworkRequest { meta, name, confirm_timeout };
+                connected(self.patience, || async { client.agent.network().remove_network(request.clone()).await })
+                    .await?
+                    .into_inner()
+                    .operation
             }
         };
         Ok(operation.expect("operation"))
@@ -68,7 +92,8 @@ impl Drive {
     /// Waits until the operation is as wanted, or ends.
     pub async fn until(&self, client: &Client, wanted: impl Fn(&v1::Operation) -> bool) -> Result<v1::Operation, Status> {
         let request = v1::WatchOperationsRequest { tenant: client.tenant.clone(), since_revision: 0 };
-        let mut stream = client.agent.operation().watch_operations(request).await?.into_inner();
+        let watch = || async { client.agent.operation().watch_operations(request.clone()).await };
+        let mut stream = connected(self.patience, watch).await?.into_inner();
         let list = v1::ListOperationsRequest {
             tenant: client.tenant.clone(),
             request_id: self.request_id.clone(),
@@ -95,14 +120,16 @@ impl Drive {
         let client = self.api.fresh();
         let meta = client.meta_at_once(&format!("{}-confirm", self.request_id));
         let request = v1::ConfirmNetworkRequest { meta, operation: operation.into() };
-        Ok(client.agent.network().confirm_network(request).await?.into_inner().change.unwrap_or_default())
+        let confirm = || async { client.agent.network().confirm_network(request.clone()).await };
+        Ok(connected(self.patience, confirm).await?.into_inner().change.unwrap_or_default())
     }
 
     /// Undoes it.
     pub async fn roll_back(&self, client: &Client, operation: &str) -> Result<v1::NetworkChange, Status> {
         let meta = client.meta_at_once(&format!("{}-rollback-{}", self.request_id, uuid::Uuid::new_v4()));
         let request = v1::RollbackNetworkRequest { meta, operation: operation.into() };
-        Ok(client.agent.network().rollback_network(request).await?.into_inner().change.unwrap_or_default())
+        let roll_back = || async { client.agent.network().rollback_network(request.clone()).await };
+        Ok(connected(self.patience, roll_back).await?.into_inner().change.unwrap_or_default())
     }
 
     /// Begins it, and waits until it waits for confirmation or has ended.
@@ -142,11 +169,28 @@ impl Drive {
     }
 }
 
+/// Calls, again while no connection is made within the client's 5 s: an emulated guest may need longer for one. What comes to an answer, is
+/// refused or breaks off is told at once.
+async fn connected<T, F: Future<Output = Result<T, Status>>>(patience: Duration, call: impl Fn() -> F) -> Result<T, Status> {
+    let end = Instant::now() + patience;
+    loop {
+        match call().await {
+            Err(status) if in_vain(&status) && Instant::now() < end => {}
+            result => return result,
+        }
+    }
+}
+
+/// Whether the client gave up waiting for a connection.
+fn in_vain(status: &Status) -> bool {
+    matches!(status.source().and_then(TlsError::find), Some(TlsError::Timeout { .. }))
+}
+
 /// What the network's service says now.
 pub async fn look(api: &Api, skip_checks: bool) -> Result<v1::GetNetworkResponse, Status> {
     let client = api.fresh();
     let request = v1::GetNetworkRequest { skip_checks };
-    Ok(client.agent.network().get_network(request).await?.into_inner())
+    Ok(connected(REACHED, || async { client.agent.network().get_network(request).await }).await?.into_inner())
 }
 
 /// How an operation ended, for people.

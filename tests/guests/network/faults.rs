@@ -308,7 +308,8 @@ fn management_forced(lane: &mut Lane<'_>) {
         lane.host.arm("run", "PVELET_NETWORK_FORCE", "management");
         lane.host.restart_agent();
         lane.host.guest.sh(&format!("rm -f {CHECKPOINT}"));
-        let drive = Drive::new(lane.host.api()).within(SHORT);
+        // Long enough for a look and a ping in between, in guests that are emulated.
+        let drive = Drive::new(lane.host.api()).within(Duration::from_secs(60));
         lane.wait(async { drive.begin(&drive.api.fresh(), &Wish::Remove("way".into())).await }).unwrap();
         lane.host.wait_until(&format!("grep -q phase[^a-z]*waiting {CHECKPOINT}"));
         assert_ne!(peer.run(&format!("ping -q -c 1 -w 3 10.60.0.{n}")).status, 0, "the way to the agent was not cut");

@@ -154,7 +154,7 @@ fn forward(lane: &mut Lane<'_>, change: Change, step: &str, fault: Fault) -> Sta
     let (drive, wish) = (Drive::new(lane.host.api()), lane.wish(change.to()));
     match fault {
         Fault::Kill => {
-            let result = lane.wait(drive.carry(&wish));
+            let result = lane.wait(drive.clone().at_once().carry(&wish));
             assert!(result.as_ref().map_or(true, |_| step == "network.end_written"), "{step} was not passed: {}", told(&result));
             lane.host.wait_gone(pid);
         }

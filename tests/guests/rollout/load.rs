@@ -36,8 +36,9 @@ impl Load {
         for host in hosts {
             let (name, (_, port)) = (host.name, host.ports());
             let (access, kept) = (control.access(), control.access().client(name, port));
-            tasks.push(control.runtime.spawn(calls(shared.clone(), name, "one connection", move || kept.clone())));
-            tasks.push(control.runtime.spawn(calls(shared.clone(), name, "new connections", move || access.client(name, port))));
+            tasks.push(control.runtime.spawn(calls(shared.clone(), name, ("one connection", 200), move || kept.clone())));
+            // A handshake is dear where it is emulated: more of them would be most of what the guests do.
+            tasks.push(control.runtime.spawn(calls(shared.clone(), name, ("new connections", 500), move || access.client(name, port))));
         }
         Self { shared, tasks }
     }
@@ -52,9 +53,9 @@ impl Load {
     }
 }
 
-async fn calls(shared: Arc<Shared>, name: &'static str, how: &'static str, client: impl Fn() -> Client) {
-    // Several guests are emulated on the same processors as this.
-    let mut pace = tokio::time::interval(Duration::from_millis(200));
+/// One call every so many milliseconds: several guests are emulated on the same processors as this.
+async fn calls(shared: Arc<Shared>, name: &'static str, (how, pause): (&'static str, u64), client: impl Fn() -> Client) {
+    let mut pace = tokio::time::interval(Duration::from_millis(pause));
     while !shared.end.load(Ordering::SeqCst) {
         pace.tick().await;
         let result = client().agent.host().get_host(v1::GetHostRequest {}).await;

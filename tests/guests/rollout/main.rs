@@ -29,6 +29,7 @@ mod way;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
+    time::Instant,
 };
 
 use crate::{control::Control, host::Host, report::Report};
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let full = control::full();
     let chosen = |part: &&Part| if words.is_empty() { full || part.main } else { words.iter().any(|w| part.name.contains(w.as_str())) };
-    let report = Report::default();
+    let (begun, report) = (Instant::now(), Report::default());
     let hosts = Host::boot_all();
     let control = Control::new();
     report.step("three hosts have booted");
@@ -68,12 +69,18 @@ fn main() -> ExitCode {
     } else {
         way::manage(&control, &hosts, &report);
     }
+    let mut main_way = begun.elapsed();
     for part in PARTS.iter().filter(chosen) {
+        let begun = Instant::now();
         report.head(part.name);
         // What the others have to tell is worth knowing too.
         if catch_unwind(AssertUnwindSafe(|| (part.run)(&control, &hosts, &report))).is_err() {
             report.failed(part.name);
         }
+        if part.main {
+            main_way += begun.elapsed();
+        }
     }
+    report.head(&format!("main way: {} s", main_way.as_secs()));
     report.end(hosts.len())
 }

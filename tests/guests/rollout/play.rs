@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeMap,
     env, fs,
-    io::{BufRead, BufReader},
-    path::PathBuf,
+    io::{BufRead, BufReader, PipeReader},
     process::{Child, Command, Stdio},
-    time::Instant,
+    sync::mpsc::{Receiver, channel},
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -24,8 +25,13 @@ pub struct Play<'a> {
 /// A run that is under way.
 pub struct Running {
     child: Child,
-    out: PathBuf,
+    lines: Receiver<String>,
+    /// What has been read of it.
+    text: String,
 }
+
+/// For an event of a play: a task on an emulated host lasts for minutes at worst.
+const EVENT: Duration = Duration::from_secs(900);
 
 /// How it ended for one host.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -126,11 +132,9 @@ impl<'a> Play<'a> {
 
     /// Begins it, for somebody who does something else meanwhile; [`Running::end`] is how it ended.
     pub fn begin(&self) -> Running {
-        // Into a file: nobody reads a pipe.
-        let out = self.control.path(&format!("out-{}", uuid::Uuid::new_v4().simple()));
-        let file = fs::File::create(&out).unwrap();
-        let child = self.command().stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
-        Running { child, out }
+        let (out, pipe) = std::io::pipe().unwrap();
+        let child = self.command().stdout(pipe.try_clone().unwrap()).stderr(pipe).spawn().unwrap();
+        Running { child, lines: read(out), text: String::new() }
     }
 
     /// Runs it; it must fail, and say this.
@@ -144,10 +148,34 @@ impl<'a> Play<'a> {
     }
 }
 
+/// What a run prints, line by line, as it comes; read in a thread of its own, so that the run never waits for a reader.
+fn read(out: PipeReader) -> Receiver<String> {
+    let (send, lines) = channel();
+    thread::spawn(move || BufReader::new(out).lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+    lines
+}
+
 impl Running {
+    /// Waits until it prints a line with these words, from where it was read up to.
+    pub fn until(&mut self, words: &str) {
+        loop {
+            let line = self.lines.recv_timeout(EVENT).unwrap_or_else(|e| panic!("'{words}' was never said ({e}):\n{}", self.text));
+            self.text += &line;
+            self.text.push('\n');
+            if line.contains(words) {
+                return;
+            }
+        }
+    }
+
+    /// Waits for its end.
     pub fn end(mut self) -> Done {
+        for line in &self.lines {
+            self.text += &line;
+            self.text.push('\n');
+        }
         let good = self.child.wait().unwrap().success();
-        Done::new(good, fs::read_to_string(&self.out).unwrap())
+        Done::new(good, self.text)
     }
 }
 

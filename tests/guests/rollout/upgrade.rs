@@ -49,8 +49,13 @@ pub fn while_cloning(control: &Control, hosts: &[Host], report: &Report) {
     let name = host.name;
     host.pve(&format!("seed-template node={name} vmid=9002 name=slow size_mib=64 fill_mib=64"));
     let untouched = each(hosts, Host::snapshot);
-    // For as long as the upgrade of this host may take, and not much longer.
+    // For 410 seconds: as long as the exchange of this host's package may take, and not much longer.
     host.pve(&format!("faults node={name} change.storages.local.rate_kib=160"));
+    control.set_package(package);
+    let mut play = Play::new(control, hosts, "upgrade", "manage").begin();
+    // The looks at all hosts, and whether this one is well, are over: what comes next is its package, and then the restart.
+    play.until("PLAY [Upgrade]");
+    play.until("Bring the package] ");
     let client = control.runtime.block_on(async { control.access().client(name, host.ports().1) });
     let mut request = client.clone_request("clone-over-an-upgrade", 9002, "web-2");
     request.set_mode(v1::CloneMode::Full);
@@ -60,8 +65,8 @@ pub fn while_cloning(control: &Control, hosts: &[Host], report: &Report) {
     let begun = control.runtime.block_on(client.clone_vm(request.clone())).unwrap();
     assert!(begun.end_time.is_none(), "{begun:?}");
 
-    control.set_package(package);
-    Play::new(control, hosts, "upgrade", "manage").must();
+    let done = play.end();
+    assert!(done.good, "the upgrade should have succeeded:\n{}", done.text);
     assert_eq!(each(hosts, version), ["9.0-1", "9.0-1", "9.0-1"]);
     assert!(before.iter().zip(each(hosts, pid)).all(|(old, new)| *old != new), "an agent was not restarted");
     host.pve(&format!("faults node={name} change.storages.local.rate_kib=null"));

@@ -43,7 +43,12 @@ impl Image {
         let lock = File::create(states.join(format!("{key}.lock")))?;
         lock.lock()?;
         if !state.is_dir() {
-            let work = TempDir::with_prefix_in("making.", &states)?;
+            // A run that was killed has left its own.
+            let prefix = format!("making.{key}.");
+            for left in fs::read_dir(&states)?.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(&prefix)) {
+                let _ = fs::remove_dir_all(left.path());
+            }
+            let work = TempDir::with_prefix_in(&prefix, &states)?;
             make(work.path())?;
             fs::rename(work.path(), &state)?;
         }

@@ -28,6 +28,8 @@ use ssh::Ssh;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use crate::program;
+
 /// For a boot or a shutdown: several guests may be emulated on two busy cores.
 const BOOT: Duration = Duration::from_secs(600);
 /// For a command, unless the test gives another limit.
@@ -314,6 +316,15 @@ impl Guest {
         let line = format!("set -e; mkdir -p \"$(dirname {to})\"; cat >{to}.part; chmod {mode:o} {to}.part; mv {to}.part {to}");
         let out = self.command(&line, COMMAND).stdin(File::open(from)?).output()?;
         check(out.status, &format!("{} -> {to}: {}", from.display(), String::from_utf8_lossy(&out.stderr)))
+    }
+
+    /// Copies a program of this workspace to `/usr/local/bin`. Most of it is for debuggers, and each byte goes through ssh.
+    pub fn copy_in_program(&self, name: &str) -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let stripped = folder.path().join(name);
+        let out = Command::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(program(name)).output()?;
+        check(out.status, &format!("strip {name}: {}", String::from_utf8_lossy(&out.stderr)))?;
+        self.copy_in(&stripped, &format!("/usr/local/bin/{name}"))
     }
 
     /// Copies a file out of the guest.

@@ -194,7 +194,8 @@ impl Health {
 
     /// What the checks of these groups come to.
     pub(super) fn verdict(&self, host: &str, groups: &[&str]) -> Verdict {
-        let ours: Vec<(&str, &CheckView)> = self.checks.iter().map(|(id, c)| (&**id, c)).filter(|(_, c)| groups.contains(&&*c.group)).collect();
+        let ours: Vec<(&str, &CheckView)> =
+            self.checks.iter().map(|(id, c)| (&**id, c)).filter(|(_, c)| groups.contains(&&*c.group)).collect();
         if ours.is_empty() {
             return Verdict::new(Level::Unknown, "NoChecks", "the agent has no such checks");
         }

@@ -152,7 +152,10 @@ async fn a_ca_that_has_ended_is_none_whatever_it_once_issued_and_what_it_revoked
     assert!(warnings.contains("'CN=pvelet CA pvelet.example' ended 2001-09-10T01:46:40Z; no host of it is taken"), "{warnings}");
     let error = reach(&ca, &good, &credentials).await.unwrap_err();
     assert!(matches!(&error, TlsError::Server { fault: ServerFault::CaExpired { .. }, .. }), "{error:?}");
-    assert!(error.to_string().contains("which ended at 2001-09-10T01:46:40Z; give the host a certificate of a CA that is valid"), "{error}");
+    assert!(
+        error.to_string().contains("which ended at 2001-09-10T01:46:40Z; give the host a certificate of a CA that is valid"),
+        "{error}"
+    );
     assert!(reach(&ca, &stolen, &credentials).await.unwrap_err().to_string().contains("is revoked"));
 
     for bundle in [format!("{ended}{}", ca.cert_pem()), format!("{}{ended}", ca.cert_pem())] {

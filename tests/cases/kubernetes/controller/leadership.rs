@@ -57,8 +57,8 @@ async fn a_leader_that_stood_still_is_followed_and_stands_by() {
     assert!(a.log().contains("not leading any more"), "{}", a.log());
 }
 
-/// What a request with these keys has at least, in bytes; nothing else that a controller sends is as large.
-const LARGE: usize = 16 << 10;
+/// What a request with these keys has at least, in bytes: more than anything else that a controller sends, and little enough to be sent in one go.
+const LARGE: usize = 8 << 10;
 
 #[tokio::test]
 async fn what_a_frozen_leader_had_sent_is_refused_by_the_host_once_the_next_one_has_announced_itself() {
@@ -69,7 +69,7 @@ async fn what_a_frozen_leader_had_sent_is_refused_by_the_host_once_the_next_one_
     site.admin().merge(&format!("{HOSTS}/pve1"), &by_relay).await.unwrap();
     let (mut a, mut b) = (site.controller("lab", "a").await, site.controller("lab", "b").await);
     for controller in [&mut a, &mut b] {
-        controller.with("--lease-duration", "2");
+        controller.with("--lease-duration", "3");
     }
     a.start_with(&[("POD_NAME", "a")]).unwrap();
     leads(&site, "a").await;

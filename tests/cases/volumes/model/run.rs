@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     os::unix::process::ExitStatusExt,
     time::{Duration, Instant},
 };
@@ -193,17 +192,6 @@ impl Run {
         self.compare(|id| step.volume().is_some_and(|v| v == id)).await;
     }
 
-    /// Starts the agent. A tool that the killed one was about to start holds the journal's lock until it is executed.
-    fn start(&mut self, envs: &[(&str, &str)]) -> io::Result<()> {
-        let end = Instant::now() + SOON;
-        loop {
-            match self.stack.agent("pve1").start_with(envs) {
-                Err(e) if e.to_string().contains("another pvelet-agent uses it") && Instant::now() < end => {}
-                other => return other,
-            }
-        }
-    }
-
     /// Makes a step during which the agent ends: it is done, or not at all; then it is made again.
     async fn killed(&mut self, step: &Step, kill: Meanwhile) {
         let request_id = self.request_id();
@@ -217,7 +205,7 @@ impl Run {
         if let Meanwhile::DiesAt(_, Some(point)) = kill {
             self.dies_again(point, &request_id).await;
         }
-        self.start(&[]).expect("the agent starts");
+        self.stack.agent("pve1").start_with(&[]).expect("the agent starts");
         self.client = self.stack.operator("pve1");
         let end = match self.client.operation(&request_id).await {
             Some(_) => Some(self.client.operation_end(&request_id).await),
@@ -253,7 +241,7 @@ impl Run {
     /// Starts the agent, which may end again while it goes on with what it was at.
     async fn dies_again(&mut self, point: &str, request_id: &str) {
         self.sums.kills += 1;
-        if self.start(&[("PVELET_CRASH_AT", point)]).is_ok() {
+        if self.stack.agent("pve1").start_with(&[("PVELET_CRASH_AT", point)]).is_ok() {
             let client = self.stack.operator("pve1");
             let request = v1::WatchOperationsRequest { tenant: client.tenant.clone(), since_revision: 0 };
             if let Ok(stream) = client.agent.operation().watch_operations(request).await
@@ -280,7 +268,7 @@ impl Run {
 
     async fn dies_at(&mut self, point: &'static str, request_id: &str, step: &Step) -> Option<v1::Operation> {
         self.stack.agent("pve1").kill();
-        self.start(&[("PVELET_CRASH_AT", point)]).expect("the agent starts");
+        self.stack.agent("pve1").start_with(&[("PVELET_CRASH_AT", point)]).expect("the agent starts");
         self.client = self.stack.operator("pve1");
         match self.ask(request_id, step).await {
             Ok(op) => {

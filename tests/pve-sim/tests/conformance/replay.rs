@@ -165,6 +165,9 @@ impl Replay {
     }
 
     fn prepare(&mut self, seed: &Seed) {
+        if seed.tasks_wait {
+            self.running.iter().for_each(|upid| self.wait_until_it_says(upid, "trying to acquire lock"));
+        }
         let look = |node: &Node| {
             if seed.files.is_empty() && seed.purge.is_empty() { String::new() } else { node.read(VERSION).unwrap_or_default() }
         };
@@ -178,18 +181,18 @@ impl Replay {
             match &call.upid {
                 Some(recorded) => {
                     self.tasks.insert(recorded.clone(), (now.to_string(), vec![]));
-                    self.wait_until_it_copies(&now);
+                    self.wait_until_it_says(&now, "transferred ");
                 }
                 None => wait_for(&self.node.layout, &now),
             }
         }
     }
 
-    /// Waits until a task's log tells of a copy's progress.
-    fn wait_until_it_copies(&self, upid: &Upid) {
+    /// Waits until a task's log has this in it.
+    fn wait_until_it_says(&self, upid: &Upid, text: &str) {
         let path = task::log::path(&self.node.layout, upid);
         let Some(folder) = path.parent() else { return };
-        wait_in(folder, || std::fs::read_to_string(&path).is_ok_and(|log| log.contains("transferred ")));
+        wait_in(folder, || std::fs::read_to_string(&path).is_ok_and(|log| log.contains(text)));
     }
 
     /// Whether a record only looks at a task, which may go on running.

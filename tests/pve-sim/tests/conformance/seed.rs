@@ -38,6 +38,8 @@ pub(crate) struct Seed {
     pub(crate) faults: Option<Faults>,
     /// The tasks that run are not waited for before this record.
     pub(crate) at_once: bool,
+    /// Each task that runs waits for a lock before anything else is brought about, or has done so.
+    pub(crate) tasks_wait: bool,
 }
 
 /// A call that was made without being recorded.

@@ -161,7 +161,7 @@ fn the_clean_up_after_a_stop_holds_the_lock() {
     let node = Node::new();
     assert_eq!(node.task("POST", "/nodes/pve1/qemu", "vmid=300"), "OK");
     assert_eq!(node.task("POST", "/nodes/pve1/qemu/300/status/start", ""), "OK");
-    node.faults(&Faults { cleanup_holds_lock_s: 2.0, ..Faults::default() });
+    node.faults(&Faults { cleanup_holds_lock_s: 6.0, ..Faults::default() });
     assert_eq!(node.task("POST", "/nodes/pve1/qemu/300/status/stop", ""), "OK");
     node.faults(&Faults::default());
     // The helper takes the lock once the task has let go of it: some time until then others may have it.
