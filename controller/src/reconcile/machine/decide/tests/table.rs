@@ -543,7 +543,8 @@ fn the_first_stop_after_a_start_is_repaired_at_once_and_the_next_ones_ever_later
 #[test]
 fn cloud_init_that_was_edited_while_the_vm_was_made_is_set_afterwards() {
     let mut world = World::attempting(ActionKind::Clone, succeeded());
-    world.machine.spec.cloud_init = Some(Box::new(CloudInitSpec { ssh_keys: vec!["ssh-ed25519 AAAAnew".into()], ..CloudInitSpec::default() }));
+    world.machine.spec.cloud_init =
+        Some(Box::new(CloudInitSpec { ssh_keys: vec!["ssh-ed25519 AAAAnew".into()], ..CloudInitSpec::default() }));
     assert!(world.decide().status.cloud_init_hash.is_some());
     world.machine.metadata.generation = 2;
     assert_eq!(world.decide().status.cloud_init_hash, None);
