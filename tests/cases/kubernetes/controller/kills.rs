@@ -39,19 +39,23 @@ enum Death {
 }
 
 impl Death {
-    /// Drawn by lot, for so many machines that have nothing behind them and something to be done: each is written twice at least, and comes to each
-    /// of the points. `new`: one of them has no VM yet.
-    fn draw(rng: &mut Rng, fresh: u64, new: bool) -> Self {
-        if fresh == 0 {
-            // What was begun before is taken up, and that is written.
-            return Self::After(1);
-        }
+    /// Drawn by lot, so that it comes to it. `begun`: machines with which a former round was not done; each is written once at least. `fresh`: machines
+    /// that were well, and have something to be done now; each is written twice at least, and comes to each of the points. `new`: one has no VM yet.
+    fn draw(rng: &mut Rng, begun: u64, fresh: u64, new: bool) -> Self {
+        let points = ["machine.status.stored", "machine.attempt.stored", "machine.call.answered", "machine.finalizer.stored"];
+        let points = &points[..if new {
+            4
+        } else if fresh > 0 {
+            3
+        } else {
+            1
+        }];
         if rng.chance(40) {
-            return Self::After(rng.between(1, 2 * fresh));
+            return Self::After(rng.between(1, begun + 2 * fresh));
         }
-        let all = ["machine.attempt.stored", "machine.call.answered", "machine.status.stored", "machine.finalizer.stored"];
-        match rng.pick(&all[..if new { 4 } else { 3 }]) {
+        match rng.pick(points) {
             point @ "machine.finalizer.stored" => Self::At(point, 1),
+            point @ "machine.status.stored" => Self::At(point, rng.between(1, begun + fresh)),
             point => Self::At(point, rng.between(1, fresh)),
         }
     }
@@ -168,8 +172,9 @@ async fn a_controller_that_is_killed_again_and_again_makes_each_vm_once() {
     let mut tally = Tally::default();
     let mut names: Vec<String> = Vec::new();
     for round_number in 0..rounds {
-        let mut rest: Vec<String> = Work::see(&site).await.done.into_iter().filter_map(|(name, done)| done.then_some(name)).collect();
-        let mut fresh = 0;
+        let seen = Work::see(&site).await.done;
+        let mut rest: Vec<String> = seen.iter().filter(|(_, done)| **done).map(|(name, _)| name.clone()).collect();
+        let (begun, mut fresh) = (seen.len() - rest.len(), 0);
         while (names.len() as u64) < ((round_number + 1) * machines).div_ceil(rounds) {
             let name = format!("web-{:02}", names.len());
             site.machine(&name, json!({"memory": "128Mi"})).await;
@@ -183,7 +188,7 @@ async fn a_controller_that_is_killed_again_and_again_makes_each_vm_once() {
             site.admin().merge(&format!("{MACHINES}/{name}"), &json!({"spec": {"tags": tags}})).await.unwrap();
             fresh += 1;
         }
-        let death = Death::draw(&mut rng, fresh as u64, new);
+        let death = Death::draw(&mut rng, begun as u64, fresh as u64, new);
         println!("round {round_number}: {death:?}");
         round(&site, &mut controller, death, &mut tally).await;
         // One that is killed does not give the Lease back, and the next would wait for its end.

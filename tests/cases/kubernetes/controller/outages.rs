@@ -57,7 +57,9 @@ async fn etcd_that_is_away_for_thirty_seconds_costs_a_term_and_no_vm() {
     let mut refused = 0;
     while Instant::now() < end {
         let written = site.admin().merge(&format!("{MACHINES}/web-1?timeout=1s"), &json!({"metadata": {"labels": {"a": "b"}}})).await;
-        assert!(written.is_err_and(|e| e.code >= 500), "the API server takes a write without etcd");
+        let error = written.expect_err("no write without etcd");
+        // No answer at all is one too.
+        assert!(error.code == 0 || error.code >= 429, "{error}");
         refused += 1;
     }
     assert!(refused > 1, "it was asked all the time");
