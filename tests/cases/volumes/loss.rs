@@ -1,6 +1,9 @@
 //! What must not be lost: volumes that another made, got or moved while an operation was under way.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use pve_sim::control::Request;
 use pvelet_proto::v1;
@@ -14,10 +17,17 @@ use tonic::Code;
 
 use super::{nodes, one_node, seeded, slots};
 
+/// How long somebody who is done may hold on to a lock.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Lets nobody of pvelet have a volume for as long as the test wants.
 fn lock(stack: &Stack, id: &str) -> String {
     let name = format!("pvelet-volume-{id}");
-    stack.sim.control().call(&Request::TakeClusterLock { name: name.clone() }).unwrap();
+    let begun = Instant::now();
+    // An operation tells its end a moment before it lets go.
+    while let Err(error) = stack.sim.control().call(&Request::TakeClusterLock { name: name.clone() }) {
+        assert!(error.to_string().contains("File exists") && begun.elapsed() < PATIENCE, "{error}");
+    }
     name
 }
 
