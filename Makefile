@@ -30,7 +30,7 @@ test-quick: build ## Unit tests only: the daily loop
 test: build ## All tests; of the rollout its main way, of the long ones a part
 	@tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
 	@$(MAKE) --no-print-directory test-deb
-	@$(MAKE) --no-print-directory test-kubernetes
+	@PVELET_CONTROLLER_KILLS=12 $(MAKE) --no-print-directory test-kubernetes
 	@$(MAKE) --no-print-directory test-guests
 	@$(MAKE) --no-print-directory test-rollout
 
@@ -40,6 +40,7 @@ test-deb: build deb-tools ## The Debian packages: contents, and their life in a 
 # Its tests write what they counted to a file, which is shown at the end: libtest shows nothing of a test that passes.
 test-kubernetes: build kubernetes-programs ## What needs programs in Go: a real Kubernetes API, a kubelet, containerd 2.x; and the version before
 	@PVELET_COUNTS=$$(mktemp) && export PVELET_COUNTS && trap 'rm -f "$$PVELET_COUNTS"' EXIT; \
+	export PVELET_CONTROLLER_KILLS=$${PVELET_CONTROLLER_KILLS:-100}; \
 	tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test kubernetes --test kubelet -- $(KUBERNETES_TESTS); \
 	tests/with-rust.sh $(CARGO) test --workspace --features $(REAL_FEATURES) --test containerd -- $(or $(KUBERNETES_TESTS),v2::); \
 	if [ -z "$(KUBERNETES_TESTS)" ]; then $(MAKE) --no-print-directory test-versions; fi; \
@@ -98,7 +99,7 @@ deb-tools: setup
 test-full: build ## All tests, with many more random cases, and every step of a network change with every fault
 	@PROPTEST_CASES=20000 PVELET_MODEL_SEQUENCES=200 tests/with-rust.sh $(CARGO) test --workspace --features $(TEST_FEATURES)
 	@$(MAKE) --no-print-directory test-deb
-	@PVELET_CONTROLLER_KILLS=100 $(MAKE) --no-print-directory test-kubernetes
+	@$(MAKE) --no-print-directory test-kubernetes
 	@PVELET_NETWORK_MATRIX=full $(MAKE) --no-print-directory test-guests
 	@PVELET_ROLLOUT=full $(MAKE) --no-print-directory test-rollout
 
