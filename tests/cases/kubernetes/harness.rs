@@ -46,7 +46,8 @@ async fn what_was_written_is_there_after_a_restart_a_kill_and_an_etcd_that_was_g
 
     server.etcd.stop();
     let refused = server.admin.merge(&format!("{CONFIG_MAPS}/kept?timeout=1s"), &json!({"data": {"key": "2"}})).await.unwrap_err();
-    assert!(refused.code >= 500, "{refused}");
+    // Where its own deadline and the request's meet, the server ends the connection without an answer.
+    assert!(refused.code >= 500 || refused.code == 0, "{refused}");
     assert!(server.admin.text("/readyz").await.is_err());
     server.etcd.start_again();
     server.ready(PATIENCE).await;
