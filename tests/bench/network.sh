@@ -57,7 +57,13 @@ base=$cache/$release-$(printf '%s' "$packages $masked" | sha256sum | cut -c1-16)
 if [ ! -d "$base" ]; then
     mkdir -p "$cache"
     echo "building $base" >&2
-    mmdebstrap --quiet --variant=minbase --include="$packages" "$release" "$base.new" >&2
+    rm -rf "$base.new"
+    . "$repository/tests/debian.sh"
+    site=$(debian_site)
+    options=()
+    while IFS= read -r line; do options+=(--aptopt="$line"); done < <(debian_apt_options)
+    keyring=$(debian_keyring)
+    mmdebstrap --quiet --variant=minbase --include="$packages" "${options[@]}" "$release" "$base.new" "deb ${keyring:+[signed-by=$keyring] }$site $release main" >&2
     for unit in $masked; do ln -sf /dev/null "$base.new/etc/systemd/system/$unit"; done
     echo pve1 >"$base.new/etc/hostname"
     printf 'auto lo\niface lo inet loopback\n\nauto eth1\niface eth1 inet static\n\taddress 192.0.2.1/24\n\niface eth2 inet manual\n\nsource /etc/network/interfaces.d/*\n' \
