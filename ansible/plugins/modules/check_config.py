@@ -33,7 +33,7 @@ EXAMPLES = r"""
 - name: Check the configuration with the program that is about to be installed
   pvelet.pvelet.check_config:
     content: "{{ text }}"
-    package: /var/tmp/pvelet-agent.deb
+    package: /root/pvelet-agent.deb
 """
 
 RETURN = r"""
